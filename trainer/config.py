@@ -1,0 +1,228 @@
+"""The configuration: one typed dataclass per part, each field with its unit; `conf/` gives the values.
+
+Hydra composes the files in `conf/` and the command line into `Config`. `check` then holds every value
+against its range, before torch or MPI are even imported. Every error names the dotted key.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class LayoutConfig:
+    """How the ranks share the model."""
+
+    stages: Any = "auto"  # "auto" or a number; replicas follow from the world size
+    devices_per_rank: int = 1  # devices that one rank drives, each with a stage of its own
+    boundaries: list[int] | None = None  # first layer of each stage but the first; None: the best cut
+
+
+@dataclass
+class ModelConfig:
+    """What every model has."""
+
+    name: str = MISSING
+
+
+@dataclass
+class GPTConfig(ModelConfig):
+    """A decoder-only transformer; its layers are the embedding, the blocks and the head."""
+
+    name: str = "gpt"
+    blocks: int = 8
+    width: int = 128
+    heads: int = 4
+    context: int = 128  # tokens a sample
+    dropout: float = 0.1
+    positions: str = "learned"  # learned | rotary
+    tied: bool = True  # the head uses the embedding's weight
+
+
+@dataclass
+class SimpleNetConfig(ModelConfig):
+    """Linear, ReLU, Linear: the example that tutorials of model parallelism start from."""
+
+    name: str = "simplenet"
+    features: int = 10
+    hidden: int = 20
+
+
+@dataclass
+class CustomConfig:
+    """Something of the user's own, by import path."""
+
+    name: str = "custom"
+    target: str = MISSING  # package.module:callable
+    options: dict[str, Any] = field(default_factory=dict)  # its keyword arguments
+
+
+@dataclass
+class CustomModelConfig(CustomConfig, ModelConfig):
+    """A model of the user's own: `target(data, **options)` returns a `trainer.models.model.Model`."""
+
+
+@dataclass
+class DataConfig:
+    """What every kind of data has."""
+
+    name: str = MISSING
+
+
+@dataclass
+class TextConfig(DataConfig):
+    """Text as tokens, cut into samples of `context` tokens."""
+
+    name: str = "text"
+    path: str | None = None  # a file or a folder; None: the Python standard library's own source
+    pattern: str = "*"  # which files of a folder
+    tokenizer: str = "bytes"  # "bytes", or the path of a file of the tokenizers library
+    context: int = 128  # tokens a sample
+    validation: float = 0.05  # share of the text, its end, that is held out
+    cache: str = MISSING  # folder of the token files, made once a node
+
+
+@dataclass
+class BinaryConfig(DataConfig):
+    """Random features with a label of 0 or 1 that a linear rule gives them."""
+
+    name: str = "binary"
+    samples: int = 1000
+    features: int = 10
+    validation: int = 200  # further samples, held out
+    seed: int = 0
+
+
+@dataclass
+class CustomDataConfig(CustomConfig, DataConfig):
+    """Data of the user's own: `target(**options)` returns a `trainer.data.dataset.Data`."""
+
+
+@dataclass
+class ScheduleRateConfig:
+    """The learning rate over the steps."""
+
+    name: str = "constant"  # constant | cosine | linear
+    warmup: int = 0  # steps of linear growth from 0
+    final: float = 0.0  # the share of the peak that a decay ends at
+
+
+@dataclass
+class OptimizerConfig:
+    """What every optimizer has."""
+
+    name: str = MISSING
+    lr: float = MISSING
+    weight_decay: float = 0.0  # not applied to biases and normalisation weights
+    clip: float | None = None  # largest global gradient norm; None: no clipping
+    rate: ScheduleRateConfig = field(default_factory=ScheduleRateConfig)
+
+
+@dataclass
+class SGDConfig(OptimizerConfig):
+    """Stochastic gradient descent."""
+
+    name: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.0
+    nesterov: bool = False
+
+
+@dataclass
+class AdamWConfig(OptimizerConfig):
+    """Adam with decoupled weight decay."""
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    clip: float | None = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+
+
+@dataclass
+class CustomOptimizerConfig(CustomConfig, OptimizerConfig):
+    """An optimizer of the user's own: `target(parameter_groups, lr=..., **options)`, a torch Optimizer."""
+
+
+@dataclass
+class BatchConfig:
+    """Batch sizes, in samples; neither depends on the layout."""
+
+    global_size: int = 64  # one optimizer step, over all replicas
+    micro_size: int = 4  # one forward pass
+
+
+@dataclass
+class AveragingConfig:
+    """How gradients of equal stages are averaged across the replicas."""
+
+    op: str = "average"  # average | adasum
+    compression: str = "none"  # none | fp16
+
+
+@dataclass
+class TrainConfig:
+    """How long, and from which seed."""
+
+    steps: int | None = None  # optimizer steps; None: `epochs` decides
+    epochs: float | None = None  # passes over the training samples
+    seed: int = 0
+    deterministic: bool = False
+
+
+@dataclass
+class EvalConfig:
+    """Validation."""
+
+    every: int = 0  # steps; 0: only at the end
+    samples: int = 256  # validation samples each time; 0: all of them
+
+
+@dataclass
+class GenerateConfig:
+    """The text that a language model writes at the end of a run."""
+
+    tokens: int = 0  # how many; 0: none
+    prompt: str = "def "
+    temperature: float = 0.8  # 0: always the likeliest token
+    top_k: int = 40  # sample among this many; 0: all
+
+
+@dataclass
+class CheckpointConfig:
+    """What is saved, and where a run starts from."""
+
+    every: int = 0  # steps; 0: only at the end
+    keep: int = 2  # newest checkpoints kept; 0: all of them
+    resume: str = "auto"  # auto (newest of this run's folder) | none | PATH
+
+
+@dataclass
+class RunConfig:
+    """The run's folder."""
+
+    dir: str = MISSING
+
+
+@dataclass
+class Config:
+    """The whole configuration of a run."""
+
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    schedule: str = "1f1b"  # gpipe | 1f1b
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    threads: Any = "auto"  # per rank; "auto": the node's cores divided by its ranks
+    device: str = "auto"  # auto | cpu | cuda
+    progress: str = "auto"  # auto | bar | line | off

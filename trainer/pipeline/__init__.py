@@ -1,0 +1,1 @@
+"""What executes a schedule: the engine, a stage's layers, the transports."""

@@ -1,0 +1,93 @@
+"""The vocabulary of schedules: an action, and for every worker of a group its ordered list of them.
+
+A schedule is plain data. The one list is validated, simulated, drawn and executed.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """What a worker does. The value is the one-letter name that drawings and messages use."""
+
+    FORWARD = "F"
+    BACKWARD = "B"
+    SEND_ACTIVATION = "sa"
+    RECEIVE_ACTIVATION = "ra"
+    SEND_GRADIENT = "sg"
+    RECEIVE_GRADIENT = "rg"
+    SEND_TIE = "st"  # a use's gradient of a tied parameter, to its owner
+    RECEIVE_TIE = "rt"  # ... added to the owner's, in layer order
+    AVERAGE = "A"  # start averaging the stage's gradients over the replicas
+    FINISH = "Z"  # wait until they are averaged
+    SEND_TIED = "sT"  # the owner's averaged gradient, back to a use
+    RECEIVE_TIED = "rT"
+    STEP = "O"  # clip, and let the optimizer step
+    SAMPLE = "S"  # choose the next token from the last stage's output
+    SEND_TOKEN = "sk"
+    RECEIVE_TOKEN = "rk"
+
+
+# What the receiving end of a message does for what the sending end does.
+RECEIVE_OF = {
+    Kind.SEND_ACTIVATION: Kind.RECEIVE_ACTIVATION,
+    Kind.SEND_GRADIENT: Kind.RECEIVE_GRADIENT,
+    Kind.SEND_TIE: Kind.RECEIVE_TIE,
+    Kind.SEND_TIED: Kind.RECEIVE_TIED,
+    Kind.SEND_TOKEN: Kind.RECEIVE_TOKEN,
+}
+SENDS = frozenset(RECEIVE_OF)
+RECEIVES = frozenset(RECEIVE_OF.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing that a worker does.
+
+    Attributes:
+        kind: What.
+        stage: The stage that it is done for.
+        micro_batch: The micro-batch, counted within the replica's step from 0; -1 where there is none.
+        peer: The stage at the other end of a message; -1 where there is none.
+    """
+
+    kind: Kind
+    stage: int
+    micro_batch: int = -1
+    peer: int = -1
+
+    def __str__(self) -> str:
+        """Return, say, `F2.5` (forward of stage 2, micro-batch 5) or `sa2.5>3`."""
+        micro_batch = f".{self.micro_batch}" if self.micro_batch >= 0 else ""
+        peer = "" if self.peer < 0 else f"{'>' if self.kind in SENDS else '<'}{self.peer}"
+        return f"{self.kind.value}{self.stage}{micro_batch}{peer}"
+
+
+@dataclass(frozen=True)
+class Tied:
+    """Two stages (or one) that hold the same parameter: the owner's, and one that uses it again."""
+
+    owner: int
+    use: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """For every worker of a group, its ordered list of actions.
+
+    Attributes:
+        name: What the user calls it.
+        placement: The worker that holds each stage.
+        micro_batches: How many the replica's step has.
+        workers: The list of each worker.
+    """
+
+    name: str
+    placement: tuple[int, ...]
+    micro_batches: int
+    workers: tuple[tuple[Action, ...], ...]
+
+    @property
+    def stages(self) -> int:
+        """Return the number of stages."""
+        return len(self.placement)
