@@ -1,0 +1,62 @@
+"""Random features with a label of 0 or 1: the data of the SimpleNet example."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.config import BinaryConfig
+from trainer.data.dataset import Data
+
+_NOISE = 0.2  # against a signal of 1: labels near the boundary may be wrong, about 6 % of all
+
+
+class Labelled:
+    """Feature vectors and their labels."""
+
+    def __init__(self, features: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
+        self._features = features
+        self._labels = labels
+
+    def __len__(self) -> int:
+        """Return the number of vectors."""
+        return len(self._labels)
+
+    def inputs(self, samples: NDArray[np.int64]) -> Tensor:
+        """Return float32 features [samples, features]."""
+        return torch.from_numpy(self._features[samples])
+
+    def targets(self, samples: NDArray[np.int64]) -> Tensor:
+        """Return float32 labels [samples], each 0 or 1."""
+        return torch.from_numpy(self._labels[samples])
+
+
+def binary(config: BinaryConfig) -> Data:
+    """Return normal features [samples, features] and the side of a random plane that each lies on.
+
+    The plane goes through the origin, so the two labels are about equally frequent; a little noise keeps
+    the labels from being learnt without error.
+    """
+    generator = np.random.default_rng(config.seed)
+    count = config.samples + config.validation
+    normal = generator.standard_normal(config.features)
+    features = generator.standard_normal((count, config.features), dtype=np.float32)
+    noise = _NOISE * generator.standard_normal(count)
+    distance = (features * normal).sum(axis=1) / np.linalg.norm(normal)
+    labels = (distance + noise > 0).astype(np.float32)
+    cut = config.samples
+    return Data(
+        training=Labelled(features[:cut], labels[:cut]),
+        validation=Labelled(features[cut:], labels[cut:]),
+        fingerprint=_digest(np.array([cut]), features, labels),
+    )
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()

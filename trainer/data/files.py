@@ -1,0 +1,116 @@
+"""Which files the text is read from."""
+
+import os
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from trainer.errors import UserError
+
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of text, as it was when found.
+
+    Attributes:
+        path: Where it is.
+        name: Its path below the folder it was found in, with slashes.
+        size: Bytes.
+        modified: Nanoseconds since 1970.
+    """
+
+    path: Path
+    name: str
+    size: int
+    modified: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the text comes from: what to call it in messages, and its files in reading order."""
+
+    title: str
+    root: Path
+    files: tuple[TextFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+def find_text(path: str | None, pattern: str) -> Source:
+    """Return the file, or the folder's files in the order of their names below it.
+
+    Folders are searched to any depth. Hidden files and folders are left out, and links to folders are not
+    followed.
+
+    Args:
+        path: A file or a folder; None for the source of the Python standard library on this machine.
+        pattern: Which files of a folder, such as "*.txt" or "docs/*.md", compared with the end of the path.
+
+    Raises:
+        UserError: There is nothing to read, or it may not be read.
+    """
+    if path is None:
+        return _standard_library()
+    root = Path(path).expanduser()
+    title = f"data.path={path}"
+    if root.is_dir():
+        names = [name for name in _walk(root, title) if PurePosixPath(name).match(pattern)]
+        if not names:
+            raise UserError(f"{title} has no files that match data.pattern={pattern}")
+        files = tuple(_stat(root / name, name, title) for name in sorted(names))
+    elif root.is_file():
+        files = (_stat(root, root.name, title),)
+    elif root.exists():
+        raise UserError(f"{title} is neither a file nor a folder")
+    else:
+        raise UserError(f"{title} does not exist (from {Path.cwd()}): give a file or a folder of text")
+    source = Source(title, root, files)
+    if not source.size:
+        raise UserError(f"{title} is empty: the {len(files)} file(s) found have 0 bytes")
+    return source
+
+
+def _standard_library() -> Source:
+    """Return Python's own modules: real text of about 12 MB that every machine has."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    title = f"the Python standard library's source in {root}"
+    names = [
+        name
+        for name in (_walk(root, title) if root.is_dir() else [])
+        if name.endswith(".py") and not _NOT_LIBRARY.intersection(name.split("/"))
+    ]
+    files = tuple(_stat(root / name, name, title) for name in sorted(names))
+    source = Source(title, root, files)
+    if not source.size:
+        raise UserError(f"{title} was not found: set data.path to a file or a folder of text")
+    return source
+
+
+def _walk(root: Path, title: str) -> list[str]:
+    """Return the names below the root of all files that are not hidden."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{title}: the folder {error.filename} cannot be read: {error.strerror}")
+
+    names = []
+    for folder, folders, files in os.walk(root, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(folder).relative_to(root)
+        names += [
+            (below / name).as_posix()
+            for name in files
+            if not name.startswith(".") and (Path(folder) / name).is_file()
+        ]
+    return names
+
+
+def _stat(path: Path, name: str, title: str) -> TextFile:
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{title}: the file {path} may not be read: change its permissions")
+    status = path.stat()
+    return TextFile(path, name, status.st_size, status.st_mtime_ns)

@@ -1,0 +1,113 @@
+"""Text to tokens: bytes as they are, or whatever a file of the tokenizers library says."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Library
+
+from trainer.data.dataset import Tokenizer
+from trainer.errors import UserError
+
+_BYTES_A_READ = 1 << 20
+_CHARACTERS_A_CHUNK = 1 << 16
+_CHUNKS_A_BATCH = 32  # encoded in parallel; about 100 MB while in work
+
+
+class FileTokenizer(Tokenizer, Protocol):
+    """A tokenizer that also reads files, piece by piece, however large they are."""
+
+    @property
+    def digest(self) -> str:
+        """Return what tells it from tokenizers that make other tokens of the same text."""
+
+    def encode_files(self, files: Iterable[Path]) -> Iterator[NDArray[Any]]:
+        """Yield the tokens of the files, one after the other, in arrays of unsigned integers."""
+
+
+def build_tokenizer(name: str) -> FileTokenizer:
+    """Return the tokenizer of `data.tokenizer`: "bytes", or the path of a tokenizers file.
+
+    Raises:
+        UserError: There is no such file, or it is not one of the tokenizers library.
+    """
+    return ByteTokenizer() if name == "bytes" else LibraryTokenizer(Path(name))
+
+
+class ByteTokenizer:
+    """Every byte of the UTF-8 text is a token; there are 256."""
+
+    vocabulary = 256
+    digest = "bytes"
+
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of the text."""
+        return list(text.encode("utf-8", errors="replace"))
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of the bytes; what is not UTF-8 becomes U+FFFD."""
+        return bytes(tokens).decode("utf-8", errors="replace")
+
+    def encode_files(self, files: Iterable[Path]) -> Iterator[NDArray[Any]]:
+        """Yield the bytes of the files, unchanged even where they are not UTF-8."""
+        for file in files:
+            with file.open("rb") as stream:
+                while block := stream.read(_BYTES_A_READ):
+                    yield np.frombuffer(block, dtype=np.uint8)
+
+
+class LibraryTokenizer:
+    """A tokenizer of Hugging Face's tokenizers library, from its JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"data.tokenizer={path} cannot be read ({error.strerror}): "
+                'give "bytes" or the path of a tokenizers file'
+            ) from error
+        try:
+            self._library = Library.from_buffer(content)
+        except Exception as error:  # the library raises ValueError, or a bare Exception from Rust
+            raise UserError(
+                f"data.tokenizer={path} is not a file of the tokenizers library: {error}"
+            ) from error
+        # A file may ask for both; either would change the text.
+        self._library.no_truncation()
+        self._library.no_padding()
+        self.digest = hashlib.sha256(content).hexdigest()
+        # Numbers may have gaps, so the size of the vocabulary would not do.
+        self.vocabulary = 1 + max(self._library.get_vocab(with_added_tokens=True).values(), default=-1)
+        if self.vocabulary == 0:
+            raise UserError(f"data.tokenizer={path} has no tokens: train it first")
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of the text, without special tokens around it."""
+        return list(self._library.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of the tokens, special ones included."""
+        return str(self._library.decode(tokens, skip_special_tokens=False))
+
+    def encode_files(self, files: Iterable[Path]) -> Iterator[NDArray[Any]]:
+        """Yield the tokens of the files' text; what is not UTF-8 is read as U+FFFD.
+
+        A long file is cut at line ends first (in the midst of a line longer than a chunk), so that a
+        token never spans two chunks, and memory does not grow with the file.
+        """
+        chunks = (chunk for file in files for chunk in _chunks(file))
+        while batch := list(islice(chunks, _CHUNKS_A_BATCH)):
+            for encoding in self._library.encode_batch_fast(batch, add_special_tokens=False):
+                yield np.array(encoding.ids, dtype=np.uint32)
+
+
+def _chunks(file: Path) -> Iterator[str]:
+    """Yield the file's text in pieces that end where a line ends, unless a line is longer than a chunk."""
+    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
+        while chunk := stream.read(_CHARACTERS_A_CHUNK):
+            yield chunk + stream.readline(_CHARACTERS_A_CHUNK)

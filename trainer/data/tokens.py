@@ -1,0 +1,120 @@
+"""A file of tokens: made once a node, then read by every rank through the page cache.
+
+The tokens lie in `<key>.tokens`, raw and little-endian, in the smallest of 8, 16 or 32 bits that holds the
+vocabulary; `<key>.json` beside it describes them. The description is written last: where it is, the tokens
+are whole.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.files import Source
+from trainer.errors import UserError
+
+_VERSION = 1  # raise it when the same text would give other tokens
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the token file holds.
+
+    Attributes:
+        tokens: How many.
+        dtype: The numpy name of a token's type, such as "<u2".
+        digest: The SHA-256 of the tokens' bytes.
+    """
+
+    tokens: int
+    dtype: str
+    digest: str
+
+
+def token_key(source: Source, tokenizer_digest: str) -> str:
+    """Return a name for the tokens of these files, which changes when a file or the tokenizer does."""
+    facts = [
+        _VERSION,
+        tokenizer_digest,
+        os.fspath(source.root.resolve()),  # two files of equal name, size and time may still differ
+        [(file.name, file.size, file.modified) for file in source.files],
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def prepare_cache(folder: Path) -> None:
+    """Make the folder of the token files.
+
+    Raises:
+        UserError: It cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"data.cache={folder} cannot be made a folder: {error.strerror}") from error
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise UserError(f"data.cache={folder} may not be written to: name another folder")
+
+
+def describe(folder: Path, key: str) -> Description | None:
+    """Return what the key's token file holds, or None if it is not there, or not whole."""
+    try:
+        description = Description(**json.loads((folder / f"{key}.json").read_text()))
+        size = (folder / f"{key}.tokens").stat().st_size
+    except (OSError, ValueError, TypeError):
+        return None
+    return description if size == description.tokens * np.dtype(description.dtype).itemsize else None
+
+
+def write_tokens(folder: Path, key: str, arrays: Iterable[NDArray[Any]], vocabulary: int) -> Description:
+    """Write the token file and its description; a run that does the same at the same time does no harm."""
+    dtype = _dtype(vocabulary)
+    digest = hashlib.sha256()
+    count = 0
+
+    def write(stream: IO[bytes]) -> None:
+        nonlocal count
+        for array in arrays:
+            block = array.astype(dtype, copy=False).tobytes()
+            digest.update(block)
+            stream.write(block)
+            count += len(array)
+
+    _write_whole(folder / f"{key}.tokens", write)
+    description = Description(tokens=count, dtype=dtype.str, digest=digest.hexdigest())
+    content = json.dumps(asdict(description)).encode()
+    _write_whole(folder / f"{key}.json", lambda stream: stream.write(content))
+    return description
+
+
+def map_tokens(folder: Path, key: str, description: Description) -> NDArray[Any]:
+    """Return the tokens, read from the file only where they are used."""
+    if not description.tokens:  # a file of no bytes cannot be mapped
+        return np.empty(0, dtype=description.dtype)
+    return np.asarray(np.memmap(folder / f"{key}.tokens", dtype=description.dtype, mode="r"))
+
+
+def _dtype(vocabulary: int) -> np.dtype[Any]:
+    for name in ("|u1", "<u2"):
+        if vocabulary - 1 <= np.iinfo(name).max:
+            return np.dtype(name)
+    return np.dtype("<u4")
+
+
+def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under another name, then give it its own, so that nobody sees a part of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

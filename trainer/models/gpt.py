@@ -1,0 +1,215 @@
+"""GPT: a decoder-only transformer as layers "embedding", "block.0" ... "block.{n-1}", "head".
+
+The network is GPT-2's (Radford et al., 2019: pre-norm blocks, GELU, initial weights from a normal
+distribution of 0.02), with learned or rotary positions (Su et al., 2021, "RoFormer") and a head that may
+share the embedding's weight (Press and Wolf, 2017, "Using the Output Embedding to Improve Language Models").
+
+Everything random comes from torch's default generators, which the caller seeds; no module keeps a state
+beside its parameters. So a layer gives the same bits in whichever process it is built and run.
+"""
+
+import math
+from functools import partial
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import GPTConfig
+from trainer.data.dataset import Data
+from trainer.errors import UserError
+from trainer.models.model import Activation, Layer, Model, Tie
+
+MASKED = -100  # the target of a token that the loss leaves out
+_STD = 0.02  # GPT-2's standard deviation of initial weights
+
+
+def gpt(config: GPTConfig, data: Data) -> Model:
+    """Return a GPT for the data's vocabulary: int64 tokens [batch, time] to logits [batch, time, vocabulary].
+
+    `time` may be anything up to `config.context`.
+
+    Raises:
+        UserError: The data is not tokens, its samples are longer than the context, or the width does not
+            divide among the heads.
+    """
+    vocabulary = _checked_vocabulary(config, data)
+    rotary = config.positions == "rotary"
+    embedding = partial(
+        Embedding,
+        vocabulary=vocabulary,
+        width=config.width,
+        context=None if rotary else config.context,
+        dropout=config.dropout,
+    )
+    block = partial(
+        Block,
+        width=config.width,
+        heads=config.heads,
+        blocks=config.blocks,
+        dropout=config.dropout,
+        rotary=rotary,
+    )
+    head = partial(Head, vocabulary=vocabulary, width=config.width)
+    ties = (Tie("linear.weight", "embedding", "tokens.weight"),) if config.tied else ()
+    return Model(
+        layers=(
+            Layer("embedding", embedding),
+            *(Layer(f"block.{number}", block) for number in range(config.blocks)),
+            Layer("head", head, ties),
+        ),
+        loss=TokenLoss(),
+    )
+
+
+def _checked_vocabulary(config: GPTConfig, data: Data) -> int:
+    """Return the data's vocabulary, once the data and the configuration fit each other."""
+    if data.vocabulary is None:
+        raise UserError("model.name=gpt needs text, but this data has no vocabulary: use data=text")
+    if config.width % config.heads:
+        raise UserError(
+            f"model.width={config.width} does not divide among model.heads={config.heads}: "
+            "make the width a multiple of the heads"
+        )
+    if config.positions == "rotary" and config.width // config.heads % 2:
+        raise UserError(
+            f"model.positions=rotary turns pairs, but model.width={config.width} over "
+            f"model.heads={config.heads} gives heads of odd width {config.width // config.heads}"
+        )
+    first = data.training.inputs(np.zeros(1, dtype=np.int64))
+    if isinstance(first, Tensor) and first.shape[1] > config.context:
+        raise UserError(
+            f"the data's samples have {first.shape[1]} tokens (data.context), more than "
+            f"model.context={config.context}: raise the one or lower the other"
+        )
+    return data.vocabulary
+
+
+class Embedding(nn.Module):
+    """Tokens to vectors, plus a learned vector for each position unless `context` is None (rotary)."""
+
+    def __init__(self, *, vocabulary: int, width: int, context: int | None, dropout: float) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        nn.init.normal_(self.tokens.weight, std=_STD)
+        self.positions = None if context is None else nn.Embedding(context, width)
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=_STD)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map int64 tokens [batch, time] to [batch, time, width]."""
+        embedded: Tensor = self.tokens(tokens)
+        if self.positions is not None:
+            embedded = embedded + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        dropped: Tensor = self.dropout(embedded)
+        return dropped
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention, then a GELU network four times as wide, both residual.
+
+    `blocks` is the number of blocks in the model: each adds to the residual twice, so GPT-2 starts these
+    projections smaller by 1 / sqrt(2 * blocks).
+    """
+
+    def __init__(self, *, width: int, heads: int, blocks: int, dropout: float, rotary: bool) -> None:
+        super().__init__()
+        residual_std = _STD / math.sqrt(2 * blocks)
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(
+            width=width, heads=heads, dropout=dropout, rotary=rotary, residual_std=residual_std
+        )
+        self.network_norm = nn.LayerNorm(width)
+        self.widen = _linear(width, 4 * width)
+        self.narrow = _linear(4 * width, width, std=residual_std)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, time, width] to the same shape; a position sees itself and those before it."""
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        output: Tensor = x + self.dropout(self.narrow(F.gelu(self.widen(self.network_norm(x)))))
+        return output
+
+
+class Attention(nn.Module):
+    """Causal self-attention with several heads and dropout on its weights."""
+
+    def __init__(self, *, width: int, heads: int, dropout: float, rotary: bool, residual_std: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.rotary = rotary
+        self.dropout = dropout
+        self.query_key_value = _linear(width, 3 * width)
+        self.project = _linear(width, width, std=residual_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, time, width] to the same shape."""
+        batch, time, width = x.shape
+        joined = self.query_key_value(x).view(batch, time, 3, self.heads, width // self.heads)
+        query, key, value = joined.permute(2, 0, 3, 1, 4)  # each [batch, heads, time, head width]
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=self.dropout if self.training else 0.0, is_causal=True
+        )
+        projected: Tensor = self.project(mixed.transpose(1, 2).reshape(batch, time, width))
+        return projected
+
+
+class Head(nn.Module):
+    """The last normalisation and the scores of the vocabulary."""
+
+    def __init__(self, *, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = _linear(width, vocabulary, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, time, width] to logits [batch, time, vocabulary]."""
+        logits: Tensor = self.linear(self.norm(x))
+        return logits
+
+
+class TokenLoss:
+    """Cross-entropy of the next token, summed over the tokens whose target is not `MASKED`."""
+
+    def count(self, target: Activation) -> int:
+        """Return how many targets are not masked."""
+        return int(torch.count_nonzero(cast(Tensor, target) != MASKED))
+
+    def __call__(self, output: Activation, target: Activation) -> Tensor:
+        """Return the sum for logits [batch, time, vocabulary] and int64 targets [batch, time]."""
+        logits, tokens = cast(Tensor, output), cast(Tensor, target)
+        # The sum over half-precision logits would lose most of its digits.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), ignore_index=MASKED, reduction="sum")
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Turn each pair of features by an angle that grows with the position (RoFormer's rotary embedding).
+
+    The product of a turned query and a turned key then depends on the distance of their positions only.
+    The pairs are (i, i + half), as in GPT-NeoX and Llama. The angles are computed each time, in float32:
+    they cost little beside the attention, and leave no buffer to cast, move or save.
+
+    Args:
+        x: [..., time, head width], the head width even.
+    """
+    time, width = x.shape[-2:]
+    powers = torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width
+    angles = torch.outer(torch.arange(time, device=x.device, dtype=torch.float32), 10_000.0**-powers)
+    cos, sin = angles.cos(), angles.sin()
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)
+
+
+def _linear(inputs: int, outputs: int, *, std: float = _STD, bias: bool = True) -> nn.Linear:
+    """Return a linear map with normal weights and no initial bias."""
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.normal_(linear.weight, std=std)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
