@@ -3,7 +3,9 @@
 import difflib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +27,8 @@ def load(target: str, key: str) -> Any:
     module_name, colon, path = target.partition(":")
     if not colon or not module_name or not path:
         raise UserError(f"{key}={target} is not an import path: write package.module:callable")
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))  # `python -m` has it, an installed command has not
     found: Any = _import(module_name, target, key)
     for name in path.split("."):
         if not hasattr(found, name):
@@ -37,7 +41,7 @@ def load(target: str, key: str) -> Any:
     return found
 
 
-def call(function: Callable[..., Any], target: str, part: str, *arguments: Any, **options: Any) -> Any:
+def call(function: Callable[..., Any], target: str, part: str, /, *arguments: Any, **options: Any) -> Any:
     """Return `function(*arguments, **options)`, or raise a UserError if it does not take these.
 
     Args:

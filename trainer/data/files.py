@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from trainer.errors import UserError
 
-_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+_NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
 
 @dataclass(frozen=True)
@@ -56,50 +56,53 @@ def find_text(path: str | None, pattern: str) -> Source:
     """
     if path is None:
         return _standard_library()
+    if not path:
+        raise UserError("data.path is blank: give a file or a folder of text, or null for the default")
+    try:
+        source = _given(path, pattern)
+    except OSError as error:
+        raise UserError(f"data.path={path} cannot be read: {error}") from error
+    if not source.size:
+        raise UserError(f"{source.title} is empty: {len(source.files)} file(s) of 0 bytes")
+    return source
+
+
+def _given(path: str, pattern: str) -> Source:
     root = Path(path).expanduser()
     title = f"data.path={path}"
     if root.is_dir():
-        names = [name for name in _walk(root, title) if PurePosixPath(name).match(pattern)]
+        names = [name for name in _walk(root) if PurePosixPath(name).match(pattern)]
         if not names:
             raise UserError(f"{title} has no files that match data.pattern={pattern}")
-        files = tuple(_stat(root / name, name, title) for name in sorted(names))
-    elif root.is_file():
-        files = (_stat(root, root.name, title),)
-    elif root.exists():
+        return Source(title, root, tuple(_stat(root / name, name) for name in sorted(names)))
+    if root.is_file():
+        return Source(title, root, (_stat(root, root.name),))
+    if root.exists():
         raise UserError(f"{title} is neither a file nor a folder")
-    else:
-        raise UserError(f"{title} does not exist (from {Path.cwd()}): give a file or a folder of text")
-    source = Source(title, root, files)
-    if not source.size:
-        raise UserError(f"{title} is empty: the {len(files)} file(s) found have 0 bytes")
-    return source
+    raise UserError(f"{title} does not exist (from {Path.cwd()}): give a file or a folder of text")
 
 
 def _standard_library() -> Source:
     """Return Python's own modules: real text of about 12 MB that every machine has."""
     root = Path(sysconfig.get_paths()["stdlib"])
     title = f"the Python standard library's source in {root}"
-    names = [
-        name
-        for name in (_walk(root, title) if root.is_dir() else [])
-        if name.endswith(".py") and not _NOT_LIBRARY.intersection(name.split("/"))
-    ]
-    files = tuple(_stat(root / name, name, title) for name in sorted(names))
-    source = Source(title, root, files)
+    names = _walk(root, leave_out=_NOT_LIBRARY) if root.is_dir() else []
+    files = (_stat(root / name, name) for name in sorted(names) if name.endswith(".py"))
+    source = Source(title, root, tuple(files))
     if not source.size:
         raise UserError(f"{title} was not found: set data.path to a file or a folder of text")
     return source
 
 
-def _walk(root: Path, title: str) -> list[str]:
+def _walk(root: Path, leave_out: frozenset[str] = frozenset()) -> list[str]:
     """Return the names below the root of all files that are not hidden."""
 
     def fail(error: OSError) -> None:
-        raise UserError(f"{title}: the folder {error.filename} cannot be read: {error.strerror}")
+        raise error
 
     names = []
     for folder, folders, files in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in leave_out]
         below = Path(folder).relative_to(root)
         names += [
             (below / name).as_posix()
@@ -109,8 +112,7 @@ def _walk(root: Path, title: str) -> list[str]:
     return names
 
 
-def _stat(path: Path, name: str, title: str) -> TextFile:
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{title}: the file {path} may not be read: change its permissions")
-    status = path.stat()
+def _stat(path: Path, name: str) -> TextFile:
+    with path.open("rb") as stream:  # opened to learn whether it may be
+        status = os.fstat(stream.fileno())
     return TextFile(path, name, status.st_size, status.st_mtime_ns)

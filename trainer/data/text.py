@@ -65,12 +65,13 @@ def text(config: TextConfig, *, local_rank: int, barrier: Callable[[], None]) ->
     tokenizer = build_tokenizer(config.tokenizer)
     source = find_text(config.path, config.pattern)
     cache = Path(config.cache)
-    prepare_cache(cache)
     key = token_key(source, tokenizer.digest)
-    if local_rank == 0 and describe(cache, key) is None:
-        _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
-        arrays = tokenizer.encode_files(file.path for file in source.files)
-        write_tokens(cache, key, arrays, tokenizer.vocabulary)
+    if describe(cache, key) is None:
+        prepare_cache(cache)
+        if local_rank == 0:
+            _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
+            arrays = tokenizer.encode_files(file.path for file in source.files)
+            write_tokens(cache, key, arrays, tokenizer.vocabulary)
     barrier()
     description = describe(cache, key)
     if description is None:
@@ -92,6 +93,8 @@ def text(config: TextConfig, *, local_rank: int, barrier: Callable[[], None]) ->
 
 def _split(tokens: NDArray[Any], config: TextConfig, title: str) -> tuple[Windows, Windows]:
     """Return the training and the validation part, each of at least one sample."""
+    if not 0 < config.validation < 1:
+        raise UserError(f"data.validation={config.validation:g} is a share of the text: between 0 and 1")
     held_out = int(len(tokens) * config.validation)
     cut = len(tokens) - held_out
     shortest = config.context + 1

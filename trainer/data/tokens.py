@@ -8,11 +8,11 @@ are whole.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +59,8 @@ def prepare_cache(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"data.cache={folder} cannot be made a folder: {error.strerror}") from error
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise UserError(f"data.cache={folder} may not be written to: name another folder")
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        raise UserError(f"data.cache={folder} may not be written to: give another folder")
 
 
 def describe(folder: Path, key: str) -> Description | None:
@@ -110,11 +110,10 @@ def _dtype(vocabulary: int) -> np.dtype[Any]:
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under another name, then give it its own, so that nobody sees a part of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:
             write(stream)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

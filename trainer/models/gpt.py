@@ -79,9 +79,9 @@ def _checked_vocabulary(config: GPTConfig, data: Data) -> int:
             f"model.heads={config.heads} gives heads of odd width {config.width // config.heads}"
         )
     first = data.training.inputs(np.zeros(1, dtype=np.int64))
-    if isinstance(first, Tensor) and first.shape[1] > config.context:
+    if isinstance(first, Tensor) and first.shape[-1] > config.context:
         raise UserError(
-            f"the data's samples have {first.shape[1]} tokens (data.context), more than "
+            f"the data's samples have {first.shape[-1]} tokens (data.context), more than "
             f"model.context={config.context}: raise the one or lower the other"
         )
     return data.vocabulary

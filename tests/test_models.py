@@ -1,0 +1,156 @@
+"""What the configuration names is built, the user's own included; what is unsound is refused."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from trainer.config import (
+    BinaryConfig,
+    CustomDataConfig,
+    CustomModelConfig,
+    GPTConfig,
+    ModelConfig,
+    SimpleNetConfig,
+)
+from trainer.data.binary import binary
+from trainer.data.build import build_data
+from trainer.errors import UserError
+from trainer.imports import load
+from trainer.models.build import build_model, check_model
+from trainer.models.model import Layer, Model, Tie
+from trainer.models.simplenet import BinaryLoss
+
+OWN_CODE = """
+from torch import nn
+from trainer.config import BinaryConfig
+from trainer.data.binary import binary
+from trainer.models.model import Layer, Model
+from trainer.models.simplenet import BinaryLoss
+
+NUMBER = 3
+
+def network(data, depth, target="target"):
+    layers = [Layer(f"linear{i}", lambda: nn.Linear(10, 10)) for i in range(depth)]
+    return Model((*layers, Layer(target, lambda: nn.Linear(10, 1))), BinaryLoss())
+
+def samples(count=10):
+    return binary(BinaryConfig(samples=count))
+
+def nothing(*arguments):
+    return None
+
+class Factory:
+    @staticmethod
+    def network(data):
+        return network(data, 1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder with a module of the user's own, as a command finds it there."""
+    (tmp_path / "own_code.py").write_text(OWN_CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("own_")]:
+        del sys.modules[name]
+
+
+def names(model: Model) -> list[str]:
+    return [layer.name for layer in model.layers]
+
+
+def test_the_configuration_chooses() -> None:
+    data = binary(BinaryConfig())
+    assert names(build_model(SimpleNetConfig(), data)) == ["linear1", "relu", "linear2"]
+    with pytest.raises(UserError, match=r"model\.name=gpt"):
+        build_model(GPTConfig(), data)
+    with pytest.raises(UserError, match="gpt, simplenet, custom"):
+        build_model(ModelConfig(name="other"), data)
+
+
+def test_own_model_by_import_path() -> None:
+    config = CustomModelConfig(target="own_code:network", options={"depth": 2, "target": "last"})
+    assert names(build_model(config, binary(BinaryConfig()))) == ["linear0", "linear1", "last"]
+    config = CustomModelConfig(target="own_code:Factory.network")
+    assert names(build_model(config, binary(BinaryConfig()))) == ["linear0", "target"]
+
+
+def test_own_data_by_import_path() -> None:
+    config = CustomDataConfig(target="own_code:samples", options={"count": 30})
+    assert len(build_data(config, local_rank=0, barrier=lambda: None).training) == 30
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("own_code", ["package.module:callable"]),
+        ("own_code:", ["package.module:callable"]),
+        (":network", ["package.module:callable"]),
+        ("own_cod:network", ["no module 'own_cod'"]),
+        ("own_code.inner:network", ["no module 'own_code.inner'"]),
+        ("own_code:netwrk", ["'netwrk'", "did you mean 'network'"]),
+        ("own_code:Factory.x", ["'x'"]),
+        ("own_code:NUMBER", ["int", "not something to call"]),
+        ("own_broken:network", ["SyntaxError"]),
+        ("own_needs:network", ["own_missing_package", "importing 'own_needs' failed"]),
+        ("own_raises:network", ["ZeroDivisionError"]),
+    ],
+)
+def test_a_bad_import_path_is_told(own_code: Path, target: str, words: list[str]) -> None:
+    (own_code / "own_broken.py").write_text("def (")
+    (own_code / "own_needs.py").write_text("import own_missing_package")
+    (own_code / "own_raises.py").write_text("1 / 0")
+    with pytest.raises(UserError) as caught:
+        load(target, "model.target")
+    for word in [f"model.target={target}", *words]:
+        assert word in str(caught.value)
+
+
+def test_options_that_do_not_fit_are_told() -> None:
+    data = binary(BinaryConfig())
+    with pytest.raises(UserError, match=r"model\.options.*own_code:network.*depht"):
+        build_model(CustomModelConfig(target="own_code:network", options={"depth": 2, "depht": 2}), data)
+    with pytest.raises(UserError, match=r"data\.options.*own_code:samples.*number"):
+        build_data(
+            CustomDataConfig(target="own_code:samples", options={"number": 2}),
+            local_rank=0,
+            barrier=lambda: None,
+        )
+
+
+def test_what_is_not_a_model_or_data_is_told() -> None:
+    with pytest.raises(UserError, match=r"model\.target=own_code:nothing returned NoneType"):
+        build_model(CustomModelConfig(target="own_code:nothing"), binary(BinaryConfig()))
+    with pytest.raises(UserError, match=r"data\.target=own_code:nothing returned NoneType"):
+        build_data(CustomDataConfig(target="own_code:nothing"), local_rank=0, barrier=lambda: None)
+
+
+def layer(name: str, *ties: Tie) -> Layer:
+    return Layer(name, nn.Identity, ties)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ((), "no layers"),
+        ((layer("a"), layer("b"), layer("a")), "'a'"),
+        ((layer("a/b"),), "'a/b'"),
+        ((layer(".."),), r"'\.\.'"),
+        ((layer("a", Tie("weight", "b", "weight")), layer("b")), "'b'.*before"),
+        ((layer("a", Tie("weight", "a", "weight")),), "'a'.*before"),
+        ((layer("a"), layer("b", Tie("weight", "c", "weight"))), "'c'.*before it are a"),
+    ],
+)
+def test_an_unsound_model_is_told(layers: tuple[Layer, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_model(Model(layers, BinaryLoss()))
+
+
+def test_own_models_are_checked_too() -> None:
+    config = CustomModelConfig(target="own_code:network", options={"depth": 2, "target": "linear0"})
+    with pytest.raises(UserError, match="'linear0'"):
+        build_model(config, binary(BinaryConfig()))
