@@ -1,0 +1,177 @@
+"""Who holds what: ranks, replicas, workers and stages; which micro-batches a replica gets. Pure arithmetic.
+
+Eight ranks, `layout.stages=4`; a group's ranks are contiguous, so that it lands on one node:
+
+    rank        0  1  2  3 | 4  5  6  7
+    replica     0  0  0  0 | 1  1  1  1       a model-parallel group each
+    group rank  0  1  2  3 | 0  1  2  3       equal ones make a data-parallel group
+
+A rank that drives several devices holds as many workers, consecutive ones; worker w holds stage w.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the world's ranks share the model and repeat it.
+
+    Attributes:
+        world: The number of ranks.
+        stages: The number of stages of a replica, and so of its workers.
+        devices_per_rank: How many devices, and so workers, one rank drives.
+
+    Raises:
+        UserError: The three numbers do not fit together.
+    """
+
+    world: int
+    stages: int
+    devices_per_rank: int = 1
+
+    def __post_init__(self) -> None:
+        if self.devices_per_rank < 1:
+            raise UserError(f"layout.devices_per_rank={self.devices_per_rank} must be at least 1")
+        if self.stages < 1:
+            raise UserError(f'layout.stages={self.stages} must be "auto" or at least 1')
+        if self.stages % self.devices_per_rank:
+            raise UserError(
+                f"layout.stages={self.stages} is not divisible by "
+                f"layout.devices_per_rank={self.devices_per_rank}: a rank drives whole workers of one "
+                f"replica; {_choices(self.world, self.devices_per_rank)}"
+            )
+        if self.world % self.ranks_per_group:
+            raise UserError(
+                f"world size {self.world} is not divisible by the group of {self.ranks_per_group} ranks "
+                f"(layout.stages={self.stages}{_per_rank(self.devices_per_rank)}): start a multiple of "
+                f"{self.ranks_per_group} ranks, or {_choices(self.world, self.devices_per_rank)}"
+            )
+
+    @classmethod
+    def of(
+        cls, world: int, stages: int | Literal["auto"] | str, devices_per_rank: int, layers: int
+    ) -> "Layout":
+        """Return the layout that the user asks for.
+
+        Args:
+            world: The number of ranks.
+            stages: A number, or "auto": as many stages as a rank has devices if it has several, else 2
+                where the world is even and the model has 2 layers, else 1.
+            devices_per_rank: How many devices one rank drives.
+            layers: The number of the model's layers.
+
+        Raises:
+            UserError: The numbers do not fit together, or there are more stages than layers.
+        """
+        if stages == "auto":
+            two = world % 2 == 0 and layers >= 2  # noqa: PLR2004
+            number = devices_per_rank if devices_per_rank > 1 else 2 if two else 1
+        elif isinstance(stages, int) and not isinstance(stages, bool):
+            number = stages
+        else:
+            raise UserError(f'layout.stages={stages!r} must be "auto" or a whole number')
+        layout = cls(world, number, devices_per_rank)
+        if number > layers:
+            raise UserError(
+                f"layout.stages={number} but the model has {layers} layers: every stage needs one; "
+                f"{_choices(world, devices_per_rank, layers)}"
+            )
+        return layout
+
+    @property
+    def ranks_per_group(self) -> int:
+        """Return the number of ranks that together hold one model."""
+        return self.stages // self.devices_per_rank
+
+    @property
+    def replicas(self) -> int:
+        """Return how often the world holds the model."""
+        return self.world // self.ranks_per_group
+
+    def replica(self, rank: int) -> int:
+        """Return the replica that a rank of the world belongs to."""
+        return rank // self.ranks_per_group
+
+    def group_rank(self, rank: int) -> int:
+        """Return a rank's position in its model-parallel group."""
+        return rank % self.ranks_per_group
+
+    def ranks_of_group(self, replica: int) -> range:
+        """Return the ranks of the world that hold a replica, by position."""
+        return range(replica * self.ranks_per_group, (replica + 1) * self.ranks_per_group)
+
+    def ranks_of_position(self, group_rank: int) -> range:
+        """Return the ranks of the world at one position of every group: a data-parallel group."""
+        return range(group_rank, self.world, self.ranks_per_group)
+
+    def workers(self, group_rank: int) -> range:
+        """Return the workers of the group that one of its ranks drives, by device."""
+        return range(group_rank * self.devices_per_rank, (group_rank + 1) * self.devices_per_rank)
+
+    def stages_of(self, group_rank: int) -> range:
+        """Return the stages that one rank of the group holds, by device."""
+        return self.workers(group_rank)  # a stage a worker
+
+    def group_rank_of(self, stage: int) -> int:
+        """Return the position in the group of the rank that holds a stage."""
+        return stage // self.devices_per_rank
+
+    def device_of(self, stage: int) -> int:
+        """Return which of its rank's devices holds a stage."""
+        return stage % self.devices_per_rank
+
+    def rank_of(self, stage: int, replica: int) -> int:
+        """Return the rank of the world that holds a stage of a replica."""
+        return replica * self.ranks_per_group + self.group_rank_of(stage)
+
+
+def micro_batch_sizes(global_size: int, micro_size: int) -> tuple[int, ...]:
+    """Return the sizes in samples of a global batch's micro-batches; the last may be smaller.
+
+    Raises:
+        UserError: A size is not positive.
+    """
+    for key, size in (("batch.global_size", global_size), ("batch.micro_size", micro_size)):
+        if size < 1:
+            raise UserError(f"{key}={size} must be at least 1")
+    whole, rest = divmod(global_size, micro_size)
+    return (micro_size,) * whole + ((rest,) if rest else ())
+
+
+def deal(micro_batches: int, replicas: int, replica: int) -> range:
+    """Return the micro-batches of the global batch that a replica gets.
+
+    Every replica gets a contiguous run; their lengths differ by at most one, longer runs first.
+
+    Raises:
+        UserError: There are fewer micro-batches than replicas.
+    """
+    if micro_batches < replicas:
+        raise UserError(
+            f"batch.global_size and batch.micro_size make {micro_batches} micro-batches, "
+            f"but there are {replicas} replicas and each needs one: raise batch.global_size, "
+            f"lower batch.micro_size, or use more stages (layout.stages)"
+        )
+    each, longer = divmod(micro_batches, replicas)
+    first = replica * each + min(replica, longer)
+    return range(first, first + each + (replica < longer))
+
+
+def _per_rank(devices_per_rank: int) -> str:
+    return f", layout.devices_per_rank={devices_per_rank}" if devices_per_rank > 1 else ""
+
+
+def _choices(world: int, devices_per_rank: int, layers: int | None = None) -> str:
+    """Say which numbers of stages the world allows."""
+    workers = world * devices_per_rank
+    numbers = [
+        stages
+        for stages in range(devices_per_rank, workers + 1, devices_per_rank)
+        if workers % stages == 0 and (layers is None or stages <= layers)
+    ]
+    if not numbers:
+        return f"with layout.devices_per_rank={devices_per_rank} no number of stages fits; lower it"
+    return f"layout.stages can be {', '.join(map(str, numbers))}"

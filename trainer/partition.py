@@ -1,0 +1,166 @@
+"""Cuts a model's layers into stages so that the slowest stage is as fast as it can be.
+
+A pipeline runs at the pace of its slowest stage, so that is what the cut makes least. Among the best cuts it
+takes the most even one (least sum of squared stage costs), and among those the one that cuts earliest: under
+1F1B an early stage keeps more micro-batches alive, so it should be the one with fewer layers.
+
+Costs are made whole numbers first (every float is one, over a power of two), so that a difference of two
+prefix sums is exactly the sum of the slice: no rounding decides between two cuts.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate, pairwise
+from math import isfinite, lcm
+
+from trainer.errors import UserError
+
+
+def partition(costs: Sequence[float], stages: int) -> tuple[int, ...]:
+    """Return the first layer of each stage but the first; every stage has at least one layer.
+
+    Dynamic programming over (stages, layers): O(stages x layers) for the slowest stage, then
+    O(stages x layers x log layers) for the most even of the best cuts.
+
+    Args:
+        costs: What each layer costs, in any unit; finite and not negative.
+        stages: How many stages, from 1 to the number of layers.
+
+    Raises:
+        ValueError: A cost is negative or not finite, or the number of stages does not fit the layers.
+    """
+    if not 1 <= stages <= len(costs):
+        raise ValueError(f"{stages} stages cannot be cut from {len(costs)} layers")
+    prefix = (0, *accumulate(_whole(costs)))
+    return _most_even(prefix, stages, _slowest(prefix, stages))
+
+
+def stage_ranges(boundaries: Sequence[int], layers: int) -> tuple[range, ...]:
+    """Return the layers of each stage, from the first layer of each stage but the first."""
+    edges = (0, *boundaries, layers)
+    return tuple(range(first, end) for first, end in pairwise(edges))
+
+
+def boundaries_from_user(boundaries: Sequence[int], layers: int, stages: int) -> tuple[int, ...]:
+    """Return `layout.boundaries` as given, checked.
+
+    Raises:
+        UserError: There is not one boundary between every two stages, they do not increase, or one of them
+            leaves the first or the last stage without a layer.
+    """
+    given = f"layout.boundaries={list(boundaries)}".replace(" ", "")
+    if len(boundaries) != stages - 1:
+        raise UserError(
+            f"{given} has {len(boundaries)} numbers, but {stages} stages need {stages - 1}: "
+            f"the first layer of every stage but the first"
+        )
+    for boundary in boundaries:
+        if not 1 <= boundary < layers:
+            raise UserError(
+                f"{given}: {boundary} is out of range; the model has {layers} layers, "
+                f"so a boundary is from 1 to {layers - 1}"
+            )
+    for before, behind in pairwise(boundaries):
+        if before >= behind:
+            raise UserError(f"{given} must increase, but {behind} follows {before}")
+    return tuple(boundaries)
+
+
+def _whole(costs: Sequence[float]) -> list[int]:
+    """Return the costs as whole numbers, all scaled by the same factor."""
+    for layer, cost in enumerate(costs):
+        if not (isfinite(cost) and cost >= 0):
+            raise ValueError(f"the cost of layer {layer} is {cost}; it must be finite and not negative")
+    exact = [Fraction(cost) for cost in costs]
+    scale = lcm(*(cost.denominator for cost in exact))
+    return [int(cost * scale) for cost in exact]
+
+
+def _slowest(prefix: Sequence[int], stages: int) -> int:
+    """Return the least possible cost of the slowest stage.
+
+    best[end] is that cost for the layers before `end` in as many stages as the loop has reached. It grows
+    with `end`, and the last stage's cost falls with its first layer, so the best first layer is where the
+    two cross; the crossing only moves to the right as `end` does.
+    """
+    layers = len(prefix) - 1
+    best = list(prefix)
+    for stage in range(1, stages):
+        longer = best.copy()
+        first = stage
+        for end in range(stage + 1, layers + 1):
+            while first < end - 1 and best[first] < prefix[end] - prefix[first]:
+                first += 1
+            longer[end] = max(best[first], prefix[end] - prefix[first])
+            if first > stage:
+                longer[end] = min(longer[end], max(best[first - 1], prefix[end] - prefix[first - 1]))
+        best = longer
+    return best[layers]
+
+
+def _most_even(prefix: Sequence[int], stages: int, limit: int) -> tuple[int, ...]:
+    """Return the cut of least squared stage costs whose stages cost at most `limit`."""
+    windows = _windows(prefix, stages, limit)
+    rows: list[_Row] = []
+    least = [0] * len(prefix)
+    for before, ends in pairwise(windows):
+        row = _Row(prefix, least, limit, before)
+        row.solve(ends.start, ends.stop, before.start, before.stop)
+        rows.append(row)
+        least = row.least
+    cuts = [len(prefix) - 1]
+    for row in reversed(rows):
+        cuts.append(row.first[cuts[-1]])
+    return tuple(reversed(cuts[1:-1]))
+
+
+def _windows(prefix: Sequence[int], stages: int, limit: int) -> list[range]:
+    """Return, for 0 to all stages, where they can end so that all stages keep within the limit.
+
+    A greedy fill from the left gives the last place, one from the right the first.
+    """
+    layers = len(prefix) - 1
+    latest, earliest = [0], [layers]
+    for stage in range(1, stages + 1):
+        end = latest[-1]
+        while end < layers - (stages - stage) and prefix[end + 1] - prefix[latest[-1]] <= limit:
+            end += 1
+        latest.append(end)
+        first = earliest[-1]
+        while first > stages - stage and prefix[earliest[-1]] - prefix[first - 1] <= limit:
+            first -= 1
+        earliest.append(first)
+    earliest.reverse()
+    return [range(first, last + 1) for first, last in zip(earliest, latest, strict=True)]
+
+
+class _Row:
+    """The least squared costs with one stage more, for every place where that stage can end.
+
+    The squared cost of a slice is convex (it obeys the quadrangle inequality), so the best first layer only
+    moves to the right as the end does: divide and conquer (Yao, 1980; Galil and Park, 1992) looks for the
+    middle end first, and on either side of it only at the first layers that are left.
+    """
+
+    def __init__(self, prefix: Sequence[int], before: Sequence[int], limit: int, window: range) -> None:
+        self.prefix, self.before, self.limit, self.window = prefix, before, limit, window
+        self.least = [0] * len(prefix)
+        self.first = [0] * len(prefix)
+
+    def solve(self, end_from: int, end_to: int, first_from: int, first_to: int) -> None:
+        """Fill in the ends from `end_from` to below `end_to`, whose first layers lie in the closed range."""
+        if end_from >= end_to:
+            return
+        end = (end_from + end_to) // 2
+        total, before = self.prefix[end], self.before
+        least, best = -1, first_from
+        for first in range(first_from, min(first_to + 1, end, self.window.stop)):
+            cost = total - self.prefix[first]
+            if cost > self.limit:
+                continue
+            squares = before[first] + cost * cost
+            if least < 0 or squares < least:
+                least, best = squares, first
+        self.least[end], self.first[end] = least, best
+        self.solve(end_from, end, first_from, best)
+        self.solve(end + 1, end_to, best, first_to)

@@ -1,0 +1,39 @@
+"""Draws a schedule as text."""
+
+from trainer.schedule.actions import Kind, Schedule
+from trainer.schedule.simulate import Timeline
+
+IDLE = "."
+
+
+def draw_text(schedule: Schedule, timeline: Timeline, width: int = 160) -> str:
+    """Return a row for every worker: forwards as `3`, backwards as `(3)`, waiting as dots.
+
+    1F1B on three stages, four micro-batches, a backward twice as long as a forward:
+
+        0 |0 1 2 ....(0) 3 (1) ..(2) ..(3) |
+        1 |..0 1 (0) 2 (1) 3 (2) ..(3) ....|
+        2 |....
+
+    Args:
+        schedule: What is done.
+        timeline: When.
+        width: The largest number of characters of a row; labels are cut where it is too small for them.
+    """
+    cells = [
+        (worker, start, end, str(action.micro_batch) if kind is Kind.FORWARD else f"({action.micro_batch})")
+        for worker, actions in enumerate(schedule.workers)
+        for action, start, end in zip(actions, timeline.starts[worker], timeline.ends[worker], strict=True)
+        if (kind := action.kind) in (Kind.FORWARD, Kind.BACKWARD) and end > start
+    ]
+    name = len(str(len(schedule.workers) - 1))
+    room = max(width - name - 3, 1)
+    # So many characters for a unit of time that every label fits, with a space behind it, if there is room.
+    scale = max(((len(label) + 1) / (end - start) for _, start, end, label in cells), default=0.0)
+    scale = min(scale, room / timeline.makespan) if cells else 0.0
+    columns = round(timeline.makespan * scale)
+    rows = [[IDLE] * columns for _ in schedule.workers]
+    for worker, start, end, label in cells:
+        first, last = round(start * scale), round(end * scale)
+        rows[worker][first:last] = label[: last - first].ljust(last - first)
+    return "\n".join(f"{worker:>{name}} |{''.join(row)}|" for worker, row in enumerate(rows))

@@ -1,0 +1,42 @@
+"""One list for a rank that drives several workers (devices), from the list of each."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from trainer.schedule.actions import Action, Kind, Schedule
+from trainer.schedule.replay import SEND_OF, causal_order
+from trainer.schedule.simulate import simulate
+
+# What waits for other replicas would hold up the rank's other workers: it comes after all that they compute,
+# and STEP, which waits for the whole group, comes last.
+PHASES = {Kind.FINISH: 1, Kind.SEND_TIED: 1, Kind.RECEIVE_TIED: 1, Kind.STEP: 2}
+
+
+def merge_for_rank(schedule: Schedule, workers: Sequence[int]) -> tuple[Action, ...]:
+    """Return the lists of some workers as one, in which every receive follows what it waits for.
+
+    The actions are sorted by the time at which they would happen if every worker ran on its own and a
+    backward took twice as long as a forward, so that work handed to one device overlaps with the next one's.
+    Every rank's list is a part of one order of the whole schedule, so ranks do not deadlock either.
+
+    Args:
+        schedule: Of the whole group.
+        workers: The workers that the rank drives.
+
+    Raises:
+        ScheduleError: The schedule deadlocks.
+    """
+    timeline = simulate(schedule, [1.0] * schedule.stages, [2.0] * schedule.stages)
+    phases = [
+        tuple(accumulate((PHASES.get(action.kind, 0) for action in actions), max))
+        for actions in schedule.workers
+    ]
+    keys = []
+    for number, (_, worker, index) in enumerate(causal_order([schedule])):
+        if worker in workers:
+            action = schedule.workers[worker][index]
+            # A receive holds up the rank until its message is there; anything else starts at once.
+            times = timeline.ends if action.kind in SEND_OF else timeline.starts
+            keys.append((phases[worker][index], times[worker][index], number, action))
+    keys.sort(key=lambda key: key[:3])
+    return tuple(key[3] for key in keys)

@@ -1,0 +1,118 @@
+"""The rules of what comes before what in one worker's list, as a table that can be read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from trainer.schedule.actions import Action, Kind, Schedule, Tied
+
+TRAINING = frozenset({Kind.BACKWARD, Kind.AVERAGE, Kind.FINISH, Kind.STEP})
+TOKENS = frozenset({Kind.SAMPLE, Kind.SEND_TOKEN, Kind.RECEIVE_TOKEN})
+# What needs just one action of the same stage and micro-batch.
+AFTER = {
+    Kind.SEND_ACTIVATION: Kind.FORWARD,
+    Kind.SAMPLE: Kind.FORWARD,
+    Kind.SEND_TOKEN: Kind.SAMPLE,
+    Kind.SEND_GRADIENT: Kind.BACKWARD,
+    Kind.FINISH: Kind.AVERAGE,
+    Kind.SEND_TIED: Kind.FINISH,
+}
+
+
+@dataclass(frozen=True)
+class Index:
+    """A schedule, and what of it is asked for over and over.
+
+    Attributes:
+        schedule: The schedule.
+        positions: Where in its worker's list each action is.
+        training: Whether there are backwards, averages or steps.
+        tokens: Whether tokens are sampled.
+        ties: Those that the schedule carries out, in the order of the stages that use them.
+    """
+
+    schedule: Schedule
+    positions: dict[Action, int]
+    training: bool = field(init=False)
+    tokens: bool = field(init=False)
+    ties: tuple[Tied, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        kinds = {action.kind for action in self.positions}
+        ties = {Tied(action.peer, action.stage) for action in self.positions if action.kind is Kind.SEND_TIE}
+        object.__setattr__(self, "training", bool(kinds & TRAINING))
+        object.__setattr__(self, "tokens", bool(kinds & TOKENS))
+        object.__setattr__(self, "ties", tuple(sorted(ties, key=lambda tie: (tie.use, tie.owner))))
+
+    @property
+    def last(self) -> int:
+        """Return the last stage."""
+        return self.schedule.stages - 1
+
+    def together(self, stage: int, other: int) -> bool:
+        """Return whether one worker holds both stages."""
+        return self.schedule.placement[stage] == self.schedule.placement[other]
+
+
+def needs(action: Action, index: Index) -> Iterator[Action]:
+    """Yield what must stand before an action in the same list."""
+    kind, stage, i = action.kind, action.stage, action.micro_batch
+    if kind is Kind.FORWARD:
+        yield from _inputs_of_forward(stage, i, index)
+    elif kind is Kind.BACKWARD:
+        yield from _inputs_of_backward(stage, i, index)
+    elif kind in AFTER:
+        yield Action(AFTER[kind], stage, i)
+    elif kind in (Kind.SEND_TIE, Kind.RECEIVE_TIE, Kind.AVERAGE):
+        yield from _gradients(action, index)
+    elif kind is Kind.RECEIVE_TIED:
+        yield Action(Kind.SEND_TIE, stage, peer=action.peer)
+    elif kind is Kind.STEP:
+        yield Action(Kind.FINISH, stage)
+        yield from (Action(Kind.SEND_TIED, stage, peer=tie.use) for tie in index.ties if tie.owner == stage)
+        yield from (
+            Action(Kind.RECEIVE_TIED, stage, peer=tie.owner) for tie in index.ties if tie.use == stage
+        )
+
+
+def _inputs_of_forward(stage: int, i: int, index: Index) -> Iterator[Action]:
+    """Yield the forward of the stage before or its message, and the last token where the text grows by it."""
+    if stage > 0:
+        message = Action(Kind.RECEIVE_ACTIVATION, stage, i, stage - 1)
+        yield from _from_neighbour(Action(Kind.FORWARD, stage - 1, i), message, stage, index)
+    elif index.tokens and i > 0:
+        yield Action(Kind.RECEIVE_TOKEN, 0, i - 1, index.last)
+
+
+def _inputs_of_backward(stage: int, i: int, index: Index) -> Iterator[Action]:
+    """Yield the forward, the backward of the stage behind or its message, and the backward before.
+
+    Gradients add up in the order of micro-batches: that keeps their bits the same in every layout.
+    """
+    yield Action(Kind.FORWARD, stage, i)
+    if i > 0:
+        yield Action(Kind.BACKWARD, stage, i - 1)
+    if stage < index.last:
+        message = Action(Kind.RECEIVE_GRADIENT, stage, i, stage + 1)
+        yield from _from_neighbour(Action(Kind.BACKWARD, stage + 1, i), message, stage, index)
+
+
+def _from_neighbour(made: Action, message: Action, stage: int, index: Index) -> Iterator[Action]:
+    """Yield what the worker itself makes, and the message where there is or must be one."""
+    together = index.together(stage, made.stage)
+    if together:
+        yield made
+    if not together or message in index.positions:
+        yield message
+
+
+def _gradients(action: Action, index: Index) -> Iterator[Action]:
+    """Yield the stage's last backward, and the uses of its tied parameters, which add up in layer order."""
+    stage, last = action.stage, index.schedule.micro_batches - 1
+    if last >= 0:
+        yield Action(Kind.BACKWARD, stage, last)
+    uses = [tie.use for tie in index.ties if tie.owner == stage]
+    if action.kind is Kind.RECEIVE_TIE:
+        uses = [use for use in uses if use < action.peer]
+    elif action.kind is Kind.SEND_TIE:
+        uses = []
+    yield from (Action(Kind.RECEIVE_TIE, stage, peer=use) for use in uses)
