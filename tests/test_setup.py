@@ -1,0 +1,319 @@
+"""The set-up's pure parts: versions, patches, keys, choices and the messages of what goes wrong."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.version as installed_torch
+
+from launch.install import (
+    cache,
+    gpu,
+    horovod_build,
+    horovod_patch,
+    mpi,
+    prerequisites,
+    stamp,
+    torch_facts,
+    wheels,
+)
+from launch.install.environment import explain_pip
+from launch.install.progress import cmake_percent
+from launch.install.settings import Choices, InputError, SetupError, resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CPU_TORCH = torch_facts.TorchFacts(
+    version="2.13.0+cpu",
+    cuda="",
+    folder="/none",
+    cxx_standard=17,
+    distribution="2.13.0+cpu",
+    python_tag="cp311",
+)
+CUDA_TORCH = dataclasses.replace(CPU_TORCH, version="2.14.1+cu130", cuda="13.0")
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def cuda_toolkit(folder: Path, version: str) -> Path:
+    executable(folder / "bin" / "nvcc", f"echo 'Cuda compilation tools, release {version}, V{version}.88'")
+    return folder
+
+
+class TestChoices:
+    def test_defaults(self, tmp_path):
+        assert resolve({}, {}, tmp_path) == Choices("2.13.0", "pypi", "", "auto")
+
+    def test_a_set_up_is_remembered_and_overruled(self, tmp_path):
+        (tmp_path / "w").mkdir()
+        first = resolve({"torch": "system", "wheels": "w", "mpi": "", "gpu": ""}, {}, tmp_path)
+        assert first == Choices("system", "pypi", str(tmp_path / "w"), "auto")
+        assert resolve({"torch": ""}, first.as_dict(), tmp_path) == first
+        assert resolve({"wheels": "none", "torch": "2.14.1"}, first.as_dict(), tmp_path) == Choices("2.14.1")
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"torch": "latest"}, "TORCH=latest: expected a version such as 2.13.0, or 'system'"),
+            ({"torch": "2.9.1"}, "torch 2.9.1 is too old: the trainer needs 2.11 or newer"),
+            ({"mpi": "mpich"}, "MPI=mpich: expected one of pypi, system"),
+            ({"gpu": "1"}, "GPU=1: expected one of auto, yes, no"),
+            ({"wheels": "missing"}, "missing: no such folder. Fill one with `make wheels"),
+        ],
+    )
+    def test_what_means_nothing_is_refused(self, tmp_path, given, message):
+        with pytest.raises(InputError, match=message.replace(".", r"\.")) as caught:
+            resolve(given, {}, tmp_path)
+        assert caught.value.exit_code == 2
+
+    def test_the_command_reports_in_lines_not_a_traceback(self):
+        command = [sys.executable, "-m", "launch.install", "setup", "--torch", "newest"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith("\nmake setup: TORCH=newest: expected")
+        assert "Traceback" not in done.stderr
+
+
+class TestCacheKey:
+    def key(
+        self, torch=CPU_TORCH, chosen_mpi=mpi.PYPI_MPI, chosen_gpu=None, machine="x86_64", libc="glibc2.36"
+    ):
+        return cache.key(torch, chosen_mpi, chosen_gpu, machine=machine, libc=libc)
+
+    def test_reads_as_what_it_is_for(self):
+        name = self.key()
+        assert name.startswith("horovod-0.28.1-r")
+        assert name.endswith("_torch-2.13.0+cpu_openmpi-4.1.8_cp311_cuda-none_cpu_x86_64_glibc2.36")
+
+    def test_everything_the_library_depends_on_changes_it(self):
+        built_with_nccl = gpu.Gpu(Path("/c"), "13.0", Path("/i"), Path("/l"))
+        keys = [
+            self.key(),
+            self.key(torch=dataclasses.replace(CPU_TORCH, version="2.13.0+cu130")),
+            self.key(torch=dataclasses.replace(CPU_TORCH, python_tag="cp312")),
+            self.key(torch=dataclasses.replace(CPU_TORCH, cuda="12.8")),
+            self.key(torch=CUDA_TORCH, chosen_gpu=built_with_nccl),
+            self.key(torch=CUDA_TORCH),
+            self.key(chosen_mpi=mpi.Mpi("openmpi", "4.1.8", system=True)),
+            self.key(chosen_mpi=mpi.Mpi("mpich", "4.2", system=True)),
+            self.key(machine="aarch64"),
+            self.key(libc="glibc2.28"),
+        ]
+        assert len(set(keys)) == len(keys)
+
+    def test_store_follows_the_user(self):
+        assert cache.store({"HOME": "/h"}) == Path("/h/.cache/hybrid-trainer/wheels")
+        assert cache.store({"HOME": "/h", "XDG_CACHE_HOME": "/x"}) == Path("/x/hybrid-trainer/wheels")
+
+    def test_the_slower_of_two_builds_takes_the_wheel_of_the_faster(self, tmp_path):
+        wheel = tmp_path / "horovod-0.28.1-cp311-cp311-linux_x86_64.whl"
+        wheel.write_text("first")
+        folder = tmp_path / "store" / "key"
+        assert cache.find(folder) is None
+        stored = cache.put(wheel, folder)
+        wheel.write_text("second")
+        assert cache.put(wheel, folder) == stored
+        assert stored.read_text() == "first"
+        assert [path.name for path in folder.parent.iterdir()] == ["key"], "nothing half-written stays"
+
+
+class TestHorovodPatch:
+    MAIN = "project(horovod CXX)\n\nset(CMAKE_CXX_STANDARD 14)\nset(CMAKE_CXX_STANDARD_REQUIRED ON)\n"
+
+    def test_standard_and_run_path(self):
+        text = horovod_patch.patch_standard(self.MAIN, 20, "CMakeLists.txt")
+        text = horovod_patch.patch_run_path(text, ("/opt/mpi/lib",), "CMakeLists.txt")
+        assert "set(CMAKE_CXX_STANDARD 20)\nset(CMAKE_CXX_STANDARD_REQUIRED ON)\n" in text
+        assert 'set(CMAKE_INSTALL_RPATH "$ORIGIN/../../../..;$ORIGIN/../../torch/lib;/opt/mpi/lib")' in text
+        assert " 14" not in text
+
+    def test_another_source_is_refused(self):
+        with pytest.raises(
+            SetupError, match=r"CMakeLists.txt .* 0 times, expected once: this is not the source"
+        ):
+            horovod_patch.patch_standard("set(CMAKE_CXX_STANDARD 17)", 17, "CMakeLists.txt")
+
+
+class TestTorchFacts:
+    @pytest.mark.parametrize(
+        ("header", "standard"),
+        [
+            ("#if !defined(_MSC_VER) && __cplusplus < 201703L\n#error C++17 or later", 17),  # torch 2.13
+            ("#if !defined(_MSC_VER) && __cplusplus < 202002L\n#error C++20 or later", 20),  # torch 2.14
+            ("", 17),
+        ],
+    )
+    def test_standard_comes_from_torch_itself(self, header, standard):
+        assert torch_facts.required_standard(header) == standard
+
+    def test_version_without_importing(self, tmp_path):
+        (tmp_path / "version.py").write_text("__version__ = '2.14.1+cu130'\ncuda: Optional[str] = '13.0'\n")
+        assert torch_facts.read_version(tmp_path) == "2.14.1+cu130"
+        assert torch_facts.read_version(tmp_path / "gone") == ""
+
+    def test_of_the_torch_that_runs_these_tests(self):
+        found = torch_facts.ask(Path(sys.executable), ROOT, {})
+        assert found is not None
+        assert found.version == installed_torch.__version__
+        assert found.cuda == (installed_torch.cuda or "")
+        assert Path(found.folder) == Path(installed_torch.__file__).parent
+
+
+class TestGpu:
+    def test_cpu_torch_means_cpu_build(self):
+        assert gpu.plan("auto", CPU_TORCH, {}, strict=True) is None
+        with pytest.raises(InputError, match=r"GPU=yes: torch 2\.13\.0\+cpu has no CUDA"):
+            gpu.plan("yes", CPU_TORCH, {}, strict=True)
+
+    def test_nccl_beside_torch(self, tmp_path):
+        torch = dataclasses.replace(CUDA_TORCH, folder=str(tmp_path / "site" / "torch"))
+        nccl = tmp_path / "site" / "nvidia" / "nccl"
+        for file in ("include/nccl.h", "lib/libnccl.so.2"):
+            (nccl / file).parent.mkdir(parents=True, exist_ok=True)
+            (nccl / file).touch()
+        env = {"CUDA_HOME": str(cuda_toolkit(tmp_path / "cuda", "13.0"))}
+        found = gpu.plan("auto", torch, env, strict=True)
+        assert found == gpu.Gpu(tmp_path / "cuda", "13.0", nccl / "include", nccl / "lib" / "libnccl.so.2")
+        flags = horovod_build.flags(found, Path("/link"), 2)
+        assert flags["HOROVOD_GPU_OPERATIONS"] == "NCCL"
+        assert flags["HOROVOD_NCCL_LIB"] == "/link"
+        assert "HOROVOD_GPU_OPERATIONS" not in horovod_build.flags(None, Path("/link"), 2)
+
+    def test_toolkit_of_another_cuda(self, tmp_path):
+        env = {"CUDA_HOME": str(cuda_toolkit(tmp_path, "12.8"))}
+        with pytest.raises(InputError, match=r"uses CUDA 13\.0, and .* is CUDA 12\.8\. Set CUDA_HOME"):
+            gpu.plan("auto", CUDA_TORCH, env, strict=True)
+        assert gpu.plan("no", CUDA_TORCH, env, strict=True) is None
+
+
+class TestMpi:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("mpirun (Open MPI) 4.1.8\n\nReport bugs to https://...", ("openmpi", "4.1.8")),
+            ("HYDRA build details:\n    Version:       4.2.1\n", ("mpich", "4.2.1")),
+            ("Intel(R) MPI Library for Linux* OS, Version 2021.9 Build 2023", ("intelmpi", "2021.9")),
+        ],
+    )
+    def test_version(self, text, expected):
+        assert mpi.parse_version(text) == expected
+
+    def test_open_mpi_5_is_refused_with_the_reason(self, tmp_path):
+        executable(tmp_path / "mpirun", "echo 'mpirun (Open MPI) 5.0.6'")
+        executable(tmp_path / "mpicxx", "true")
+        with pytest.raises(InputError, match=r"Open MPI 5\.0\.6\. horovodrun always passes `-bind-to none"):
+            mpi.find_system({"PATH": f"{tmp_path}:/usr/bin:/bin"})
+
+    def test_missing_wrapper(self, tmp_path):
+        executable(tmp_path / "mpirun", "echo 'mpirun (Open MPI) 4.1.6'")
+        with pytest.raises(InputError, match="no mpicxx on PATH"):
+            mpi.find_system({"PATH": str(tmp_path)})
+
+    def test_unknown_launcher(self):
+        with pytest.raises(InputError, match="printed 'srun 23', expected Open MPI 4"):
+            mpi.parse_version("srun 23\n")
+
+
+class TestWhatWentWrong:
+    def test_no_compiler(self, tmp_path):
+        with pytest.raises(
+            InputError, match=r"none of c\+\+, g\+\+, clang\+\+ is on PATH.*\n.*apt-get install g\+\+"
+        ):
+            prerequisites.find_compiler({"PATH": str(tmp_path)})
+        with pytest.raises(InputError, match=r"CXX=icpc is not on PATH"):
+            prerequisites.find_compiler({"PATH": str(tmp_path), "CXX": "icpc"})
+
+    def test_first_error_of_a_build_and_its_remedy(self):
+        error = "/h/a.h:3:10: fatal error: Python.h: No such file or directory"
+        text = horovod_build.explain("noise\n" * 100 + error + "\n compilation terminated\n" + "more\n" * 100)
+        assert text.splitlines()[1] == error
+        assert text.endswith("Install Python's C headers (python3-dev, python3-devel).")
+
+    def test_a_log_without_error_lines_shows_its_end(self):
+        assert "last words" in horovod_build.explain("start\n" * 50 + "last words\n")
+
+    def test_pip(self):
+        log = "Looking in links: w\nERROR: No matching distribution found for mpi4py<5,>=4.0\n"
+        assert "w lacks it. Fill the folder anew" in explain_pip(log, "w")
+        assert "Is the package index reachable" in explain_pip(log, "")
+
+    def test_progress_of_cmake(self):
+        assert cmake_percent("[ 9%] Building\n[ 45%] Linking\n...") == "45 %"
+        assert cmake_percent("nothing yet") == ""
+
+
+class TestStamp:
+    @pytest.fixture
+    def venv(self, tmp_path):
+        """An environment as a set-up leaves it, as far as the stamp looks."""
+        (tmp_path / "pyproject.toml").write_text("dependencies = []\n")
+        venv = tmp_path / ".venv"
+        site = venv / "lib" / "python3.11" / "site-packages"
+        executable(venv / "bin" / "python", "true")
+        self.install_torch(site, "2.13.0+cpu")
+        (site / "horovod").mkdir()
+        (site / "horovod" / "metadata.json").write_text(json.dumps({"pytorch": "2.13.0+cpu"}))
+        written = stamp.Stamp(
+            choices=Choices().as_dict(),
+            project=stamp.project_digest(tmp_path),
+            versions=stamp.VERSIONS,
+            torch_version="2.13.0+cpu",
+            torch_folder=str(site / "torch"),
+        )
+        stamp.write(venv, written)
+        return venv
+
+    @staticmethod
+    def install_torch(site: Path, version: str) -> None:
+        (site / "torch").mkdir(parents=True, exist_ok=True)
+        (site / "torch" / "version.py").write_text(f"__version__ = '{version}'\n")
+
+    @staticmethod
+    def why(venv: Path, choices: Choices | None = None) -> str:
+        return stamp.why_stale(stamp.read(venv), venv.parent, venv, choices or Choices())
+
+    def test_nothing_to_do(self, venv):
+        assert self.why(venv) == ""
+
+    def test_another_torch_was_installed(self, venv):
+        self.install_torch(venv / "lib" / "python3.11" / "site-packages", "2.14.1+cu130")
+        assert self.why(venv) == "torch was 2.13.0+cpu, is now 2.14.1+cu130"
+
+    def test_horovod_for_another_torch(self, venv):
+        (venv / "lib/python3.11/site-packages/horovod/metadata.json").write_text('{"pytorch": "2.12.0"}')
+        assert self.why(venv) == "Horovod was built for torch 2.12.0, not 2.13.0+cpu"
+
+    def test_other_choices(self, venv):
+        assert self.why(venv, Choices(torch="system")) == "TORCH was '2.13.0', is now 'system'"
+
+    def test_other_dependencies(self, venv):
+        (venv.parent / "pyproject.toml").write_text("dependencies = ['more']\n")
+        assert self.why(venv) == "the project's dependencies changed"
+
+    def test_interrupted_or_broken(self, venv):
+        (venv / "set-up.json").write_text('{"choices": {')
+        assert self.why(venv) == "not set up yet"
+
+
+class TestWheels:
+    def test_everything_but_torch_and_horovod(self):
+        names = wheels.requirements((ROOT / "pyproject.toml").read_text())
+        assert any(name.startswith("mpi4py") for name in names)
+        assert any(name.startswith("pytest") for name in names)
+        assert not any(name.startswith(("torch", "horovod")) for name in names)
+
+    def test_target(self):
+        arguments = wheels.target_arguments("3.12", "aarch64")
+        assert arguments[arguments.index("--python-version") + 1] == "3.12"
+        assert "manylinux_2_28_aarch64" in arguments
+        with pytest.raises(InputError, match=r"PYTHON_VERSION=3\.9: expected 3\.10 or newer"):
+            wheels.target_arguments("3.9", "x86_64")
