@@ -4,7 +4,7 @@ Hydra composes the files in `conf/` and the command line into `Config`. `check` 
 against its range, before torch or MPI are even imported. Every error names the dotted key.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from omegaconf import MISSING
@@ -100,7 +100,7 @@ class CustomDataConfig(CustomConfig, DataConfig):
 
 
 @dataclass
-class ScheduleRateConfig:
+class RateConfig:
     """The learning rate over the steps."""
 
     name: str = "constant"  # constant | cosine | linear
@@ -116,7 +116,7 @@ class OptimizerConfig:
     lr: float = MISSING
     weight_decay: float = 0.0  # not applied to biases and normalisation weights
     clip: float | None = None  # largest global gradient norm; None: no clipping
-    rate: ScheduleRateConfig = field(default_factory=ScheduleRateConfig)
+    rate: RateConfig = field(default_factory=RateConfig)
 
 
 @dataclass
@@ -226,3 +226,15 @@ class Config:
     threads: Any = "auto"  # per rank; "auto": the node's cores divided by its ranks
     device: str = "auto"  # auto | cpu | cuda
     progress: str = "auto"  # auto | bar | line | off
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return every value of a configuration by its dotted key."""
+    values: dict[str, Any] = {}
+    for name, value in (config if isinstance(config, dict) else vars(config)).items():
+        key = f"{prefix}{name}"
+        if is_dataclass(value) or (isinstance(value, dict) and value):
+            values |= flat(value, f"{key}.")
+        else:
+            values[key] = value
+    return values

@@ -174,7 +174,7 @@ def _memory(tensor: Tensor) -> int:
 
 def _guess(parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[int, int]:
     """Return the operations of a product of every vector of the largest input with all parameters."""
-    vectors = max((tensor.numel() // max(tensor.shape[-1:], default=1) for tensor in inputs), default=1)
+    vectors = max((tensor.numel() // max([1, *tensor.shape[-1:]]) for tensor in inputs), default=1)
     forward = 2 * vectors * sum(parameter.numel() for parameter in parameters)
     return forward, 2 * forward
 

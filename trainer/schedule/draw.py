@@ -11,9 +11,9 @@ def draw_text(schedule: Schedule, timeline: Timeline, width: int = 160) -> str:
 
     1F1B on three stages, four micro-batches, a backward twice as long as a forward:
 
-        0 |0 1 2 ....(0) 3 (1) ..(2) ..(3) |
-        1 |..0 1 (0) 2 (1) 3 (2) ..(3) ....|
-        2 |....
+        0 |0 1 2 ........(0) 3 (1) ..(2) ..(3) |
+        1 |..0 1 ....(0) 2 (1) 3 (2) ..(3) ....|
+        2 |....0 (0) 1 (1) 2 (2) 3 (3) ........|
 
     Args:
         schedule: What is done.

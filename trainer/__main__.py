@@ -1,0 +1,25 @@
+"""`python -m trainer`: trains a model."""
+
+from typing import TYPE_CHECKING
+
+from trainer.command import run_command
+from trainer.config import Config
+
+if TYPE_CHECKING:
+    from trainer.world import World
+
+
+def main() -> None:
+    """Train as configured on the command line."""
+    run_command(_train)
+
+
+def _train(config: Config, world: "World") -> None:
+    from trainer.loop import train  # noqa: PLC0415  (after the configuration is known to be right)
+    from trainer.run import Run  # noqa: PLC0415
+
+    train(Run(config, world))
+
+
+if __name__ == "__main__":
+    main()

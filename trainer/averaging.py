@@ -1,0 +1,79 @@
+"""Gradients of equal stages, averaged across the replicas by Horovod's all-reduce.
+
+A layer is a bucket: its gradients go as one named group as soon as its last backward is done, while the
+pipeline still drains. The loss is scaled by 1 / the global count before the backward, so that a plain sum
+over replicas is the gradient of the global mean, whatever share of the batch each replica has.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.pipeline.stage import BuiltLayer
+from trainer.waiting import wait
+from trainer.world import horovod
+
+
+def gradients_of(layer: BuiltLayer) -> list[Tensor]:
+    """Return the gradients of the parameters that a layer owns and trains.
+
+    A parameter that this step did not use, here or on any replica, gets a gradient of zero: whether it did
+    must not depend on the layout.
+    """
+    gradients = []
+    for parameter in layer.trained():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    return gradients
+
+
+class OneReplica:
+    """Averaging where there is one replica: nothing to do."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+
+    def start(self, layer: BuiltLayer) -> None:
+        """Complete the gradients, as with several replicas."""
+        gradients_of(layer)
+
+    def finish(self, layer: BuiltLayer) -> None:
+        """Do nothing."""
+
+
+class HorovodAveraging:
+    """Averaging by named, grouped all-reduces, a layer at a time.
+
+    Args:
+        op: "average" (the gradient of the global mean) or "adasum" (Maleki et al., 2020).
+        compression: "none", or "fp16" to send halves.
+    """
+
+    def __init__(self, op: str, compression: str) -> None:
+        self.waited = 0.0
+        self._horovod = horovod()
+        self._op = {"average": self._horovod.Sum, "adasum": self._horovod.Adasum}[op]
+        self._compression = getattr(self._horovod.Compression, compression)
+        self._under_way: dict[str, tuple[Any, list[Tensor], list[Tensor], list[Any]]] = {}
+
+    def start(self, layer: BuiltLayer) -> None:
+        """Start to average the gradients of the parameters that the layer owns and trains."""
+        gradients = gradients_of(layer)
+        if not gradients:
+            return
+        compressed, contexts = zip(*map(self._compression.compress, gradients), strict=True)
+        handle = self._horovod.grouped_allreduce_async_(list(compressed), name=layer.name, op=self._op)
+        self._under_way[layer.name] = handle, gradients, list(compressed), list(contexts)
+
+    def finish(self, layer: BuiltLayer) -> None:
+        """Wait for the layer's all-reduce without spinning, and put the result into the gradients."""
+        if layer.name not in self._under_way:
+            return
+        handle, gradients, compressed, contexts = self._under_way.pop(layer.name)
+        self.waited += wait(lambda: self._horovod.poll(handle))
+        self._horovod.synchronize(handle)
+        for gradient, small, context in zip(gradients, compressed, contexts, strict=True):
+            if small is not gradient:
+                gradient.copy_(self._compression.decompress(small, context))

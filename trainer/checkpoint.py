@@ -1,0 +1,309 @@
+"""Checkpoints: one safetensors file a layer, and a manifest that is written last.
+
+    checkpoints/step-00000100/
+        layers/embedding.safetensors    weights, buffers and optimizer state of the layer
+        layers/...
+        progress.json                   step, position in the data (samples), seed, versions
+        manifest.json                   the model's layers, and size and SHA-256 of every file
+
+Nothing in it depends on the layout, and nothing needs unpickling. A folder without its manifest is not a
+checkpoint: it is written under another name and renamed when it is whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from trainer.errors import UserError
+from trainer.models.model import Layer
+from trainer.pipeline.stage import BuiltLayer
+from trainer.world import Communicator
+
+FORMAT = 1
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Optimizer steps done.
+        samples: Position in the data: samples trained on since the beginning.
+        seed: The run's seed.
+        optimizer: The optimizer's name; its state fits no other.
+        versions: What it was made with.
+    """
+
+    step: int
+    samples: int
+    seed: int
+    optimizer: str
+    versions: dict[str, str]
+
+
+def save_checkpoint(
+    folder: Path,
+    layers: Sequence[BuiltLayer],
+    optimizer: torch.optim.Optimizer | None,
+    progress: Progress,
+    group: Communicator,
+) -> Path:
+    """Write a checkpoint together: every rank of one model-parallel group its own layers.
+
+    Args:
+        folder: The folder of checkpoints, one and the same for all ranks.
+        layers: This rank's layers.
+        optimizer: Its optimizer.
+        progress: How far the run is.
+        group: The model-parallel group; all its ranks call this.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    final = folder / f"step-{progress.step:08d}"
+    partial = final.with_name(final.name + _PARTIAL)
+    (partial / "layers").mkdir(parents=True, exist_ok=True)
+    files, described = {}, {}
+    for layer in layers:
+        name = f"layers/{quote(layer.name, safe='')}.safetensors"
+        files[name] = _write(partial / name, _pack(layer, optimizer))
+        described[layer.index] = _describe(layer, name)
+    gathered = group.all_gather_objects((files, described))
+    if group.rank == 0:
+        files = {name: entry for theirs, _ in gathered for name, entry in theirs.items()}
+        ordered = sorted(item for _, theirs in gathered for item in theirs.items())
+        files["progress.json"] = _write(partial / "progress.json", _json(asdict(progress)))
+        manifest = {"format": FORMAT, "layers": [entry for _, entry in ordered], "files": files}
+        _write(partial / "manifest.json", _json(manifest))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(folder)
+    group.barrier()
+    return final
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints; 0 keeps all."""
+    if keep > 0:
+        for old in _complete(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(resume: str, folder: Path) -> Path | None:
+    """Return the checkpoint that a run starts from, or None.
+
+    Args:
+        resume: "auto" (the newest in the folder), "none", or the path of a checkpoint or of a folder of them.
+        folder: The run's folder of checkpoints.
+
+    Raises:
+        UserError: A path was given, and no whole checkpoint is there.
+    """
+    if resume == "none":
+        return None
+    path = folder if resume == "auto" else Path(resume)
+    if (path / "manifest.json").is_file():
+        return path
+    found = _complete(path) or _complete(path / "checkpoints")
+    if not found and resume != "auto":
+        raise UserError(
+            f"checkpoint.resume={resume} is no checkpoint: there is no manifest.json in it; "
+            "give the folder of a checkpoint (.../checkpoints/step-00000100), or auto, or none"
+        )
+    return found[-1] if found else None
+
+
+class Checkpoint:
+    """A checkpoint to read from.
+
+    Raises:
+        UserError: The manifest cannot be read, or is of another format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._manifest = json.loads((path / "manifest.json").read_text())
+            self._layers = {entry["name"]: entry for entry in self._manifest["layers"]}
+            self._files: dict[str, Any] = self._manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"the checkpoint {path} cannot be read: manifest.json: {error}") from error
+        if self._manifest["format"] != FORMAT:
+            raise UserError(
+                f"the checkpoint {path} has format {self._manifest['format']}; this trainer reads {FORMAT}"
+            )
+
+    def progress(self) -> Progress:
+        """Return how far its run was."""
+        return Progress(**json.loads(self._read("progress.json")))
+
+    def check_model(self, layers: Sequence[Layer]) -> None:
+        """Raise a UserError unless it is of a model with these layers."""
+        theirs, ours = list(self._layers), [layer.name for layer in layers]
+        if theirs != ours:
+            raise UserError(
+                f"the checkpoint {self.path} is of another model: it has {len(theirs)} layers "
+                f"({_some(theirs)}), this model has {len(ours)} ({_some(ours)})"
+            )
+
+    def restore(
+        self, layers: Sequence[BuiltLayer], optimizer: torch.optim.Optimizer | None, optimizer_name: str
+    ) -> None:
+        """Load weights, buffers and optimizer state into a rank's layers, whatever layout they were saved in.
+
+        Raises:
+            UserError: A parameter has another shape, the optimizer is another, or a file is damaged.
+        """
+        saved_with = self.progress().optimizer
+        if saved_with != optimizer_name:
+            raise UserError(
+                f"the checkpoint {self.path} was made with optimizer={saved_with}, "
+                f"but this run has optimizer={optimizer_name}"
+            )
+        opened: dict[str, _Packed] = {}
+        for layer in layers:
+            owners = {tie.parameter: (tie.owner, tie.owner_parameter) for tie in layer.ties}
+            for name, parameter in layer.module.named_parameters():
+                owner, owner_name = owners.get(name, (layer.name, name))
+                self._restore_parameter(self._open(owner, opened), owner, owner_name, parameter, optimizer)
+            for name, buffer in _persistent_buffers(layer.module):
+                buffer.copy_(self._open(layer.name, opened).tensors[f"buffer.{name}"])
+
+    def _restore_parameter(
+        self,
+        packed: "_Packed",
+        layer: str,
+        name: str,
+        parameter: nn.Parameter,
+        optimizer: torch.optim.Optimizer | None,
+    ) -> None:
+        weight = packed.tensors.get(f"weight.{name}")
+        if weight is None or weight.shape != parameter.shape:
+            theirs = "no such parameter" if weight is None else f"shape {tuple(weight.shape)}"
+            raise UserError(
+                f"the checkpoint {self.path} is of another model: {layer}: {name} has {theirs} there, "
+                f"and shape {tuple(parameter.shape)} here"
+            )
+        with torch.no_grad():
+            parameter.copy_(weight)
+        if optimizer is None or not parameter.requires_grad:
+            return
+        prefix = f"optimizer.{name}."
+        state: dict[str, Any] = {
+            key.removeprefix(prefix): tensor.to(parameter.device)
+            for key, tensor in packed.tensors.items()
+            if key.startswith(prefix)
+        }
+        state |= packed.scalars.get(name, {})
+        if state:
+            optimizer.state[parameter] = state
+
+    def _open(self, layer: str, opened: "dict[str, _Packed]") -> "_Packed":
+        if layer not in opened:
+            opened[layer] = _unpack(self._read(self._layers[layer]["file"]))
+        return opened[layer]
+
+    def _read(self, name: str) -> bytes:
+        """Return a file's content, held against the manifest."""
+        try:
+            data = (self.path / name).read_bytes()
+            expected = self._files[name]
+        except (OSError, KeyError) as error:
+            raise UserError(f"the checkpoint {self.path} is not whole: {name}: {error}") from error
+        if _entry(data) != expected:
+            raise UserError(
+                f"the checkpoint {self.path} is damaged: {name} has {len(data)} bytes and another SHA-256 than "
+                f"the manifest's ({expected['bytes']} bytes); take an older checkpoint"
+            )
+        return data
+
+
+@dataclass(frozen=True)
+class _Packed:
+    tensors: Mapping[str, Tensor]
+    scalars: Mapping[str, Mapping[str, Any]]  # optimizer state that is no tensor, by parameter
+
+
+def _pack(layer: BuiltLayer, optimizer: torch.optim.Optimizer | None) -> bytes:
+    """Return the bytes of a layer's file."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for name, parameter in layer.owned():
+        tensors[f"weight.{name}"] = parameter.detach()
+        state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{name}.{key}"] = value
+            else:
+                scalars.setdefault(name, {})[key] = value
+    for name, buffer in _persistent_buffers(layer.module):
+        tensors[f"buffer.{name}"] = buffer
+    on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    return save(on_host, metadata={"scalars": json.dumps(scalars)})
+
+
+def _unpack(data: bytes) -> _Packed:
+    # A safetensors file begins with the length of its JSON header, which holds the metadata.
+    length = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    return _Packed(load(data), json.loads(metadata.get("scalars", "{}")))
+
+
+def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    kept = module.state_dict(keep_vars=True)
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
+
+
+def _describe(layer: BuiltLayer, file: str) -> dict[str, Any]:
+    shapes = {name: list(parameter.shape) for name, parameter in layer.owned()}
+    return {"name": layer.name, "file": file, "parameters": shapes}
+
+
+def _write(path: Path, data: bytes) -> dict[str, Any]:
+    """Write a file through to the disk; return its entry for the manifest."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return _entry(data)
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Return the whole checkpoints of a folder, oldest first."""
+    return sorted(
+        path.parent for path in folder.glob("step-*/manifest.json") if path.parent.suffix != _PARTIAL
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")  # noqa: PLR2004

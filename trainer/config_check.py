@@ -1,0 +1,105 @@
+"""The range of every value, checked before torch and MPI are imported; every error names the dotted key."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from trainer.config import Config, flat
+from trainer.errors import UserError, suggest
+from trainer.schedule.orders import ORDERS
+
+
+class _Range(NamedTuple):
+    words: str
+    holds: Callable[[Any], bool]
+    keys: tuple[str, ...]
+
+
+# A value of None ("not given") is in every range; keys of parts that were not chosen are passed over.
+_RANGES = (
+    _Range(
+        "greater than 0",
+        lambda value: value > 0,
+        (
+            "layout.devices_per_rank",
+            "batch.global_size",
+            "batch.micro_size",
+            "model.blocks",
+            "model.width",
+            "model.heads",
+            "model.context",
+            "model.features",
+            "model.hidden",
+            "data.context",
+            "data.samples",
+            "data.features",
+            "train.steps",
+            "train.epochs",
+            "optimizer.clip",
+            "optimizer.epsilon",
+        ),
+    ),
+    _Range(
+        "0 or greater",
+        lambda value: value >= 0,
+        (
+            "optimizer.lr",
+            "optimizer.weight_decay",
+            "optimizer.rate.warmup",
+            "train.seed",
+            "eval.every",
+            "eval.samples",
+            "generate.tokens",
+            "generate.temperature",
+            "generate.top_k",
+            "checkpoint.every",
+            "checkpoint.keep",
+            "data.seed",
+        ),
+    ),
+    _Range(
+        "from 0 to below 1",
+        lambda value: 0 <= value < 1,
+        ("model.dropout", "optimizer.momentum", "optimizer.beta1", "optimizer.beta2"),
+    ),
+    _Range("from 0 to 1", lambda value: 0 <= value <= 1, ("optimizer.rate.final",)),
+    _Range(
+        "auto, or a whole number greater than 0", lambda value: _auto(value), ("layout.stages", "threads")
+    ),
+)
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "schedule": tuple(ORDERS),
+    "device": ("auto", "cpu", "cuda"),
+    "progress": ("auto", "bar", "line", "off"),
+    "averaging.op": ("average", "adasum"),
+    "averaging.compression": ("none", "fp16"),
+    "optimizer.rate.name": ("constant", "cosine", "linear"),
+    "model.positions": ("learned", "rotary"),
+}
+
+
+def check(config: Config) -> None:
+    """Check every value by itself; what hangs on the world, the data or the model is checked with them.
+
+    Raises:
+        UserError: A value is out of its range, or not one of its choices.
+    """
+    values = flat(config)
+    for key, choices in _CHOICES.items():
+        if key in values and values[key] not in choices:
+            raise UserError(
+                f"{key}={values[key]} is not one of {', '.join(choices)}{suggest(values[key], choices)}"
+            )
+    for limits in _RANGES:
+        for key in limits.keys:
+            value = values.get(key)
+            if value is not None and not limits.holds(value):
+                raise UserError(f"{key}={value} must be {limits.words}")
+    if config.train.steps is None and config.train.epochs is None:
+        raise UserError("train.steps and train.epochs are both null: give one of them")
+    if not config.checkpoint.resume:
+        raise UserError("checkpoint.resume must be auto, none, or the path of a checkpoint")
+
+
+def _auto(value: Any) -> bool:
+    return value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0)

@@ -1,0 +1,40 @@
+"""Which samples a step trains on: a pure function of the seed and a position in samples, whatever the layout."""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.seeds import derive
+
+
+class Order:
+    """Passes over the samples one after another, each in a new random order.
+
+    A batch may begin in one pass and end in the next, so that no sample is left out.
+
+    Args:
+        length: The number of samples.
+        seed: The run's seed.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self._length = length
+        self._seed = seed
+        self._pass = lru_cache(maxsize=2)(self._shuffle)
+
+    def samples(self, position: int, count: int) -> NDArray[np.int64]:
+        """Return the numbers of the `count` samples that follow the first `position` of the run."""
+        parts = []
+        while count > 0:
+            number, start = divmod(position, self._length)
+            part = self._pass(number)[start : start + count]
+            parts.append(part)
+            position, count = position + len(part), count - len(part)
+        return np.concatenate(parts)
+
+    def _shuffle(self, number: int) -> NDArray[np.int64]:
+        # RandomState: NumPy promises that its numbers never change from one release to the next.
+        seed = derive(self._seed, "order", number)
+        generator = np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32])
+        return generator.permutation(self._length).astype(np.int64)

@@ -1,0 +1,41 @@
+"""The loss on samples that are held out: forward passes, by a schedule of the same actions."""
+
+import numpy as np
+
+from trainer.data.micro_batches import MicroBatches, cut
+from trainer.layout import deal, micro_batch_sizes
+from trainer.run import Run
+from trainer.schedule.assemble import evaluation_schedule
+from trainer.schedule.merge import merge_for_rank
+
+
+def evaluate(run: Run, samples: int) -> float:
+    """Return the mean loss on validation samples, on every rank alike.
+
+    Args:
+        run: The run.
+        samples: How many of them, the first ones; 0 for all.
+    """
+    dataset = run.data.validation
+    number = min(samples, len(dataset)) if samples else len(dataset)
+    sizes = micro_batch_sizes(number, run.config.batch.micro_size)
+    mine = deal(len(sizes), run.layout.replicas, run.replica)
+    source = MicroBatches(
+        dataset,
+        cut(np.arange(number, dtype=np.int64), sizes, mine),
+        read_inputs=run.holds_first_stage,
+        read_targets=run.holds_last_stage,
+    )
+    schedule = evaluation_schedule(run.layout.stages, len(mine))
+    losses = run.engine.infer(merge_for_rank(schedule, run.workers), source)
+    ours = [losses[i].item() for i in range(len(losses))]
+    counts = [run.model.loss.count(target) for target in source.all_targets()]
+    return _mean(run, ours, counts)
+
+
+def _mean(run: Run, losses: list[float], counts: list[int]) -> float:
+    """Add up over all ranks, in the order of micro-batches; ranks without the last stage add nothing."""
+    everyone = run.world.all_gather_objects((losses, counts))
+    total = sum(loss for theirs, _ in everyone for loss in theirs)
+    count = sum(count for _, theirs in everyone for count in theirs)
+    return total / count if count else 0.0

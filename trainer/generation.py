@@ -1,0 +1,79 @@
+"""Text from a language model that is cut into stages: the same engine, a schedule of forward passes."""
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.config import GenerateConfig
+from trainer.models.model import Activation
+from trainer.pipeline.source import Source
+from trainer.run import Run
+from trainer.schedule.assemble import generation_schedule
+from trainer.schedule.merge import merge_for_rank
+from trainer.seeds import derive
+
+
+class Text(Source):
+    """A text that grows token by token; the first stage holds it, the last chooses what follows.
+
+    Args:
+        prompt: The tokens that it begins with.
+        tokens: How many to add.
+        context: The most tokens that the model takes; older ones are left out.
+        config: How to choose.
+        seed: Of the choices.
+    """
+
+    def __init__(
+        self, prompt: Sequence[int], tokens: int, context: int, config: GenerateConfig, seed: int
+    ) -> None:
+        self.tokens = list(prompt)
+        self._prompt = len(prompt)
+        self._count = tokens
+        self._context = context
+        self._config = config
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def signatures(self) -> Sequence[Hashable]:
+        """Return the length of the text, as the model sees it, before every new token."""
+        return [min(self._prompt + i, self._context) for i in range(self._count)]
+
+    def inputs(self, micro_batch: int) -> Activation:
+        """Return the tokens so far, [1, time]."""
+        return torch.tensor([self.tokens[-self._context :]])
+
+    def targets(self, micro_batch: int) -> Activation:
+        """Return None: there is nothing to compare with."""
+        return None
+
+    def sample(self, output: Activation) -> Tensor:
+        """Return the next token, [1], from the logits [1, time, vocabulary]."""
+        assert isinstance(output, Tensor)
+        logits = output[0, -1].float().cpu()
+        if self._config.temperature == 0:
+            return logits.argmax().reshape(1)
+        logits = logits / self._config.temperature
+        if 0 < self._config.top_k < len(logits):
+            logits[logits < logits.topk(self._config.top_k).values[-1]] = -torch.inf
+        return torch.multinomial(logits.softmax(0), 1, generator=self._generator)
+
+    def append(self, token: Tensor) -> None:
+        """Put a token behind the text."""
+        self.tokens.append(int(token))
+
+
+def generate(run: Run) -> str | None:
+    """Let the first replica write `generate.tokens` tokens behind `generate.prompt`.
+
+    Returns:
+        The text with its prompt, on rank 0; elsewhere None.
+    """
+    config, tokenizer = run.config.generate, run.data.tokenizer
+    if tokenizer is None or config.tokens == 0 or run.replica != 0:
+        return None
+    prompt = tokenizer.encode(config.prompt)
+    text = Text(prompt, config.tokens, run.context(), config, derive(run.config.train.seed, "generate"))
+    schedule = generation_schedule(run.layout.stages, config.tokens)
+    run.engine.infer(merge_for_rank(schedule, run.workers), text)
+    return tokenizer.decode(text.tokens) if run.world.rank == 0 else None

@@ -1,0 +1,115 @@
+"""The training loop: steps, validation, checkpoints, what a person sees, and a text at the end."""
+
+import logging
+import math
+
+from trainer.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
+from trainer.errors import UserError
+from trainer.evaluation import evaluate
+from trainer.generation import generate
+from trainer.metrics.folder import RunFolder
+from trainer.metrics.progress import Display, build_display
+from trainer.metrics.table import layout_table
+from trainer.run import Run
+from trainer.step import Stepper, StepResult
+from trainer.world import versions
+
+_log = logging.getLogger(__name__)
+
+
+def train(run: Run) -> None:
+    """Train to the last step, from the newest checkpoint if there is one."""
+    config = run.config
+    folder = RunFolder(config, run.world)
+    step, position = _restore(run, folder)
+    steps = last_step(run, step, position)
+    unit = "samples" if run.data.vocabulary is None else "tokens"
+    display = build_display(config.progress, rank=run.world.rank, start=step, steps=steps, unit=unit)
+    display.say(layout_table(run))
+    display.say(f"run folder: {folder.path}" + (f", resumed behind step {step}" if step else ""))
+    stepper, predicted = Stepper(run, steps), run.predicted_bubble()
+    saved = step
+    while step < steps:
+        result = stepper.run(step + 1, position)
+        step, position = step + 1, position + config.batch.global_size
+        _write(folder, step, result, predicted, config.batch.global_size)
+        display.step(step, result)
+        if _due(step, config.eval.every) and step < steps:
+            _validate(run, folder, display, step)
+        if _due(step, config.checkpoint.every):
+            _save(run, folder, step, position)
+            saved = step
+    _validate(run, folder, display, step)
+    if saved != step:
+        _save(run, folder, step, position)
+    text = generate(run)
+    if text is not None:
+        display.say(f"the model writes:\n{text}")
+    display.close()
+    run.world.barrier()  # a rank that left early would take Horovod away from the others
+
+
+def last_step(run: Run, step: int, position: int) -> int:
+    """Return the number of the last step: whichever of `train.steps` and `train.epochs` ends first."""
+    train = run.config.train
+    limits = [] if train.steps is None else [train.steps]
+    if train.epochs is not None:
+        samples = train.epochs * len(run.data.training) - position
+        limits.append(step + math.ceil(samples / run.config.batch.global_size))
+    return max(step, min(limits))
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _restore(run: Run, folder: RunFolder) -> tuple[int, int]:
+    """Load the checkpoint that the run starts from; return its step and position, or zeros."""
+    path = find_checkpoint(run.config.checkpoint.resume, folder.checkpoints)
+    # Every rank must start from the same one, also where a file system shows files late.
+    run.world.agree("checkpoint", {"checkpoint.resume": path and path.name})
+    if path is None:
+        folder.forget_after(0)
+        return 0, 0
+    checkpoint = Checkpoint(path)
+    checkpoint.check_model(run.model.layers)
+    checkpoint.restore(run.layers, run.optimizer, run.config.optimizer.name)
+    progress = checkpoint.progress()
+    if progress.seed != run.config.train.seed:
+        raise UserError(
+            f"the checkpoint {path} was made with train.seed={progress.seed}, but this run has "
+            f"train.seed={run.config.train.seed}: its data would come in another order"
+        )
+    folder.forget_after(progress.step)
+    _log.info("resumed from %s", path)
+    return progress.step, progress.samples
+
+
+def _save(run: Run, folder: RunFolder, step: int, position: int) -> None:
+    """Write a checkpoint: the first replica does it, the others have the same."""
+    if run.replica == 0:
+        config = run.config
+        progress = Progress(step, position, config.train.seed, config.optimizer.name, versions())
+        save_checkpoint(folder.checkpoints, run.layers, run.optimizer, progress, run.groups.model_parallel)
+        if run.world.rank == 0:
+            remove_old(folder.checkpoints, config.checkpoint.keep)
+
+
+def _validate(run: Run, folder: RunFolder, display: Display, step: int) -> None:
+    loss = evaluate(run, run.config.eval.samples)
+    folder.write(step=step, val_loss=loss)
+    display.say(f"step {step}  validation loss {loss:.4f}")
+
+
+def _write(folder: RunFolder, step: int, result: StepResult, predicted: float, samples: int) -> None:
+    folder.write(
+        step=step,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        lr=result.lr,
+        step_seconds=result.seconds,
+        samples_per_second=samples / result.seconds,
+        bubble=result.bubble,
+        bubble_predicted=predicted,
+        peak_memory_bytes=list(result.peak_memory),
+    )

@@ -1,0 +1,81 @@
+"""A run's folder: one per run, whatever the number of ranks.
+
+config.yaml       the configuration, resolved
+metrics.jsonl     one object a step, and one a validation
+logs/rank0.log    what each rank logs
+checkpoints/      see trainer/checkpoint.py
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.world import World
+
+
+class RunFolder:
+    """The folder of a run. Rank 0 makes it and writes the metrics; every rank logs into it.
+
+    Raises:
+        UserError: It cannot be made or written.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.path = Path(config.run.dir)
+        self._writes = world.rank == 0
+        if self._writes:
+            try:
+                (self.path / "logs").mkdir(parents=True, exist_ok=True)
+                (self.path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+            except OSError as error:
+                raise UserError(f"run.dir={config.run.dir} cannot be written: {error}") from error
+        world.barrier()
+        (self.path / "logs").mkdir(parents=True, exist_ok=True)  # another node may have a disk of its own
+        log_to(self.path / "logs" / f"rank{world.rank}.log")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the run's checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """Return the file of the run's numbers."""
+        return self.path / "metrics.jsonl"
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps after `step`, which a resumed run does again."""
+        if self._writes and self.metrics.exists():
+            lines = self.metrics.read_text().splitlines(keepends=True)
+            self.metrics.write_text("".join(line for line in lines if _step(line) <= step))
+
+    def write(self, **values: Any) -> None:
+        """Append an object to the metrics, on rank 0. Floats are written so that they read back the same."""
+        if self._writes:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut off by a crash
+
+
+def log_to(path: Path) -> None:
+    """Send this process's log to a file, instead of the one before."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler):
+            root.removeHandler(handler)
+            handler.close()
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)

@@ -1,0 +1,137 @@
+"""What a person sees while a run goes on: a bar on a terminal, whole lines elsewhere. Shown by rank 0."""
+
+import sys
+import time
+from typing import Protocol
+
+from tqdm import tqdm
+
+from trainer import environment
+from trainer.step import StepResult
+
+_LINE_EVERY = 1.0  # seconds, at least
+
+
+class Display(Protocol):
+    """Shows how far a run is."""
+
+    def step(self, step: int, result: StepResult) -> None:
+        """Show a step."""
+
+    def say(self, text: str) -> None:
+        """Show a text of whole lines."""
+
+    def close(self) -> None:
+        """End the display."""
+
+
+def build_display(mode: str, *, rank: int, start: int, steps: int, unit: str) -> Display:
+    """Return the display of a rank.
+
+    Args:
+        mode: "bar", "line", "off", or "auto": a bar if a person's terminal is there and no launcher, whose
+            tags would cut it in pieces, stands between; else lines.
+        rank: Only rank 0 shows anything.
+        start: The steps done before.
+        steps: The last step.
+        unit: What the loss is a mean of: "tokens" or "samples".
+    """
+    if rank != 0 or mode == "off":
+        return Off()
+    if mode == "auto":
+        mode = "bar" if sys.stdout.isatty() and not environment.launched() else "line"
+    return (Bar if mode == "bar" else Lines)(start, steps, unit)
+
+
+class Off:
+    """Shows nothing."""
+
+    def step(self, step: int, result: StepResult) -> None:
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Lines:
+    """Writes whole lines, at most one a second and one for the last step."""
+
+    def __init__(self, start: int, steps: int, unit: str) -> None:
+        self._start, self._steps, self._unit = start, steps, unit
+        self._began = self._last = time.monotonic()
+        self._rate = Rate()
+
+    def step(self, step: int, result: StepResult) -> None:
+        """Write a line for a step, if it is time for one."""
+        self._rate.add(result)
+        now = time.monotonic()
+        first_or_last = step in (self._start + 1, self._steps)
+        if not first_or_last and now - self._last < _LINE_EVERY:
+            return
+        self._last = now
+        left = (now - self._began) / (step - self._start) * (self._steps - step)
+        self.say(
+            f"step {step}/{self._steps}  {describe(result)}  {self._rate} {self._unit}/s  {_clock(left)} left"
+        )
+
+    def say(self, text: str) -> None:
+        """Write a text, in one piece."""
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Do nothing: a line is whole."""
+
+
+class Bar:
+    """Draws a bar that moves."""
+
+    def __init__(self, start: int, steps: int, unit: str) -> None:
+        self._unit = unit
+        self._rate = Rate()
+        self._bar = tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, file=sys.stdout)
+
+    def step(self, step: int, result: StepResult) -> None:
+        """Move the bar."""
+        self._rate.add(result)
+        self._bar.set_postfix_str(f"{describe(result)}  {self._rate} {self._unit}/s", refresh=False)
+        self._bar.update()
+
+    def say(self, text: str) -> None:
+        """Write a text above the bar."""
+        self._bar.write(text)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+
+class Rate:
+    """Tokens or samples a second, over the last steps."""
+
+    def __init__(self) -> None:
+        self._value: float | None = None
+
+    def add(self, result: StepResult) -> None:
+        """Take a step in."""
+        now = result.count / result.seconds
+        self._value = now if self._value is None else 0.8 * self._value + 0.2 * now
+
+    def __str__(self) -> str:
+        return f"{self._value:,.0f}" if self._value is not None else "-"
+
+
+def describe(result: StepResult) -> str:
+    """Return a step's numbers, in short."""
+    return (
+        f"loss {result.loss:.4f}  norm {result.grad_norm:.3f}  lr {result.lr:.2e}  bubble {result.bubble:.0%}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

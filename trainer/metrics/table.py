@@ -1,0 +1,71 @@
+"""The table at the start of a run: who holds what."""
+
+from collections.abc import Sequence
+
+from trainer.run import Run
+
+
+def layout_table(run: Run) -> str:
+    """Return a table of the stages: their ranks, layers, parameters, bytes and share of the work."""
+    layout, cut = run.layout, run.cut
+    total = sum(cost.cost for cost in cut.costs)
+    rows = [("stage", "ranks", "layers", "parameters", "bytes", "work")]
+    for stage, layers in enumerate(cut.stages):
+        costs = [cut.costs[layer] for layer in layers]
+        ranks = [layout.rank_of(stage, replica) for replica in range(layout.replicas)]
+        names = costs[0].name if len(costs) == 1 else f"{costs[0].name} .. {costs[-1].name} ({len(costs)})"
+        rows.append(
+            (
+                str(stage),
+                _ranks(ranks),
+                names,
+                f"{sum(cost.parameters for cost in costs):,}",
+                _bytes(sum(cost.parameter_bytes for cost in costs)),
+                f"{sum(cost.cost for cost in costs) / total:.0%}",
+            )
+        )
+    return f"{_headline(run)}\n{_align(rows)}"
+
+
+def _headline(run: Run) -> str:
+    config, layout = run.config, run.layout
+    devices = {str(device) for device in run.devices}
+    return (
+        f"{config.model.name}: {layout.world} rank{_s(layout.world)} = "
+        f"{layout.replicas} replica{_s(layout.replicas)} x {layout.stages} stage{_s(layout.stages)}, "
+        f"schedule {config.schedule}; a step: {config.batch.global_size} samples in {len(run.sizes)} "
+        f"micro-batch{'es' if len(run.sizes) != 1 else ''}, {run.threads} thread{_s(run.threads)} a rank, "
+        f"{', '.join(sorted(devices))}"
+    )
+
+
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    if len(ranks) <= 4:  # noqa: PLR2004
+        return " ".join(map(str, ranks))
+    return f"{ranks[0]} {ranks[1]} .. {ranks[-1]}"
+
+
+def _bytes(number: int) -> str:
+    size = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:  # noqa: PLR2004
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    text_columns = 3  # the others are numbers, and stand on the right
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column < text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)

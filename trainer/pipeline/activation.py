@@ -1,0 +1,91 @@
+"""Activations as flat lists of tensors and a structure: the only code that knows they may be nested."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from trainer.models.model import Activation
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a receiver must know of a tensor before it comes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorSpec":
+        """Return the spec of a tensor."""
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
+
+    @property
+    def bytes(self) -> int:
+        """Return the size in bytes."""
+        count = self.dtype.itemsize
+        for length in self.shape:
+            count *= length
+        return count
+
+
+# The shape of the nest: a place in the flat list, None, ("tuple", parts) or ("dict", keys, parts).
+Nest: TypeAlias = "int | None | tuple[object, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Everything about an activation but its numbers; hashable, comparable, small to send."""
+
+    nest: Nest
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def differentiable(self) -> tuple[TensorSpec, ...]:
+        """Return the specs of the tensors that a gradient comes back for."""
+        return tuple(spec for spec in self.tensors if spec.requires_grad)
+
+
+def flatten(activation: Activation) -> tuple[list[Tensor], Nest]:
+    """Return the tensors of an activation in a fixed order, and how they nest.
+
+    Raises:
+        TypeError: It holds something that is neither a tensor, None, a tuple nor a dict.
+    """
+    tensors: list[Tensor] = []
+    return tensors, _flatten(activation, tensors)
+
+
+def _flatten(activation: Activation, tensors: list[Tensor]) -> Nest:
+    if isinstance(activation, Tensor):
+        tensors.append(activation)
+        return len(tensors) - 1
+    if activation is None:
+        return None
+    if isinstance(activation, tuple):
+        return ("tuple", tuple(_flatten(part, tensors) for part in activation))
+    if isinstance(activation, dict):
+        parts = tuple(_flatten(part, tensors) for part in activation.values())
+        return ("dict", tuple(activation), parts)
+    raise TypeError(
+        f"what passes between layers is a tensor or a nested tuple or dict of tensors and None, "
+        f"not {type(activation).__name__}"
+    )
+
+
+def unflatten(tensors: list[Tensor], nest: Nest) -> Activation:
+    """Return the activation that `flatten` took apart."""
+    if nest is None:
+        return None
+    if isinstance(nest, int):
+        return tensors[nest]
+    kind, *rest = nest
+    parts = tuple(unflatten(tensors, part) for part in rest[-1])  # type: ignore[attr-defined]
+    return parts if kind == "tuple" else dict(zip(rest[0], parts, strict=True))  # type: ignore[call-overload, no-any-return]
+
+
+def structure(tensors: list[Tensor], nest: Nest) -> Structure:
+    """Return the structure of a flattened activation."""
+    return Structure(nest, tuple(TensorSpec.of(tensor) for tensor in tensors))

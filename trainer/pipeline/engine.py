@@ -1,0 +1,246 @@
+"""The engine: a small interpreter of actions. It knows nothing of MPI, Horovod, CUDA or the model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.models.model import Activation
+from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.pipeline.source import Source
+from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.ties import TiedParameters
+from trainer.pipeline.transport import Transport
+from trainer.schedule.actions import Action, Kind
+
+
+class Gradients(Protocol):
+    """What averages the gradients of a layer over the replicas.
+
+    Attributes:
+        waited: Seconds that this rank has waited for other replicas, ever.
+    """
+
+    waited: float
+
+    def start(self, layer: BuiltLayer) -> None:
+        """Start to average a layer's gradients; they are complete."""
+
+    def finish(self, layer: BuiltLayer) -> None:
+        """Return when the layer's gradients are averaged."""
+
+
+@dataclass
+class _Run:
+    """The state of one run of a list of actions."""
+
+    source: Source
+    scale: Tensor | None
+    step: Callable[[Mapping[int, Tensor]], None] | None
+    last_backward: Mapping[int, int]
+    inputs: dict[tuple[int, int], tuple[list[Tensor], Nest]] = field(default_factory=dict)
+    outputs: dict[tuple[int, int], tuple[list[Tensor], Nest]] = field(default_factory=dict)
+    gradients: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
+    losses: dict[int, Tensor] = field(default_factory=dict)
+    tokens: dict[int, Tensor] = field(default_factory=dict)
+    averaging: set[str] = field(default_factory=set)
+    ready_to_step: set[int] = field(default_factory=set)
+
+
+class Engine:
+    """Runs lists of actions on the stages of this rank.
+
+    Args:
+        stages: This rank's stages, by number.
+        last_stage: The number of the model's last stage.
+        local: Carries what stays in this process.
+        remote: Carries what goes to other ranks of the group.
+        gradients: Averages over the replicas.
+        ties: The tied parameters of this rank's stages.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[int, Stage],
+        *,
+        last_stage: int,
+        local: Transport,
+        remote: Transport,
+        gradients: Gradients,
+        ties: TiedParameters,
+    ) -> None:
+        self._stages = stages
+        self._last_stage = last_stage
+        self._local = local
+        self._remote = remote
+        self._averaging = gradients
+        self._ties = ties
+        self._run: _Run
+        self._do: dict[Kind, Callable[[Action], None]] = {
+            Kind.FORWARD: self._forward,
+            Kind.BACKWARD: self._backward,
+            Kind.SEND_ACTIVATION: self._send_activation,
+            Kind.RECEIVE_ACTIVATION: self._receive_activation,
+            Kind.SEND_GRADIENT: self._send_gradient,
+            Kind.RECEIVE_GRADIENT: self._receive_gradient,
+            Kind.SEND_TIE: self._send_tie,
+            Kind.RECEIVE_TIE: self._receive_tie,
+            Kind.AVERAGE: self._average,
+            Kind.FINISH: self._finish,
+            Kind.SEND_TIED: self._send_tied,
+            Kind.RECEIVE_TIED: self._receive_tied,
+            Kind.STEP: self._step,
+            Kind.SAMPLE: self._sample,
+            Kind.SEND_TOKEN: self._send_token,
+            Kind.RECEIVE_TOKEN: self._receive_token,
+        }
+
+    @property
+    def waited(self) -> float:
+        """Return the seconds that this rank has waited for others, ever."""
+        return self._remote.waited + self._averaging.waited
+
+    def train(
+        self,
+        actions: Sequence[Action],
+        source: Source,
+        scale: float,
+        step: Callable[[Mapping[int, Tensor]], None],
+    ) -> None:
+        """Run a training step.
+
+        Args:
+            actions: This rank's list.
+            source: This replica's micro-batches.
+            scale: What every loss's sum is multiplied by before its backward: 1 / the global count.
+            step: Called when every stage of the rank has come to its STEP, with the losses: on the last
+                stage's rank the sum of every micro-batch (not scaled), elsewhere none.
+        """
+        self._execute(actions, source, scale, step)
+
+    def infer(self, actions: Sequence[Action], source: Source) -> dict[int, Tensor]:
+        """Run forward passes alone, of an evaluation or a generation; return the losses if it has targets."""
+        return self._execute(actions, source, None, None)
+
+    def _execute(
+        self,
+        actions: Sequence[Action],
+        source: Source,
+        scale: float | None,
+        step: Callable[[Mapping[int, Tensor]], None] | None,
+    ) -> dict[int, Tensor]:
+        training = scale is not None
+        last = self._stages.get(self._last_stage)
+        seed = torch.tensor(scale, device=last.device) if training and last is not None else None
+        last_backward = {a.stage: a.micro_batch for a in actions if a.kind is Kind.BACKWARD}
+        self._run = _Run(source, seed, step, last_backward)
+        for stage in self._stages.values():
+            stage.train(training)
+        signatures = source.signatures() if 0 in self._stages else None
+        self._remote.begin(actions, signatures, "training" if training else "inference")
+        with torch.set_grad_enabled(training):
+            for action in actions:
+                self._do[action.kind](action)
+        self._remote.finish()
+        return self._run.losses
+
+    def _route(self, action: Action) -> Transport:
+        return self._local if action.peer in self._stages else self._remote
+
+    def _forward(self, action: Action) -> None:
+        stage, i = self._stages[action.stage], action.micro_batch
+        if action.stage == 0:
+            tensors, nest = flatten(self._run.source.inputs(i))
+            tensors = [tensor.to(stage.device, non_blocking=True) for tensor in tensors]
+        else:
+            tensors, nest = self._run.inputs.pop((action.stage, i))
+        tensors, nest = stage.forward(i, tensors, nest)
+        target = self._run.source.targets(i) if action.stage == self._last_stage else None
+        if target is None:
+            self._run.outputs[action.stage, i] = tensors, nest
+        else:
+            self._run.losses[i] = self._loss(stage, i, unflatten(tensors, nest), target)
+
+    def _loss(self, stage: Stage, micro_batch: int, output: Activation, target: Activation) -> Tensor:
+        tensors, nest = flatten(target)
+        moved = [tensor.to(stage.device, non_blocking=True) for tensor in tensors]
+        return stage.loss_sum(micro_batch, output, unflatten(moved, nest))
+
+    def _backward(self, action: Action) -> None:
+        stage, i = self._stages[action.stage], action.micro_batch
+        if action.stage == self._last_stage:
+            assert self._run.scale is not None
+            gradients = [self._run.scale]
+        else:
+            gradients = self._run.gradients.pop((action.stage, i))
+        is_last = self._run.last_backward[action.stage] == i
+        complete = self._complete if is_last else None
+        self._run.gradients[action.stage - 1, i] = stage.backward(i, gradients, complete)
+
+    def _send_activation(self, action: Action) -> None:
+        tensors, nest = self._run.outputs.pop((action.stage, action.micro_batch))
+        self._route(action).send(action, tensors, nest)
+
+    def _receive_activation(self, action: Action) -> None:
+        self._run.inputs[action.stage, action.micro_batch] = self._route(action).receive(action)
+
+    def _send_gradient(self, action: Action) -> None:
+        tensors = self._run.gradients.pop((action.peer, action.micro_batch))
+        self._send_list(action, tensors)
+
+    def _receive_gradient(self, action: Action) -> None:
+        self._run.gradients[action.stage, action.micro_batch] = self._route(action).receive(action)[0]
+
+    def _send_list(self, action: Action, tensors: Sequence[Tensor]) -> None:
+        self._route(action).send(action, tensors, ("tuple", tuple(range(len(tensors)))))
+
+    def _complete(self, layer: BuiltLayer) -> None:
+        """Average a layer as soon as its own backwards are done, unless uses elsewhere still add to it."""
+        if not self._ties.is_owner(layer):
+            self._start_averaging(layer)
+
+    def _start_averaging(self, layer: BuiltLayer) -> None:
+        self._run.averaging.add(layer.name)
+        self._averaging.start(layer)
+
+    def _average(self, action: Action) -> None:
+        for layer in reversed(self._stages[action.stage].layers):
+            if layer.name not in self._run.averaging:
+                self._start_averaging(layer)
+
+    def _finish(self, action: Action) -> None:
+        for layer in reversed(self._stages[action.stage].layers):
+            self._averaging.finish(layer)
+
+    def _send_tie(self, action: Action) -> None:
+        self._send_list(action, self._ties.gradients_of_uses(owner=action.peer, use=action.stage))
+
+    def _receive_tie(self, action: Action) -> None:
+        received, _ = self._route(action).receive(action)
+        self._ties.add_to_owners(received, owner=action.stage, use=action.peer)
+
+    def _send_tied(self, action: Action) -> None:
+        self._send_list(action, self._ties.gradients_of_owners(owner=action.stage, use=action.peer))
+
+    def _receive_tied(self, action: Action) -> None:
+        received, _ = self._route(action).receive(action)
+        self._ties.give_to_uses(received, owner=action.peer, use=action.stage)
+
+    def _step(self, action: Action) -> None:
+        self._run.ready_to_step.add(action.stage)
+        if len(self._run.ready_to_step) == len(self._stages):
+            assert self._run.step is not None
+            self._run.step(self._run.losses)
+
+    def _sample(self, action: Action) -> None:
+        tensors, nest = self._run.outputs.pop((action.stage, action.micro_batch))
+        self._run.tokens[action.micro_batch] = self._run.source.sample(unflatten(tensors, nest))
+
+    def _send_token(self, action: Action) -> None:
+        self._send_list(action, [self._run.tokens.pop(action.micro_batch)])
+
+    def _receive_token(self, action: Action) -> None:
+        received, _ = self._route(action).receive(action)
+        self._run.source.append(received[0])

@@ -1,0 +1,24 @@
+"""Random numbers of a forward pass: they follow from what is computed, not from who computes it or when."""
+
+import torch
+
+from trainer.seeds import derive, seed_device
+
+
+class Randomness:
+    """Seeds a device before every layer of every micro-batch.
+
+    Attributes:
+        step: The optimizer step under way.
+        first_micro_batch: The place of this replica's micro-batch 0 in the global batch.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.step = 0
+        self.first_micro_batch = 0
+
+    def seed_layer(self, layer: str, micro_batch: int, device: torch.device) -> None:
+        """Seed the device's default generator for one layer's forward of one micro-batch."""
+        place = self.first_micro_batch + micro_batch
+        seed_device(device, derive(self._seed, "forward", self.step, place, layer))

@@ -1,0 +1,154 @@
+"""A stage: consecutive layers, each with a graph of its own, run forward and backward by micro-batch.
+
+The graph of autograd never spans two layers. So what happens inside a layer cannot depend on where the
+model is cut, a layer's memory is free as soon as its backward is done, and the gradients of a layer are
+known to be complete, without any hook, when its last backward returns.
+
+        inputs      [1] leaf     layer 0     [2] contiguous, cut     leaf     layer 1     ...
+    forward  ------->  x0 ---------------->  y0 . . . . . . . . . .>  x1 ---------------->
+    backward <-------  x0.grad <-----------  y0 <. . . . . . . . . .  x1.grad <-----------
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from trainer.models.model import Activation, Loss, Tie
+from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.pipeline.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class BuiltLayer:
+    """A layer whose module exists, on this rank.
+
+    Attributes:
+        index: Its place in the model, from 0.
+        name: Its name in the model.
+        module: The module.
+        ties: The parameters that are copies of an earlier layer's.
+    """
+
+    index: int
+    name: str
+    module: nn.Module
+    ties: tuple[Tie, ...] = ()
+
+    @property
+    def tied(self) -> frozenset[str]:
+        """Return the names of the parameters that another layer owns."""
+        return frozenset(tie.parameter for tie in self.ties)
+
+    def owned(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters that this layer owns, by name, in the module's order."""
+        return [(name, p) for name, p in self.module.named_parameters() if name not in self.tied]
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the owned parameters that training changes."""
+        return [parameter for _, parameter in self.owned() if parameter.requires_grad]
+
+
+@dataclass
+class _Tape:
+    """What a micro-batch's backward needs: of every layer, its leaves and its outputs."""
+
+    leaves: list[list[Tensor]] = field(default_factory=list)
+    outputs: list[list[Tensor]] = field(default_factory=list)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+class Stage:
+    """Consecutive layers on one device.
+
+    Args:
+        index: The stage's number.
+        layers: Its layers, in order.
+        device: Where they are.
+        loss: The model's loss, on the last stage; else None.
+        randomness: Seeds the device before every layer's forward.
+        between: Called behind every layer: the time for messages to move on.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        layers: Sequence[BuiltLayer],
+        device: torch.device,
+        *,
+        loss: Loss | None,
+        randomness: Randomness,
+        between: Callable[[], None],
+    ) -> None:
+        self.index = index
+        self.layers = tuple(layers)
+        self.device = device
+        self.loss = loss
+        self._randomness = randomness
+        self._between = between
+        self._tapes: dict[int, _Tape] = {}
+
+    def train(self, mode: bool) -> None:
+        """Set the layers to train (dropout on, graphs kept) or to infer."""
+        for layer in self.layers:
+            layer.module.train(mode)
+
+    def forward(self, micro_batch: int, tensors: list[Tensor], nest: Nest) -> tuple[list[Tensor], Nest]:
+        """Run the layers on a flattened activation; keep what the backward needs while gradients are on."""
+        tape = _Tape()
+        for layer in self.layers:
+            leaves = [_leaf(tensor) for tensor in tensors]  # [1]
+            if layer.module.training:
+                self._randomness.seed_layer(layer.name, micro_batch, self.device)
+            tensors, nest = flatten(layer.module(unflatten(leaves, nest)))
+            tensors = [tensor.contiguous() for tensor in tensors]  # [2]
+            tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
+            tape.outputs.append([tensor for tensor in tensors if tensor.requires_grad])
+            self._between()
+        if torch.is_grad_enabled():
+            self._tapes[micro_batch] = tape
+        return tensors, nest
+
+    def loss_sum(self, micro_batch: int, output: Activation, target: Activation) -> Tensor:
+        """Return the loss's sum on the last layer's output, as one more step of the tape."""
+        assert self.loss is not None, f"stage {self.index} is not the last"
+        tensors, nest = flatten(output)
+        leaves = [_leaf(tensor) for tensor in tensors]
+        total = self.loss(unflatten(leaves, nest), target)
+        if torch.is_grad_enabled():
+            self._tapes[micro_batch].leaves.append([leaf for leaf in leaves if leaf.requires_grad])
+            self._tapes[micro_batch].outputs.append([total])
+        return total.detach()
+
+    def backward(
+        self,
+        micro_batch: int,
+        gradients: list[Tensor],
+        complete: Callable[[BuiltLayer], None] | None = None,
+    ) -> list[Tensor]:
+        """Run the layers backward, adding to the parameters' gradients.
+
+        Args:
+            micro_batch: Whose forward is undone.
+            gradients: One for every differentiable output; on the last stage one for the loss's sum.
+            complete: Called with each layer behind its backward, on the stage's last backward only.
+
+        Returns:
+            One gradient for every differentiable input.
+        """
+        tape = self._tapes.pop(micro_batch)
+        steps = len(tape.outputs)
+        for step in reversed(range(steps)):
+            outputs, leaves = tape.outputs.pop(), tape.leaves.pop()
+            if outputs:
+                torch.autograd.backward(outputs, gradients)
+            # An output that nothing used has a gradient of zero, within a rank as across ranks.
+            gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+            if complete is not None and step < len(self.layers):
+                complete(self.layers[step])
+            self._between()
+        return gradients

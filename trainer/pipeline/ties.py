@@ -1,0 +1,79 @@
+"""Parameters that several layers share, across stages too.
+
+Every use of a tied parameter is a copy with a gradient of its own, also within one process, so that sums
+are made in the same order in every layout: the uses' gradients are added to the owner's in the order of
+layers, the owner's sum is averaged over the replicas, and every copy gets that same gradient for its update.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainer.models.model import Layer
+from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.schedule.actions import Tied
+
+
+def tied_stages(layers: Sequence[Layer], stage_of: Sequence[int]) -> tuple[Tied, ...]:
+    """Return the pairs of stages that share parameters, in the order of the uses' layers."""
+    index = {layer.name: i for i, layer in enumerate(layers)}
+    pairs = [
+        Tied(owner=stage_of[index[tie.owner]], use=stage_of[i])
+        for i, layer in enumerate(layers)
+        for tie in layer.ties
+    ]
+    return tuple(dict.fromkeys(pairs))
+
+
+class TiedParameters:
+    """The tied parameters of this rank's stages, on either end.
+
+    Args:
+        stages: This rank's stages.
+        layers: Every layer of the model.
+        stage_of: The stage of every layer.
+    """
+
+    def __init__(self, stages: Mapping[int, Stage], layers: Sequence[Layer], stage_of: Sequence[int]) -> None:
+        modules = {layer.name: layer.module for stage in stages.values() for layer in stage.layers}
+        stage_by_name = {layer.name: stage_of[i] for i, layer in enumerate(layers)}
+        self._owners: dict[tuple[int, int], list[nn.Parameter]] = {}
+        self._uses: dict[tuple[int, int], list[nn.Parameter]] = {}
+        self._owning = {tie.owner for layer in layers for tie in layer.ties}
+        for layer in layers:
+            for tie in layer.ties:
+                pair = stage_by_name[tie.owner], stage_by_name[layer.name]
+                if tie.owner in modules:
+                    owned = modules[tie.owner].get_parameter(tie.owner_parameter)
+                    self._owners.setdefault(pair, []).append(owned)
+                if layer.name in modules:
+                    self._uses.setdefault(pair, []).append(modules[layer.name].get_parameter(tie.parameter))
+
+    def is_owner(self, layer: BuiltLayer) -> bool:
+        """Return whether another layer ties a parameter of this one."""
+        return layer.name in self._owning
+
+    def gradients_of_uses(self, *, owner: int, use: int) -> list[Tensor]:
+        """Return the gradients that a stage's uses have gathered for an owning stage."""
+        return [_gradient(parameter) for parameter in self._uses[owner, use]]
+
+    def gradients_of_owners(self, *, owner: int, use: int) -> list[Tensor]:
+        """Return the averaged gradients that a stage's uses are waiting for."""
+        return [_gradient(parameter) for parameter in self._owners[owner, use]]
+
+    def add_to_owners(self, received: Sequence[Tensor], *, owner: int, use: int) -> None:
+        """Add the uses' gradients to the owners'."""
+        for parameter, gradient in zip(self._owners[owner, use], received, strict=True):
+            _gradient(parameter).add_(gradient)
+
+    def give_to_uses(self, received: Sequence[Tensor], *, owner: int, use: int) -> None:
+        """Replace the uses' gradients by the owners' averaged ones."""
+        for parameter, gradient in zip(self._uses[owner, use], received, strict=True):
+            _gradient(parameter).copy_(gradient)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -1,0 +1,149 @@
+"""A run, put together from the configuration: everything that training, evaluation and generation share."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer import environment
+from trainer.averaging import HorovodAveraging, OneReplica
+from trainer.config import Config, flat
+from trainer.cut import Cut, cut_model
+from trainer.data.build import build_data
+from trainer.data.dataset import Data
+from trainer.data.order import Order
+from trainer.devices import devices_of_rank
+from trainer.layout import Layout, deal, micro_batch_sizes
+from trainer.models.build import build_model
+from trainer.optimization import build_optimizer
+from trainer.pipeline.build import build_layer
+from trainer.pipeline.engine import Engine
+from trainer.pipeline.mpi_transport import MpiTransport
+from trainer.pipeline.randomness import Randomness
+from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.ties import TiedParameters, tied_stages
+from trainer.pipeline.transport import LocalTransport, Transport
+from trainer.schedule.actions import Schedule
+from trainer.schedule.assemble import training_schedule
+from trainer.schedule.simulate import simulate
+from trainer.schedule.validate import validate
+from trainer.world import Groups, World, horovod, versions
+
+
+class Run:
+    """One rank's part of a run.
+
+    Attributes:
+        config: The whole configuration.
+        world: All ranks.
+        groups: This rank's model-parallel and data-parallel group.
+        layout: Who holds what.
+        data: The samples.
+        order: Which of them a step trains on.
+        cut: The model's layers by stage, and their costs.
+        stages: This rank's stages, by number.
+        layers: The layers of these stages, in the model's order.
+        optimizer: Of their parameters; None where there are none to train.
+        randomness: What a forward's random numbers follow from.
+        engine: Runs schedules on the stages.
+        sizes: The size in samples of every micro-batch of the global batch.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config = config
+        self.world = world
+        horovod()  # told about before anything else, if it does not work
+        world.agree("configuration", flat(config))
+        world.agree("versions", versions())
+        self.threads = environment.threads_per_rank(config.threads, world.local_size)
+        torch.set_num_threads(self.threads)
+        if config.train.deterministic:
+            environment.prepare_deterministic()
+            torch.use_deterministic_algorithms(True)
+        self.data: Data = build_data(config.data, local_rank=world.local_rank, barrier=world.barrier)
+        world.agree("data", {"fingerprint": self.data.fingerprint})
+        self.order = Order(len(self.data.training), config.train.seed)
+        self.model = build_model(config.model, self.data)
+        layers = self.model.layers
+        self.layout = Layout.of(world.size, config.layout.stages, config.layout.devices_per_rank, len(layers))
+        self.sizes = micro_batch_sizes(config.batch.global_size, config.batch.micro_size)
+        self.replica = self.layout.replica(world.rank)
+        self.micro_batches = deal(len(self.sizes), self.layout.replicas, self.replica)
+        example = self.data.training.inputs(np.arange(config.batch.micro_size) % len(self.data.training))
+        self.cut: Cut = cut_model(self.model, example, config.layout.boundaries, self.layout.stages)
+        self.ties = tied_stages(layers, self.cut.stage_of)
+        self._validate_schedules()
+        self.groups: Groups = world.split(self.layout)
+        self._build()
+
+    def _validate_schedules(self) -> None:
+        replicas = self.layout.replicas
+        shares = {len(deal(len(self.sizes), replicas, replica)) for replica in range(replicas)}
+        validate([self.schedule(share) for share in sorted(shares, reverse=True)], self.ties)
+
+    def _build(self) -> None:
+        """Build this rank's layers, and what runs them."""
+        config, layers = self.config, self.model.layers
+        position = self.layout.group_rank(self.world.rank)
+        self.workers = self.layout.workers(position)
+        mine = self.layout.stages_of(position)
+        devices = devices_of_rank(config.device, self.world.local_rank, self.layout.devices_per_rank)
+        device_of = {stage: devices[self.layout.device_of(stage)] for stage in mine}
+        self.devices = devices
+        self.randomness = Randomness(config.train.seed)
+        local = LocalTransport(device_of)
+        remote: Transport = local
+        if self.groups.model_parallel.size > 1:
+            rank_of = [self.layout.group_rank_of(stage) for stage in range(self.layout.stages)]
+            remote = MpiTransport(self.groups.model_parallel, rank_of, device_of)
+        last = self.layout.stages - 1
+        self.stages = {
+            stage: Stage(
+                stage,
+                [build_layer(layers, i, config.train.seed, device_of[stage]) for i in self.cut.stages[stage]],
+                device_of[stage],
+                loss=self.model.loss if stage == last else None,
+                randomness=self.randomness,
+                between=remote.progress,
+            )
+            for stage in mine
+        }
+        self.layers: list[BuiltLayer] = [layer for stage in self.stages.values() for layer in stage.layers]
+        self.optimizer = build_optimizer(config.optimizer, self.layers)
+        averaging = config.averaging
+        several = self.layout.replicas > 1
+        self.engine = Engine(
+            self.stages,
+            last_stage=last,
+            local=local,
+            remote=remote,
+            gradients=HorovodAveraging(averaging.op, averaging.compression) if several else OneReplica(),
+            ties=TiedParameters(self.stages, layers, self.cut.stage_of),
+        )
+
+    @property
+    def holds_first_stage(self) -> bool:
+        """Return whether this rank reads inputs."""
+        return 0 in self.stages
+
+    @property
+    def holds_last_stage(self) -> bool:
+        """Return whether this rank reads targets and computes the loss."""
+        return self.layout.stages - 1 in self.stages
+
+    @lru_cache(maxsize=8)  # noqa: B019  (a run lives as long as its process)
+    def schedule(self, micro_batches: int) -> Schedule:
+        """Return the training schedule of a replica's step with so many micro-batches."""
+        return training_schedule(self.config.schedule, self.layout.stages, micro_batches, self.ties)
+
+    def predicted_bubble(self) -> float:
+        """Return the bubble of a step as simulated from the costs of the layers."""
+        schedule = self.schedule(len(self.micro_batches))
+        return simulate(schedule, self.cut.forward, self.cut.backward).bubble
+
+    def context(self) -> int:
+        """Return the number of tokens of a sample."""
+        inputs = self.data.training.inputs(np.zeros(1, dtype=np.int64))
+        assert isinstance(inputs, Tensor)
+        return inputs.shape[1]

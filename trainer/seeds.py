@@ -1,0 +1,22 @@
+"""Seeds derived from what a random number is for, so that no layout and no order of work changes them."""
+
+from hashlib import blake2b
+
+import torch
+
+
+def derive(*purpose: int | str) -> int:
+    """Return a seed of 63 bits for a purpose, such as (seed, step, micro-batch, layer)."""
+    text = "/".join(map(str, purpose)).encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the default generator of a device.
+
+    `torch.manual_seed` would do the same for every device, a hundred times as slowly.
+    """
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)

@@ -1,0 +1,155 @@
+"""One optimizer step, the same on every rank: forward and backward by schedule, average, clip, update."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.data.micro_batches import MicroBatches, cut
+from trainer.devices import peak_memory
+from trainer.layout import deal
+from trainer.optimization import (
+    all_gradients,
+    clear_gradients,
+    clip,
+    global_norm,
+    gradient_norms,
+    learning_rate,
+)
+from trainer.run import Run
+from trainer.schedule.merge import merge_for_rank
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step was.
+
+    Attributes:
+        loss: Mean over the global batch, before the update.
+        grad_norm: Of the whole gradient, before clipping.
+        lr: The learning rate of the update.
+        count: What the loss is a mean of: samples, or tokens that are not masked.
+        seconds: How long it took, on this rank.
+        waited: Seconds that each rank of the group waited for others.
+        peak_memory: The most bytes that each rank of the group has held so far.
+    """
+
+    loss: float
+    grad_norm: float
+    lr: float
+    count: int
+    seconds: float
+    waited: tuple[float, ...]
+    peak_memory: tuple[int, ...]
+
+    @property
+    def bubble(self) -> float:
+        """Return the share of the ranks' time in which they waited for one another."""
+        return sum(self.waited) / (len(self.waited) * self.seconds)
+
+
+class Stepper:
+    """Does a run's steps.
+
+    Args:
+        run: The run.
+        steps: How many there are in all; the learning rate may end with them.
+    """
+
+    def __init__(self, run: Run, steps: int) -> None:
+        self._run = run
+        self._steps = steps
+        layout = run.layout
+        shares = [deal(len(run.sizes), layout.replicas, replica) for replica in range(layout.replicas)]
+        self._shares = [len(share) for share in shares]
+        self._actions = merge_for_rank(run.schedule(len(run.micro_batches)), run.workers)
+        owned = sum(len(layer.trained()) for layer in run.layers)
+        group = run.groups.model_parallel
+        # What the ranks of a group tell each other at the end of a step: norms, and three numbers more.
+        self._owned = group.all_gather(np.array([owned]), [1] * group.size).tolist()
+        self._norm = 0.0
+        self._loss = 0.0
+        self._global_count = 0
+        self._waited: tuple[float, ...] = ()
+        self._peak_memory: tuple[int, ...] = ()
+
+    def run(self, step: int, position: int) -> StepResult:
+        """Do one step.
+
+        Args:
+            step: Its number, from 1.
+            position: How many samples the run has trained on before it.
+        """
+        start = time.perf_counter()
+        run, config = self._run, self._run.config
+        waited = run.engine.waited
+        samples = run.order.samples(position, config.batch.global_size)
+        source = MicroBatches(
+            run.data.training,
+            cut(samples, run.sizes, run.micro_batches),
+            read_inputs=run.holds_first_stage,
+            read_targets=run.holds_last_stage,
+        )
+        run.randomness.step, run.randomness.first_micro_batch = step, run.micro_batches.start
+        lr = learning_rate(config.optimizer.lr, config.optimizer.rate, step, self._steps)
+        count, scale = self._count(source)
+
+        def update(losses: Mapping[int, Tensor]) -> None:
+            self._exchange(self._total_loss(losses), count, run.engine.waited - waited)
+            self._update(lr)
+
+        clear_gradients(run.layers)
+        run.engine.train(self._actions, source, scale, update)
+        return StepResult(
+            loss=self._loss,
+            grad_norm=self._norm,
+            lr=lr,
+            count=self._global_count,
+            seconds=time.perf_counter() - start,
+            waited=self._waited,
+            peak_memory=self._peak_memory,
+        )
+
+    def _count(self, source: MicroBatches) -> tuple[int, float]:
+        """Return the global count and what losses are scaled by; on ranks without the last stage 0 and 1."""
+        run = self._run
+        if not run.holds_last_stage:
+            return 0, 1.0
+        mine = sum(run.model.loss.count(target) for target in source.all_targets())
+        replicas = run.groups.data_parallel
+        total = int(replicas.all_gather(np.array([mine]), [1] * replicas.size).sum())
+        # Adasum combines the replicas' own gradients, each of its own mean.
+        divisor = mine if run.config.averaging.op == "adasum" else total
+        return total, 1.0 / divisor if divisor else 0.0
+
+    def _total_loss(self, losses: Mapping[int, Tensor]) -> float:
+        """Return the global batch's sum, added in the order of micro-batches; 0 without the last stage."""
+        if not losses:
+            return 0.0
+        mine = np.array([losses[i].item() for i in range(len(losses))], dtype=np.float64)
+        return float(sum(self._run.groups.data_parallel.all_gather(mine, self._shares).tolist()))
+
+    def _exchange(self, loss: float, count: int, waited: float) -> None:
+        """Tell the group this rank's norms and numbers, and learn everyone's."""
+        norms = gradient_norms(self._run.layers)
+        tail = np.array([loss, count, waited, peak_memory(self._run.devices)], dtype=np.float64)
+        lengths = [owned + len(tail) for owned in self._owned]
+        everyone = self._run.groups.model_parallel.all_gather(np.concatenate([norms, tail]), lengths)
+        parts: list[NDArray[np.float64]] = np.split(everyone, np.cumsum(lengths)[:-1])
+        tails = np.stack([part[-len(tail) :] for part in parts])
+        self._norm = global_norm(np.concatenate([part[: -len(tail)] for part in parts]))
+        self._global_count = int(tails[:, 1].sum())
+        self._loss = float(tails[:, 0].sum()) / self._global_count if self._global_count else 0.0
+        self._waited = tuple(tails[:, 2].tolist())
+        self._peak_memory = tuple(int(memory) for memory in tails[:, 3])
+
+    def _update(self, lr: float) -> None:
+        run = self._run
+        clip(all_gradients(run.layers), self._norm, run.config.optimizer.clip)
+        if run.optimizer is not None:
+            for group in run.optimizer.param_groups:
+                group["lr"] = lr
+            run.optimizer.step()

@@ -1,0 +1,140 @@
+"""The MPI world: its ranks, its two splits, Horovod on one of them, and agreement between ranks.
+
+MPI is imported when a `World` starts, not before, so that what needs no ranks needs no MPI.
+"""
+
+import importlib
+import pickle
+import platform
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainer import __version__
+from trainer.errors import UserError
+from trainer.waiting import wait
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from trainer.layout import Layout
+
+
+class Communicator:
+    """A group of ranks. Every call waits without spinning, so that signals and neighbours get their turn."""
+
+    def __init__(self, comm: "MPI.Intracomm") -> None:
+        self.comm = comm
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+
+    def barrier(self) -> None:
+        """Return when every rank of the group has called this."""
+        wait(self.comm.Ibarrier().Test)
+
+    def all_gather(self, values: NDArray[Any], counts: list[int]) -> NDArray[Any]:
+        """Return the vectors of all ranks behind one another; `counts` are their lengths by rank."""
+        if self.size == 1:
+            return values
+        gathered = np.empty(sum(counts), dtype=values.dtype)
+        wait(self.comm.Iallgatherv(values, [gathered, counts]).Test)
+        return gathered
+
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        """Return the values of all ranks by rank: small ones, of plain types."""
+        data = np.frombuffer(pickle.dumps(value), dtype=np.uint8)
+        sizes = self.all_gather(np.array([data.size]), [1] * self.size).tolist()
+        gathered = self.all_gather(data, sizes).tobytes()
+        ends = np.cumsum(sizes).tolist()
+        return [pickle.loads(gathered[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+
+
+class World(Communicator):
+    """All ranks of the run."""
+
+    def __init__(self) -> None:
+        # Before Horovod, so that mpi4py owns MPI and asks for the threads that both need.
+        MPI = importlib.import_module("mpi4py.MPI")  # noqa: N806
+        super().__init__(MPI.COMM_WORLD)
+        node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank: int = node.Get_rank()
+        self.local_size: int = node.Get_size()
+        node.Free()
+
+    def split(self, layout: "Layout") -> "Groups":
+        """Return this rank's model-parallel and data-parallel group.
+
+        Horovod's whole world becomes the data-parallel group, so that equal stages share one ring. It is
+        left out where there is one replica only, with nothing to average.
+        """
+        replica, position = layout.replica(self.rank), layout.group_rank(self.rank)
+        model_parallel = self.comm.Split(replica, position)
+        data_parallel = self.comm.Split(position, replica)
+        if layout.replicas > 1:
+            horovod().init(comm=data_parallel)
+        return Groups(Communicator(model_parallel), Communicator(data_parallel))
+
+    def agree(self, what: str, facts: Mapping[str, Any]) -> None:
+        """Return if every rank has the same facts.
+
+        Raises:
+            UserError: On every rank alike, naming a fact, the ranks that differ from rank 0, and both values.
+        """
+        everyone = self.all_gather_objects({key: str(value) for key, value in facts.items()})
+        for key, value in everyone[0].items():
+            different = [rank for rank, theirs in enumerate(everyone) if theirs.get(key) != value]
+            if different:
+                raise UserError(
+                    f"the ranks differ in their {what}: {key} is {value!r} on rank 0 but "
+                    f"{everyone[different[0]].get(key)!r} on rank{'s' * (len(different) > 1)} "
+                    f"{', '.join(map(str, different))}: start every rank from the same files and command"
+                )
+
+
+class Groups:
+    """The two groups of a rank.
+
+    Attributes:
+        model_parallel: The ranks that together hold one model.
+        data_parallel: The ranks that hold the same stages of every replica.
+    """
+
+    def __init__(self, model_parallel: Communicator, data_parallel: Communicator) -> None:
+        self.model_parallel = model_parallel
+        self.data_parallel = data_parallel
+
+
+def horovod() -> Any:
+    """Return Horovod's module for torch.
+
+    Raises:
+        UserError: It is not installed, or was built for another torch or MPI.
+    """
+    importlib.import_module("mpi4py.MPI")
+    rebuild = "`make setup` builds it for this torch (see README.md, Installation)"
+    try:
+        importlib.import_module("horovod")
+    except ImportError:
+        raise UserError(f"Horovod is not installed: {rebuild}") from None
+    try:
+        return importlib.import_module("horovod.torch")
+    except (ImportError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"Horovod was built for another torch or MPI than torch {torch.__version__} here ({reason}): {rebuild}"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that can change a result, by name."""
+    return {
+        "trainer": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "horovod": str(getattr(importlib.import_module("horovod"), "__version__", "unknown")),
+        "numpy": np.__version__,
+        "mpi": importlib.import_module("mpi4py.MPI").Get_library_version().splitlines()[0].rstrip("\0"),
+    }
