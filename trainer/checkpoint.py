@@ -226,8 +226,8 @@ class Checkpoint:
             raise UserError(f"the checkpoint {self.path} is not whole: {name}: {error}") from error
         if _entry(data) != expected:
             raise UserError(
-                f"the checkpoint {self.path} is damaged: {name} has {len(data)} bytes and another SHA-256 than "
-                f"the manifest's ({expected['bytes']} bytes); take an older checkpoint"
+                f"the checkpoint {self.path} is damaged: {name} is not what its manifest says "
+                f"({len(data)} bytes, expected {expected['bytes']}; SHA-256 differs): take an older one"
             )
         return data
 

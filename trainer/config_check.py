@@ -14,6 +14,10 @@ class _Range(NamedTuple):
     keys: tuple[str, ...]
 
 
+def _number_or_auto(value: Any) -> bool:
+    return value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+
+
 # A value of None ("not given") is in every range; keys of parts that were not chosen are passed over.
 _RANGES = (
     _Range(
@@ -62,9 +66,7 @@ _RANGES = (
         ("model.dropout", "optimizer.momentum", "optimizer.beta1", "optimizer.beta2"),
     ),
     _Range("from 0 to 1", lambda value: 0 <= value <= 1, ("optimizer.rate.final",)),
-    _Range(
-        "auto, or a whole number greater than 0", lambda value: _auto(value), ("layout.stages", "threads")
-    ),
+    _Range("auto, or a whole number greater than 0", _number_or_auto, ("layout.stages", "threads")),
 )
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -99,7 +101,3 @@ def check(config: Config) -> None:
         raise UserError("train.steps and train.epochs are both null: give one of them")
     if not config.checkpoint.resume:
         raise UserError("checkpoint.resume must be auto, none, or the path of a checkpoint")
-
-
-def _auto(value: Any) -> bool:
-    return value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0)

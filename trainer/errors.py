@@ -1,4 +1,4 @@
-"""What a command can end with: the exit codes that scripts rely on, and the error that is the user's to mend."""
+"""What a command can end with: the exit codes that scripts rely on, and the error a user can mend."""
 
 import difflib
 from collections.abc import Iterable

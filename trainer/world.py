@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Communicator:
     """A group of ranks. Every call waits without spinning, so that signals and neighbours get their turn."""
 
-    def __init__(self, comm: "MPI.Intracomm") -> None:
+    def __init__(self, comm: "MPI.Comm") -> None:
         self.comm = comm
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
@@ -74,7 +74,7 @@ class World(Communicator):
         model_parallel = self.comm.Split(replica, position)
         data_parallel = self.comm.Split(position, replica)
         if layout.replicas > 1:
-            horovod().init(comm=data_parallel)
+            _start_horovod(data_parallel)
         return Groups(Communicator(model_parallel), Communicator(data_parallel))
 
     def agree(self, what: str, facts: Mapping[str, Any]) -> None:
@@ -107,6 +107,22 @@ class Groups:
         self.data_parallel = data_parallel
 
 
+def _start_horovod(comm: "MPI.Comm") -> None:
+    """Make a data-parallel group Horovod's world; a process can do so only once.
+
+    Raises:
+        UserError: An earlier run of a sweep had another layout.
+    """
+    library = horovod()
+    if not library.is_initialized():
+        library.init(comm=comm)
+    elif (library.size(), library.rank()) != (comm.Get_size(), comm.Get_rank()):
+        raise UserError(
+            "a sweep cannot change the number of replicas: Horovod starts once a process; "
+            "launch once for each value of layout.stages"
+        )
+
+
 def horovod() -> Any:
     """Return Horovod's module for torch.
 
@@ -124,7 +140,8 @@ def horovod() -> Any:
     except (ImportError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"Horovod was built for another torch or MPI than torch {torch.__version__} here ({reason}): {rebuild}"
+            f"Horovod was built for another torch or MPI; here is torch {torch.__version__} ({reason}): "
+            f"{rebuild}"
         ) from error
 
 

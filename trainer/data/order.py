@@ -1,4 +1,4 @@
-"""Which samples a step trains on: a pure function of the seed and a position in samples, whatever the layout."""
+"""Which samples a step trains on: a pure function of the seed and a position in samples."""
 
 from functools import lru_cache
 

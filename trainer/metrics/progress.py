@@ -97,8 +97,8 @@ class Bar:
     def step(self, step: int, result: StepResult) -> None:
         """Move the bar."""
         self._rate.add(result)
-        self._bar.set_postfix_str(f"{describe(result)}  {self._rate} {self._unit}/s", refresh=False)
-        self._bar.update()
+        self._bar.n = step
+        self._bar.set_postfix_str(f"{describe(result)}  {self._rate} {self._unit}/s")
 
     def say(self, text: str) -> None:
         """Write a text above the bar."""

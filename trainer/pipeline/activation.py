@@ -1,7 +1,7 @@
 """Activations as flat lists of tensors and a structure: the only code that knows they may be nested."""
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class TensorSpec:
 
 
 # The shape of the nest: a place in the flat list, None, ("tuple", parts) or ("dict", keys, parts).
-Nest: TypeAlias = "int | None | tuple[object, ...]"
+Nest: TypeAlias = int | tuple[Any, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,8 @@ def unflatten(tensors: list[Tensor], nest: Nest) -> Activation:
         return None
     if isinstance(nest, int):
         return tensors[nest]
-    kind, *rest = nest
-    parts = tuple(unflatten(tensors, part) for part in rest[-1])  # type: ignore[attr-defined]
-    return parts if kind == "tuple" else dict(zip(rest[0], parts, strict=True))  # type: ignore[call-overload, no-any-return]
+    parts: Any = tuple(unflatten(tensors, part) for part in nest[-1])
+    return parts if nest[0] == "tuple" else dict(zip(nest[1], parts, strict=True))
 
 
 def structure(tensors: list[Tensor], nest: Nest) -> Structure:
