@@ -299,7 +299,11 @@ class TestStamp:
         (venv.parent / "pyproject.toml").write_text("dependencies = ['more']\n")
         assert self.why(venv) == "the project's dependencies changed"
 
-    def test_interrupted_or_broken(self, venv):
+    def test_interrupted(self, venv):
+        stamp.write(venv, stamp.Stamp(choices=Choices().as_dict()))
+        assert self.why(venv) == "the last set-up did not finish"
+
+    def test_broken(self, venv):
         (venv / "set-up.json").write_text('{"choices": {')
         assert self.why(venv) == "not set up yet"
 

@@ -68,6 +68,11 @@ class Environment:
             text = failure.log.read_text(encoding="utf-8", errors="replace")
             raise SetupError(f"{title}: {explain_pip(text, self.wheels)}\nLog: {failure.log}") from None
 
+    def pip_uninstall(self, name: str) -> None:
+        """Removes a package."""
+        command = [str(self.python), "-m", "pip", "uninstall", "--yes", "--disable-pip-version-check", name]
+        run_step(f"{name}, removed", command, log=self.log("uninstall"), env=self.variables())
+
     def has_program(self, name: str) -> bool:
         """Says whether a program was installed into this environment."""
         return os.access(self.folder / "bin" / name, os.X_OK)

@@ -95,9 +95,12 @@ def build(
     return wheel
 
 
+_DROPPED = ("MAKE", "MFLAGS", "HOROVOD_WITH", "HOROVOD_GPU", "HOROVOD_NCCL", "HOROVOD_SKIP")
+
+
 def _clean(env: Mapping[str, str]) -> dict[str, str]:
-    """Drops what make and an older set-up left in the environment; both would change the build."""
-    return {name: value for name, value in env.items() if not name.startswith(("MAKE", "MFLAGS", "HOROVOD_"))}
+    """Drops what the calling make, and other builds of Horovod, left in the environment."""
+    return {name: value for name, value in env.items() if not name.startswith(_DROPPED)}
 
 
 def _fetch(environment: Environment, folder: Path) -> Path:

