@@ -1,0 +1,196 @@
+"""Costs of layers against operations and bytes counted by hand."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.costs import FLOPS_PER_BYTE, LayerCost, layer_costs
+from trainer.models.model import Activation, Layer, Model
+from trainer.partition import partition
+
+
+class NoLoss:
+    """A model has a loss, but that is not costed."""
+
+    def count(self, target: Activation) -> int:
+        raise NotImplementedError
+
+    def __call__(self, output: Activation, target: Activation) -> Tensor:
+        raise NotImplementedError
+
+
+def costs(inputs: Activation, *builds: Callable[[], nn.Module]) -> list[LayerCost]:
+    layers = tuple(Layer(f"layer{i}", build) for i, build in enumerate(builds))
+    return layer_costs(Model(layers, NoLoss()), inputs)
+
+
+class Attention(nn.Module):
+    """One head, its input being query, key and value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(10, 20, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.lstm(x)[0]
+        return output
+
+
+class Split(nn.Module):
+    """From a tensor to a nest, as a skip connection and a mask would be."""
+
+    def forward(self, x: Tensor) -> Activation:
+        return {"skip": x, "nothing": None, "inner": (2 * x, x > 0)}
+
+
+class Join(nn.Module):
+    def forward(self, nest: dict[str, Any]) -> Tensor:
+        doubled, mask = nest["inner"]
+        output: Tensor = nest["skip"] + doubled * mask
+        return output
+
+
+class DataDependent(nn.Module):
+    """The shape of what comes out hangs on the numbers that go in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(10, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.linear(x[x[:, 0] > 0])
+        return output
+
+
+class LooksAtItself(nn.Linear):
+    """Cannot be built on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__(10, 10)
+        if self.weight.sum().item() == 0:
+            raise ValueError("no weights")
+
+
+def test_linear() -> None:
+    first, second = costs(torch.empty(4, 10), partial(nn.Linear, 10, 20), partial(nn.Linear, 20, 1))
+    product = 2 * 4 * 10 * 20
+    assert first == LayerCost(
+        name="layer0",
+        flops_forward=product,
+        flops_backward=product,  # of the weight alone: nobody needs the gradient of the data
+        parameters=10 * 20 + 20,
+        parameter_bytes=4 * (10 * 20 + 20),
+        input_bytes=4 * 4 * 10,
+        output_bytes=4 * 4 * 20,
+        saved_bytes=4 * 4 * 10,  # its input, for the weight's gradient
+    )
+    assert (second.flops_forward, second.flops_backward) == (2 * 4 * 20 * 1, 2 * 2 * 4 * 20 * 1)
+    assert second.forward == 160 + FLOPS_PER_BYTE * (320 + 16)
+    assert second.backward == 320 + FLOPS_PER_BYTE * (2 * (320 + 16) + 4 * 21)
+    assert second.cost == second.forward + second.backward
+
+
+def test_convolution() -> None:
+    images = torch.empty(2, 3, 8, 8)
+    _, layer = costs(images, partial(nn.Conv2d, 3, 3, 1), partial(nn.Conv2d, 3, 5, 3))
+    product = 2 * 2 * 5 * 6 * 6 * 3 * 3 * 3
+    assert (layer.flops_forward, layer.flops_backward) == (product, 2 * product)
+    assert layer.output_bytes == 4 * 2 * 5 * 6 * 6
+
+
+def test_attention() -> None:
+    _, layer = costs(torch.empty(2, 4, 7, 16), partial(nn.Linear, 16, 16), Attention)
+    product = 2 * (2 * 4) * 7 * 7 * 16
+    assert (layer.flops_forward, layer.flops_backward) == (2 * product, 4 * product)
+
+
+def test_lstm() -> None:
+    """Four gates, each a product with the input and one with the state, at every one of seven times."""
+    layer = costs(torch.empty(4, 7, 10), Recurrent)[0]
+    inputs, states = 2 * 4 * 7 * (10 * 80), 2 * 4 * 7 * (20 * 80)
+    assert layer.flops_forward == inputs + states
+    # The weights' gradients, and the state's at every time but the first, which nobody learns.
+    assert layer.flops_backward == inputs + 2 * states - 2 * 4 * (20 * 80)
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs"),
+    [
+        (nn.ReLU, torch.empty(4, 10)),
+        (nn.Identity, torch.empty(4, 10)),
+        (partial(nn.LayerNorm, 10), torch.empty(4, 10)),
+        (partial(nn.BatchNorm1d, 10), torch.empty(4, 10)),
+        (partial(nn.Dropout, 0.1), torch.empty(4, 10)),
+        (partial(nn.Embedding, 256, 32), torch.zeros(2, 16, dtype=torch.int64)),
+    ],
+)
+def test_what_multiplies_nothing_costs_its_bytes(build: Callable[[], nn.Module], inputs: Tensor) -> None:
+    layer = costs(inputs, build)[0]
+    assert (layer.flops_forward, layer.flops_backward, layer.warning) == (0, 0, None)
+    moved = inputs.nbytes + layer.output_bytes
+    assert layer.cost == FLOPS_PER_BYTE * (3 * moved + layer.parameter_bytes) > 0
+
+
+def test_saved_bytes_count_shared_memory_once() -> None:
+    class TwoUses(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.exp() * x.view(10, 4).t().reshape(4, 10).exp()  # each result is kept, and one product's
+
+    _, layer = costs(torch.empty(4, 10), partial(nn.Linear, 10, 10), TwoUses)
+    assert layer.saved_bytes == 2 * 4 * 4 * 10
+
+
+def test_nested_activations() -> None:
+    split, join, last = costs(torch.empty(4, 10), Split, Join, partial(nn.Linear, 10, 1))
+    assert split.output_bytes == join.input_bytes == 2 * 160 + 40
+    assert join.output_bytes == 160
+    assert last.flops_forward == 2 * 4 * 10
+    assert all(layer.warning is None for layer in (split, join, last))
+
+
+def test_a_layer_that_needs_numbers_is_guessed_with_a_warning() -> None:
+    layer, behind = costs(torch.empty(4, 10), DataDependent, partial(nn.Linear, 10, 1))
+    assert (layer.flops_forward, layer.flops_backward) == (2 * 4 * 110, 4 * 4 * 110)
+    assert layer.warning is not None
+    assert "does not run on the meta device" in layer.warning
+    assert behind.warning is None
+    assert behind.flops_forward == 2 * 4 * 10
+
+
+def test_a_layer_that_looks_at_its_weights_is_built_for_a_moment_and_leaves_the_seed_alone() -> None:
+    before = torch.get_rng_state()
+    layer = costs(torch.empty(4, 10), LooksAtItself)[0]
+    assert (layer.flops_forward, layer.warning) == (2 * 4 * 10 * 10, None)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_layer_that_cannot_be_built_raises_its_own_error() -> None:
+    def broken() -> nn.Module:
+        raise RuntimeError("no such file")
+
+    with pytest.raises(RuntimeError, match="no such file"):
+        costs(torch.empty(4, 10), broken)
+
+
+def test_layers_that_share_a_build_keep_their_names_and_see_their_own_inputs() -> None:
+    build = partial(nn.Linear, 10, 10)
+    layers = costs(torch.empty(4, 10), build, build, build)
+    assert [layer.name for layer in layers] == ["layer0", "layer1", "layer2"]
+    assert [layer.flops_backward for layer in layers] == [800, 1600, 1600]  # only the first takes data
+
+
+def test_a_model_larger_than_any_host() -> None:
+    """Ten layers of 40 GB each."""
+    layers = costs(torch.empty(1, 100_000), *[partial(nn.Linear, 100_000, 100_000)] * 10)
+    assert sum(layer.parameter_bytes for layer in layers) > 400e9
+    assert partition([layer.cost for layer in layers], 2) == (5,)

@@ -1,0 +1,109 @@
+"""The orders of computing, as staircases that can be seen, and the lists that are made from them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.schedule.actions import Action, Kind, Schedule, Tied
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.draw import draw_text
+from trainer.schedule.orders import ORDERS
+from trainer.schedule.simulate import simulate
+from trainer.schedule.validate import peak_live, peak_live_bytes
+
+NAMES = st.sampled_from(sorted(ORDERS))
+
+
+def staircase(schedule: Schedule, backward: float = 1) -> list[str]:
+    """Return the drawing's rows, a forward taking one unit of time."""
+    stages = schedule.stages
+    return draw_text(schedule, simulate(schedule, [1] * stages, [backward] * stages)).splitlines()
+
+
+def words(actions: tuple[Action, ...]) -> str:
+    return " ".join(map(str, actions))
+
+
+def test_gpipe() -> None:
+    assert staircase(training_schedule("gpipe", 3, 4)) == [
+        "0 |0   1   2   3   ................(0) (1) (2) (3) |",
+        "1 |....0   1   2   3   ........(0) (1) (2) (3) ....|",
+        "2 |........0   1   2   3   (0) (1) (2) (3) ........|",
+    ]
+
+
+def test_1f1b() -> None:
+    assert staircase(training_schedule("1f1b", 3, 5)) == [
+        "0 |0   1   2   ........(0) 3   (1) 4   (2) ....(3) ....(4) |",
+        "1 |....0   1   ....(0) 2   (1) 3   (2) 4   (3) ....(4) ....|",
+        "2 |........0   (0) 1   (1) 2   (2) 3   (3) 4   (4) ........|",
+    ]
+
+
+def test_1f1b_with_backwards_twice_as_long() -> None:
+    assert staircase(training_schedule("1f1b", 2, 3), backward=2) == [
+        "0 |0 1 ....(0) 2 (1) ..(2) |",
+        "1 |..0 (0) 1 (1) 2 (2) ....|",
+    ]
+
+
+def test_evaluation() -> None:
+    assert staircase(evaluation_schedule(3, 4)) == [
+        "0 |0 1 2 3 ....|",
+        "1 |..0 1 2 3 ..|",
+        "2 |....0 1 2 3 |",
+    ]
+
+
+def test_generation_goes_round() -> None:
+    assert staircase(generation_schedule(2, 3)) == [
+        "0 |0 ..1 ..2 ..|",
+        "1 |..0 ..1 ..2 |",
+    ]
+
+
+def test_the_lists_of_a_small_step_with_a_tie() -> None:
+    schedule = training_schedule("1f1b", 2, 2, [Tied(owner=0, use=1)])
+    assert [words(actions) for actions in schedule.workers] == [
+        "F0.0 sa0.0>1 F0.1 sa0.1>1 rg0.0<1 B0.0 rg0.1<1 B0.1 rt0<1 A0 Z0 sT0>1 O0",
+        "ra1.0<0 F1.0 B1.0 sg1.0>0 ra1.1<0 F1.1 B1.1 sg1.1>0 st1>0 A1 Z1 rT1<0 O1",
+    ]
+
+
+def test_one_stage_sends_nothing() -> None:
+    assert words(training_schedule("1f1b", 1, 2).workers[0]) == "F0.0 B0.0 F0.1 B0.1 A0 Z0 O0"
+    assert words(evaluation_schedule(1, 2).workers[0]) == "F0.0 F0.1"
+
+
+@given(NAMES, st.integers(1, 8), st.integers(1, 20))
+def test_every_stage_computes_every_micro_batch_once_and_backwards_in_order(
+    name: str, p: int, m: int
+) -> None:
+    for stage in range(p):
+        order = ORDERS[name](stage, p, m)
+        assert sorted(a.micro_batch for a in order if a.kind is Kind.FORWARD) == list(range(m))
+        assert [a.micro_batch for a in order if a.kind is Kind.BACKWARD] == list(range(m))
+
+
+@given(st.integers(1, 8), st.integers(1, 20))
+def test_1f1b_keeps_no_more_alive_than_stages_are_left(p: int, m: int) -> None:
+    assert peak_live(training_schedule("1f1b", p, m)) == tuple(min(p - stage, m) for stage in range(p))
+
+
+@given(st.integers(1, 8), st.integers(1, 20))
+def test_gpipe_keeps_all_alive(p: int, m: int) -> None:
+    assert peak_live(training_schedule("gpipe", p, m)) == (m,) * p
+
+
+def test_live_bytes() -> None:
+    assert peak_live_bytes(training_schedule("1f1b", 3, 8), [10, 200, 3000]) == (30, 400, 3000)
+    assert peak_live_bytes(evaluation_schedule(3, 8), [10, 200, 3000]) == (0, 0, 0)
+
+
+def test_a_drawing_that_is_too_wide_is_cut_to_fit() -> None:
+    schedule = training_schedule("1f1b", 4, 64)
+    rows = draw_text(schedule, simulate(schedule, [1] * 4, [2] * 4), width=80).splitlines()
+    assert {len(row) for row in rows} == {80}
+
+
+def test_a_schedule_of_nothing_is_drawn_empty() -> None:
+    assert staircase(evaluation_schedule(2, 0)) == ["0 ||", "1 ||"]
