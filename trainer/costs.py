@@ -2,17 +2,22 @@
 
 Meta tensors have shapes but no numbers, so a model larger than the host is costed in a moment. Products of
 matrices, convolutions and attention are counted by torch's flop counter (a multiplication and an addition
-are two; causal attention counts as if every position saw all others). Whatever else a layer does costs what
-its bytes cost, see `FLOPS_PER_BYTE`, so that no layer comes for nothing.
+are two; causal attention counts as if every position saw all others). Everything else, norms, activation
+functions, dropout, lookups, costs what the bytes that it reads and writes cost, see `FLOPS_PER_BYTE`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from trainer.models.model import Activation, Layer, Model
 from trainer.pipeline.activation import Nest, Structure, flatten, structure, unflatten
@@ -21,6 +26,10 @@ from trainer.pipeline.activation import Nest, Structure, flatten, structure, unf
 # core, 60 TFLOP/s in fp32 against 3.4 TB/s on an H100. Only the order of magnitude matters: these costs
 # decide between cuts where counted operations do not.
 FLOPS_PER_BYTE = 8
+
+aten = torch.ops.aten
+ALLOCATIONS = frozenset({aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty})
+LOOKUPS = frozenset({aten.embedding, aten.index, aten.index_select, aten.gather})  # read what they return
 
 
 @dataclass(frozen=True)
@@ -32,39 +41,37 @@ class LayerCost:
         flops_forward: Operations counted in a forward pass.
         flops_backward: Operations counted in a backward pass: gradients of the parameters and, where
             something before them learns, of the inputs.
+        moved_forward: Bytes that a forward pass reads and writes where no operations are counted.
+        moved_backward: The same of a backward pass, with adding to the gradient of every parameter.
         parameters: How many numbers its parameters are, tied ones included.
         parameter_bytes: The bytes of these.
-        input_bytes: The bytes of the activation that it takes.
         output_bytes: The bytes of the activation that it returns: the message, if the model is cut here.
         saved_bytes: What the forward pass keeps for the backward, parameters left out; tensors that share
-            memory count once, but the layer before may keep some of them too.
+            memory count once. The layer before may keep some of them too, and attention that is
+            fused keeps less: the meta device runs it unfused.
         warning: Why the figures are a guess; None if they are not.
     """
 
     name: str
     flops_forward: int
     flops_backward: int
+    moved_forward: int
+    moved_backward: int
     parameters: int
     parameter_bytes: int
-    input_bytes: int
     output_bytes: int
     saved_bytes: int
     warning: str | None = None
 
     @property
     def forward(self) -> float:
-        """Return the relative time of a forward pass, in operations: reads the input, writes the output."""
-        return self.flops_forward + FLOPS_PER_BYTE * (self.input_bytes + self.output_bytes)
+        """Return the relative time of a forward pass, in operations."""
+        return self.flops_forward + FLOPS_PER_BYTE * self.moved_forward
 
     @property
     def backward(self) -> float:
-        """Return the relative time of a backward pass, in operations.
-
-        It reads what the forward pass read and wrote, reads and writes their gradients, and writes a
-        gradient of every parameter.
-        """
-        moved = 2 * (self.input_bytes + self.output_bytes) + self.parameter_bytes
-        return self.flops_backward + FLOPS_PER_BYTE * moved
+        """Return the relative time of a backward pass, in operations."""
+        return self.flops_backward + FLOPS_PER_BYTE * self.moved_backward
 
     @property
     def cost(self) -> float:
@@ -101,23 +108,34 @@ def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCo
     """Return the cost of a layer, and the activation that it returns, flattened."""
     module = _build(layer)
     parameters = list(module.parameters())
+    kept, forward, backward = _Kept(module), _Work(), _Work()
+    warning = None
     try:
-        flops, saved_bytes, outputs, nest = _run(module, inputs, nest)
-        warning = None
+        with torch.enable_grad(), torch.device("meta"):
+            with saved_tensors_hooks(kept.save, lambda saved: saved), forward.counting():
+                outputs, nest = flatten(module(unflatten(inputs, nest)))
+            with backward.counting():
+                _run_backward(outputs)
     except Exception as error:  # a layer of the user's own may raise anything
-        flops, saved_bytes, outputs = _guess(parameters, inputs), _bytes(inputs), inputs
         warning = (
             f"it does not run on the meta device, so its cost is a guess from its parameters "
             f"({type(error).__name__}: {error})"
         )
+        kept.bytes, outputs = _bytes(inputs), inputs
+        forward.flops = _product(parameters, inputs)
+        backward.flops = 2 * forward.flops
+    crossing = _bytes(inputs) + _bytes(outputs)  # the least that a layer moves: it could do nothing at all
     cost = LayerCost(
-        layer.name,
-        *flops,
+        name=layer.name,
+        flops_forward=forward.flops,
+        flops_backward=backward.flops,
+        moved_forward=max(forward.moved, crossing),
+        # To add to a gradient is to read it, to read what is added, and to write it.
+        moved_backward=max(backward.moved, crossing) + 3 * _bytes(parameters),
         parameters=sum(parameter.numel() for parameter in parameters),
         parameter_bytes=_bytes(parameters),
-        input_bytes=_bytes(inputs),
         output_bytes=_bytes(outputs),
-        saved_bytes=saved_bytes,
+        saved_bytes=kept.bytes,
         warning=warning,
     )
     return cost, outputs, nest
@@ -134,19 +152,44 @@ def _build(layer: Layer) -> nn.Module:
     return module.to("meta").train()
 
 
-def _run(
-    module: nn.Module, inputs: list[Tensor], nest: Nest
-) -> tuple[tuple[int, int], int, list[Tensor], Nest]:
-    """Return the operations of both passes, the bytes kept between them, and the flattened output."""
-    kept = _Kept(module)
-    with torch.enable_grad(), torch.device("meta"):
-        with FlopCounterMode(display=False) as forward, saved_tensors_hooks(kept.save, lambda saved: saved):
-            outputs, nest = flatten(module(unflatten(inputs, nest)))
-        learning = [tensor for tensor in outputs if tensor.requires_grad]
-        with FlopCounterMode(display=False) as backward:
-            if learning:
-                torch.autograd.backward(learning, [torch.ones_like(tensor) for tensor in learning])
-    return (forward.get_total_flops(), backward.get_total_flops()), kept.bytes, outputs, nest
+def _run_backward(outputs: Sequence[Tensor]) -> None:
+    learning = [tensor for tensor in outputs if tensor.requires_grad]
+    if learning:
+        torch.autograd.backward(learning, [torch.ones_like(tensor) for tensor in learning])
+
+
+class _Work(TorchDispatchMode):
+    """Counts the operations of some kernels, and the bytes that all others read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.moved = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what is done in the context."""
+        with FlopCounterMode(display=False) as counter, self:
+            yield
+        self.flops = counter.get_total_flops()
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run a kernel, and count its bytes unless its operations are counted."""
+        result = func(*args, **(kwargs or {}))
+        kernel = func.overloadpacket
+        if kernel not in flop_registry and not func.is_view and kernel not in ALLOCATIONS:
+            written = _bytes(_tensors(result))
+            self.moved += written + (written if kernel in LOOKUPS else _bytes(_tensors((args, kwargs))))
+        return result
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 class _Kept:
@@ -172,11 +215,10 @@ def _memory(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _guess(parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[int, int]:
+def _product(parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:
     """Return the operations of a product of every vector of the largest input with all parameters."""
     vectors = max((tensor.numel() // max([1, *tensor.shape[-1:]]) for tensor in inputs), default=1)
-    forward = 2 * vectors * sum(parameter.numel() for parameter in parameters)
-    return forward, 2 * forward
+    return 2 * vectors * sum(parameter.numel() for parameter in parameters)
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from trainer.data.micro_batches import MicroBatches, cut
-from trainer.layout import deal, micro_batch_sizes
+from trainer.layout import micro_batch_sizes, share
 from trainer.run import Run
 from trainer.schedule.assemble import evaluation_schedule
 from trainer.schedule.merge import merge_for_rank
@@ -19,7 +19,7 @@ def evaluate(run: Run, samples: int) -> float:
     dataset = run.data.validation
     number = min(samples, len(dataset)) if samples else len(dataset)
     sizes = micro_batch_sizes(number, run.config.batch.micro_size)
-    mine = deal(len(sizes), run.layout.replicas, run.replica)
+    mine = share(len(sizes), run.layout.replicas, run.replica)
     source = MicroBatches(
         dataset,
         cut(np.arange(number, dtype=np.int64), sizes, mine),

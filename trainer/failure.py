@@ -11,9 +11,11 @@ from trainer.errors import EXIT_USER_ERROR, UserError
 
 _INTERRUPTED = 130
 
-# An error that all ranks meet is told once: the lower rank speaks first and ends the others.
-_HEAD_START = 0.15  # seconds a rank
-_LONGEST_HEAD_START = 3.0
+# An error that all ranks meet is told once: rank 0 speaks at once and ends the others, which give it, and
+# every lower rank, a head start. Ranks that share cores can be a second or two behind one another.
+_HEAD_START = 2.0  # seconds
+_HEAD_START_PER_RANK = 0.25
+_LONGEST_HEAD_START = 8.0
 
 # What was written has to pass the launcher's pipes before the launcher is told to end everything.
 _DELIVERY = 0.2  # seconds
@@ -25,8 +27,8 @@ def fail(error: BaseException) -> NoReturn:
     A `UserError` is told in its own words and ends with 2; any other exception with its traceback and 1.
     """
     rank = environment.rank()
-    if environment.launched():
-        time.sleep(min(_HEAD_START * rank, _LONGEST_HEAD_START))
+    if rank > 0:
+        time.sleep(min(_HEAD_START + _HEAD_START_PER_RANK * rank, _LONGEST_HEAD_START))
     sys.stdout.flush()
     sys.stderr.write(_message(error, rank))
     sys.stderr.flush()

@@ -142,9 +142,7 @@ def micro_batch_sizes(global_size: int, micro_size: int) -> tuple[int, ...]:
 
 
 def deal(micro_batches: int, replicas: int, replica: int) -> range:
-    """Return the micro-batches of the global batch that a replica gets.
-
-    Every replica gets a contiguous run; their lengths differ by at most one, longer runs first.
+    """Return the micro-batches of the global batch that a replica trains on, at least one: see `share`.
 
     Raises:
         UserError: There are fewer micro-batches than replicas.
@@ -155,6 +153,14 @@ def deal(micro_batches: int, replicas: int, replica: int) -> range:
             f"but there are {replicas} replicas and each needs one: raise batch.global_size, "
             f"lower batch.micro_size, or use more stages (layout.stages)"
         )
+    return share(micro_batches, replicas, replica)
+
+
+def share(micro_batches: int, replicas: int, replica: int) -> range:
+    """Return a replica's share of some micro-batches, which may be none.
+
+    Every replica gets a contiguous run; their lengths differ by at most one, longer runs first.
+    """
     each, longer = divmod(micro_batches, replicas)
     first = replica * each + min(replica, longer)
     return range(first, first + each + (replica < longer))
