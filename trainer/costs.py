@@ -114,8 +114,10 @@ def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCo
         with torch.enable_grad(), torch.device("meta"):
             with saved_tensors_hooks(kept.save, lambda saved: saved), forward.counting():
                 outputs, nest = flatten(module(unflatten(inputs, nest)))
+            learning = [tensor for tensor in outputs if tensor.requires_grad]
+            gradients = [torch.empty_like(tensor) for tensor in learning]
             with backward.counting():
-                _run_backward(outputs)
+                torch.autograd.backward(learning, gradients)
     except Exception as error:  # a layer of the user's own may raise anything
         warning = (
             f"it does not run on the meta device, so its cost is a guess from its parameters "
@@ -152,17 +154,11 @@ def _build(layer: Layer) -> nn.Module:
     return module.to("meta").train()
 
 
-def _run_backward(outputs: Sequence[Tensor]) -> None:
-    learning = [tensor for tensor in outputs if tensor.requires_grad]
-    if learning:
-        torch.autograd.backward(learning, [torch.ones_like(tensor) for tensor in learning])
-
-
-class _Work(TorchDispatchMode):
+class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations of some kernels, and the bytes that all others read and write."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.moved = 0
 
     @contextmanager

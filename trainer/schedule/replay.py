@@ -10,7 +10,7 @@ simulator and the merging of lists alike. A send does not wait; what does wait:
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from trainer.schedule.actions import RECEIVE_OF, SENDS, Action, Kind, Schedule
 
@@ -36,10 +36,15 @@ class Place(NamedTuple):
     position: int  # in the worker's list
 
 
+# The sending end of every kind of receive.
 SEND_OF = {receive: send for send, receive in RECEIVE_OF.items()}
 
-# What an action waits for or gives: a message, the averaging of a stage, the averaged gradients of a replica.
-Token: TypeAlias = tuple[int, Message] | tuple[str, int]
+
+class Token(NamedTuple):
+    """What one action gives and another waits for: a message, an AVERAGE, or a FINISH."""
+
+    what: Message | Kind
+    number: int  # the replica, but the stage of an AVERAGE: that is for all replicas
 
 
 def message_of(action: Action) -> Message | None:
@@ -93,35 +98,29 @@ def causal_order(schedules: Sequence[Schedule]) -> list[Place]:
 
 
 def _waits(replica: int, action: Action) -> Token | None:
-    kind = action.kind
-    if kind is Kind.FINISH:
-        return "average", action.stage
-    if kind is Kind.STEP:
-        return "finish", replica
-    if kind in SEND_OF:
-        message = message_of(action)
-        return None if message is None else (replica, message)
-    return None
+    if action.kind is Kind.FINISH:
+        return Token(Kind.AVERAGE, action.stage)
+    if action.kind is Kind.STEP:
+        return Token(Kind.FINISH, replica)
+    message = message_of(action) if action.kind in SEND_OF else None
+    return None if message is None else Token(message, replica)
 
 
 def _gives(replica: int, action: Action) -> Token | None:
-    kind = action.kind
-    if kind is Kind.AVERAGE:
-        return "average", action.stage
-    if kind is Kind.FINISH:
-        return "finish", replica
-    if kind in SENDS:
-        message = message_of(action)
-        return None if message is None else (replica, message)
-    return None
+    if action.kind is Kind.AVERAGE:
+        return Token(Kind.AVERAGE, action.stage)
+    if action.kind is Kind.FINISH:
+        return Token(Kind.FINISH, replica)
+    message = message_of(action) if action.kind in SENDS else None
+    return None if message is None else Token(message, replica)
 
 
 def _times(token: Token, schedules: Sequence[Schedule]) -> int:
     """Return how often a token must be given before it lets anyone go on."""
-    if token[0] == "average":
+    if token.what is Kind.AVERAGE:
         return len(schedules)
-    if token[0] == "finish":
-        return schedules[int(token[1])].stages if isinstance(token[1], int) else 1
+    if token.what is Kind.FINISH:
+        return schedules[token.number].stages
     return 1
 
 
