@@ -71,21 +71,27 @@ def run_command(job: Job) -> None:
 def _compose() -> list[schema.Config]:
     """Return the configuration that the command line asks for, or several with Hydra's --multirun.
 
-    The jobs run after Hydra has returned, so that their errors are not told through its frames.
+    They are checked, and the jobs run, after Hydra has returned, so that errors are told in our words only.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, to be told in our words
-    configs: list[schema.Config] = []
+    composed: list[tuple[DictConfig, int | None]] = []
 
     @hydra.main(version_base="1.3", config_path=str(_CONF), config_name="config")
-    def collect(composed: DictConfig) -> None:
-        config = typed(composed)
-        check(config)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            config.run.dir = str(Path(config.run.dir) / str(HydraConfig.get().job.num))
-        configs.append(config)
+    def collect(node: DictConfig) -> None:
+        of_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        composed.append((node, HydraConfig.get().job.num if of_sweep else None))
 
     collect()
-    return configs
+    return [_checked(*job) for job in composed]
+
+
+def _checked(node: DictConfig, number: int | None) -> schema.Config:
+    """Return a composed configuration, checked; the runs of a sweep get folders by their number."""
+    config = typed(node)
+    check(config)
+    if number is not None:
+        config.run.dir = str(Path(config.run.dir) / str(number))
+    return config
 
 
 def typed(composed: DictConfig) -> schema.Config:
