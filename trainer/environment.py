@@ -32,7 +32,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> bool:
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return this process's rank as the launcher gave it, 0 without a launcher; needs no MPI."""
-    return _first_number(environment, _RANK) or 0
+    return _first_number(environment, (*_RANK, "HOROVOD_RANK")) or 0  # the last with --gloo, to refuse it
 
 
 def local_size(environment: Mapping[str, str] = os.environ) -> int:

@@ -1,10 +1,11 @@
 """The end of every rank when one of them fails: one message, one exit code, no hang."""
 
+import importlib
 import os
 import sys
 import time
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trainer import environment
 from trainer.errors import EXIT_USER_ERROR, UserError
@@ -12,7 +13,8 @@ from trainer.errors import EXIT_USER_ERROR, UserError
 _INTERRUPTED = 130
 
 # An error that all ranks meet is told once: rank 0 speaks at once and ends the others, which give it, and
-# every lower rank, a head start. Ranks that share cores can be a second or two behind one another.
+# every lower rank, a head start. Ranks that share cores can be a second or two behind one another. It counts
+# from the start of MPI, in which ranks wait for each other: before it, no rank can end another.
 _HEAD_START = 2.0  # seconds
 _HEAD_START_PER_RANK = 0.25
 _LONGEST_HEAD_START = 8.0
@@ -28,6 +30,8 @@ def fail(error: BaseException) -> NoReturn:
     """
     rank = environment.rank()
     if rank > 0:
+        if environment.launched():
+            _mpi()
         time.sleep(min(_HEAD_START + _HEAD_START_PER_RANK * rank, _LONGEST_HEAD_START))
     sys.stdout.flush()
     sys.stderr.write(_message(error, rank))
@@ -56,10 +60,14 @@ def _exit_code(error: BaseException) -> int:
 
 def _abort(code: int) -> NoReturn:
     """End all ranks at once: a neighbour that waits in a receive would otherwise wait for ever."""
-    try:
-        from mpi4py import MPI  # noqa: PLC0415  (may be what is broken)
-
-        MPI.COMM_WORLD.Abort(code)
-    except ImportError:
-        pass
+    if (mpi := _mpi()) is not None:
+        mpi.COMM_WORLD.Abort(code)
     os._exit(code)
+
+
+def _mpi() -> Any:
+    """Return MPI, started, or None where it cannot be: it may be what is broken."""
+    try:
+        return importlib.import_module("mpi4py.MPI")
+    except (ImportError, RuntimeError):
+        return None
