@@ -1,0 +1,32 @@
+"""What tests share."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+_NOUNS = ["river", "engine", "letter", "garden", "window", "stone", "captain", "winter", "market", "shadow"]
+_VERBS = ["carries", "finds", "leaves", "opens", "follows", "repairs", "watches", "turns"]
+_ADJECTIVES = ["old", "quiet", "broken", "bright", "distant", "heavy", "narrow", "careful"]
+_SIZE = 200_000  # bytes
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a text of sentences that a small model can learn something from."""
+    path = tmp_path_factory.mktemp("text") / "sentences.txt"
+    path.write_text(sentences(_SIZE))
+    return path
+
+
+def sentences(size: int) -> str:
+    """Return so many characters of sentences, always the same."""
+    chance = random.Random(0)
+    written: list[str] = []
+    length = 0
+    while length < size:
+        subject, thing = chance.sample(_NOUNS, 2)
+        first, second = chance.sample(_ADJECTIVES, 2)
+        written.append(f"The {first} {subject} {chance.choice(_VERBS)} the {second} {thing}.\n")
+        length += len(written[-1])
+    return "".join(written)[:size]

@@ -1,0 +1,1 @@
+"""Tests that launch real ranks, as a user does."""

@@ -1,0 +1,130 @@
+"""Wrong input: one clear message from one rank, exit code 2, no training, nothing left behind."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.conftest import Trained
+from tests.parallel.launch import Result, horovodrun, launch, run
+
+pytestmark = pytest.mark.parallel
+
+
+def assert_refused(result: Result, folder: Path, *words: str) -> None:
+    """Assert that the launch told one message, with these words in it, and did nothing else."""
+    assert result.code == 2, result.out + result.err
+    assert len(result.messages) == 1, result.err
+    for word in words:
+        assert word in result.messages[0]
+    assert "Traceback" not in result.out + result.err
+    assert not list(folder.rglob("metrics.jsonl"))
+    assert not result.left_over
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides", "words"),
+    [
+        pytest.param(3, ["layout.stages=2"], ["world size 3", "layout.stages=2", "1, 3"], id="world"),
+        pytest.param(
+            2,
+            ["layout.stages=4", "layout.devices_per_rank=2", "model.blocks=1"],
+            ["layout.stages=4", "3 layers"],
+            id="more stages than layers",
+        ),
+        pytest.param(
+            2,
+            ["layout.stages=1", "batch.global_size=4", "batch.micro_size=4"],
+            ["batch.global_size", "1 micro-batch", "2 replicas"],
+            id="fewer micro-batches than replicas",
+        ),
+        pytest.param(
+            2, ["model.widht=64"], ["no key model.widht", "did you mean model.width?"], id="unknown key"
+        ),
+        pytest.param(
+            2, ["+model.widht=64"], ["no key model.widht", "did you mean width?"], id="unknown key, added"
+        ),
+        pytest.param(
+            2, ["schedule=1b1f"], ["schedule=1b1f", "gpipe, 1f1b", "did you mean 1f1b?"], id="unknown choice"
+        ),
+        pytest.param(
+            2, ["model=gtp"], ["model=gtp", "gpt, simplenet", "did you mean gpt?"], id="unknown group"
+        ),
+        pytest.param(2, ["model.width=wide"], ["model.width", "'wide'", "Integer"], id="wrong type"),
+        pytest.param(2, ["model.dropout=1.5"], ["model.dropout=1.5", "from 0 to below 1"], id="out of range"),
+        pytest.param(2, ["data.path=nowhere.txt"], ["data.path=nowhere.txt"], id="missing data"),
+    ],
+)
+def test_bad_value(
+    ranks: int, overrides: list[str], words: list[str], small: list[str], tmp_path: Path
+) -> None:
+    assert_refused(launch(ranks, [*small, *overrides], tmp_path), tmp_path, *words)
+
+
+def test_empty_data(small: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    result = launch(2, [*small, "data.path=empty.txt"], tmp_path)
+    assert_refused(result, tmp_path, "empty.txt", "empty")
+
+
+def test_text_shorter_than_a_sample(small: list[str], tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("x" * 20)
+    result = launch(2, [*small, "data.path=short.txt"], tmp_path)
+    assert_refused(result, tmp_path, "short.txt", "too short", "20 tokens", "data.context=32")
+
+
+def test_gloo(small: list[str], tmp_path: Path) -> None:
+    # Horovod's own launcher for Gloo turns every exit code into 1, and tells it in a traceback of its own.
+    result = run(horovodrun(2, small, options=["--gloo"]), tmp_path)
+    assert result.code == 1
+    assert "Exit code: 2" in result.err
+    assert len(result.messages) == 1, result.err
+    assert "--gloo" in result.messages[0]
+    assert not result.left_over
+
+
+def test_checkpoint_of_another_model(trained: Trained, small: list[str], tmp_path: Path) -> None:
+    checkpoint = trained(1).checkpoint(6)
+    result = launch(2, [*small, f"checkpoint.resume={checkpoint}", "model.blocks=4"], tmp_path)
+    assert_refused(result, tmp_path, str(checkpoint), "another model", "5 layers", "6")
+
+
+def test_checkpoint_of_another_width(trained: Trained, small: list[str], tmp_path: Path) -> None:
+    checkpoint = trained(1).checkpoint(6)
+    overrides = [f"checkpoint.resume={checkpoint}", "model.blocks=3", "model.width=48"]
+    assert_refused(
+        launch(2, [*small, *overrides], tmp_path), tmp_path, "another model", "(256, 32)", "(256, 48)"
+    )
+
+
+def test_damaged_checkpoint(trained: Trained, small: list[str], tmp_path: Path) -> None:
+    """One flipped bit, in a file that only the last rank reads."""
+    checkpoint = shutil.copytree(trained(1).checkpoint(6), tmp_path / "step-00000006")
+    head = checkpoint / "layers" / "head.safetensors"
+    data = bytearray(head.read_bytes())
+    data[-1] ^= 1
+    head.write_bytes(data)
+    result = launch(2, [*small, f"checkpoint.resume={checkpoint}", "model.blocks=3"], tmp_path)
+    assert_refused(result, tmp_path, str(checkpoint), "damaged", "head.safetensors")
+
+
+def test_checkpoint_that_is_not_there(small: list[str], tmp_path: Path) -> None:
+    result = launch(2, [*small, "checkpoint.resume=nowhere"], tmp_path)
+    assert_refused(result, tmp_path, "checkpoint.resume=nowhere", "no manifest.json")
+
+
+ONE_RANK_DIFFERS = """
+import os, sys
+from trainer.__main__ import main
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    sys.argv.append("optimizer.lr=0.5")
+main()
+"""
+
+
+def test_ranks_with_different_configuration(small: list[str], tmp_path: Path) -> None:
+    (tmp_path / "one_rank_differs.py").write_text(ONE_RANK_DIFFERS)
+    result = launch(
+        2, small, tmp_path, module="one_rank_differs", env={"PYTHONPATH": f"{Path.cwd()}:{tmp_path}"}
+    )
+    assert_refused(result, tmp_path, "optimizer.lr", "'0.001' on rank 0", "'0.5' on rank 1")
