@@ -204,7 +204,7 @@ class Checkpoint:
             return
         prefix = f"optimizer.{name}."
         state: dict[str, Any] = {
-            key.removeprefix(prefix): tensor.to(parameter.device)
+            key.removeprefix(prefix): tensor.to(parameter.device, copy=True)  # a tie's copies have their own
             for key, tensor in packed.tensors.items()
             if key.startswith(prefix)
         }
