@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.errors import UserError
 from trainer.pipeline.stage import BuiltLayer
 from trainer.waiting import wait
 from trainer.world import horovod
@@ -27,6 +28,15 @@ def gradients_of(layer: BuiltLayer) -> list[Tensor]:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
     return gradients
+
+
+def check_averaging(op: str, replicas: int) -> None:
+    """Raise a UserError if so many replicas cannot be averaged like this."""
+    if op == "adasum" and replicas & (replicas - 1):
+        raise UserError(
+            f"averaging.op=adasum combines replicas in pairs, and pairs of pairs, but here are {replicas} "
+            "replicas: make them a power of two by other ranks or layout.stages, or use averaging.op=average"
+        )
 
 
 class OneReplica:

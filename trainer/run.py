@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainer import environment
-from trainer.averaging import HorovodAveraging, OneReplica
+from trainer.averaging import HorovodAveraging, OneReplica, check_averaging
 from trainer.config import Config, flat
 from trainer.cut import Cut, cut_model
 from trainer.data.build import build_data
@@ -68,6 +68,7 @@ class Run:
         layers = self.model.layers
         self.layout = Layout.of(world.size, config.layout.stages, config.layout.devices_per_rank, len(layers))
         self.sizes = micro_batch_sizes(config.batch.global_size, config.batch.micro_size)
+        check_averaging(config.averaging.op, self.layout.replicas)
         self.replica = self.layout.replica(world.rank)
         self.micro_batches = deal(len(self.sizes), self.layout.replicas, self.replica)
         example = self.data.training.inputs(np.arange(config.batch.micro_size) % len(self.data.training))
