@@ -1,6 +1,7 @@
 """A small GPT on a small text, and runs of it that several tests look at."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,10 @@ Trained = Callable[..., Finished]
 @pytest.fixture(scope="session")
 def small(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return the overrides for a small GPT on a small text, tokenised once a session."""
-    cache = tmp_path_factory.mktemp("cache")
     return [
         "experiment=small",
         f"data.path={text_file}",
-        f"data.cache={cache}",
+        f"data.cache={tmp_path_factory.mktemp('cache')}",
         "run.dir=run",
         "threads=1",
         "device=cpu",
@@ -40,15 +40,12 @@ def small(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
 
 @pytest.fixture(scope="session")
 def trained(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Return a function that trains the GPT on some ranks, once a session for the same overrides."""
-    finished: dict[tuple[int, tuple[str, ...]], Finished] = {}
+    """Return a function that trains the GPT on some ranks, once a session for the same arguments."""
 
-    def train(ranks: int, *overrides: str) -> Finished:
-        key = ranks, overrides
-        if key not in finished:
-            folder = tmp_path_factory.mktemp("trained")
-            result = launch(ranks, [*small, *GPT, *overrides], folder).check()
-            finished[key] = Finished(result, folder / "run")
-        return finished[key]
+    @cache
+    def train(ranks: int, *overrides: str, attempt: int = 1) -> Finished:
+        folder = tmp_path_factory.mktemp("trained")
+        result = launch(ranks, [*small, *GPT, *overrides], folder).check()
+        return Finished(result, folder / "run")
 
     return train

@@ -78,6 +78,11 @@ class Launch:
                 start_new_session=True,
             )
 
+    @property
+    def seconds(self) -> float:
+        """Return how long ago the launch began."""
+        return time.monotonic() - self._began
+
     def rank(self, rank: int) -> int:
         """Return the process number of a rank."""
         wanted = {_MARK: self._number, "OMPI_COMM_WORLD_RANK": str(rank)}
@@ -102,14 +107,14 @@ class Launch:
             AssertionError: It had not ended after `limit` seconds; it is killed.
         """
         try:
-            code = self._process.wait(max(0.0, limit - (time.monotonic() - self._began)))
+            code = self._process.wait(max(0.0, limit - self.seconds))
         except BaseException as error:
             self.kill()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             message = f"still running after {limit} s:\n{self._read(0)}\n{self._read(1)}"
             raise AssertionError(message) from None
-        seconds = time.monotonic() - self._began
+        seconds = self.seconds
         _within(_GRACE, lambda: not self._running())
         left_over = tuple(_command(process) for process in self._running())
         self.kill()

@@ -1,0 +1,46 @@
+"""Gradients averaged across replicas: compressed, by Adasum, by three, and in the same order each time."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.conftest import Trained
+from tests.parallel.launch import launch
+from tests.parallel.test_bad_input import assert_refused
+
+pytestmark = pytest.mark.parallel
+
+
+def test_halves(trained: Trained) -> None:
+    whole = trained(2, "layout.stages=1")
+    halves = trained(2, "layout.stages=1", "averaging.compression=fp16")
+    assert halves.losses == pytest.approx(whole.losses, rel=1e-3)
+    assert halves.losses != whole.losses
+    assert halves.losses[-1] < halves.losses[0] - 0.1
+
+
+def test_adasum(trained: Trained) -> None:
+    average = trained(2, "layout.stages=1")
+    adasum = trained(2, "layout.stages=1", "averaging.op=adasum")
+    assert adasum.losses[0] == average.losses[0]
+    assert adasum.losses != average.losses
+    assert adasum.losses[-1] < adasum.losses[0] - 0.1
+
+
+def test_adasum_of_three(small: list[str], tmp_path: Path) -> None:
+    """Horovod's Adasum pairs ranks, so their number must be a power of two."""
+    result = launch(3, [*small, "layout.stages=1", "averaging.op=adasum"], tmp_path)
+    assert_refused(result, tmp_path, "averaging.op=adasum", "3 replicas")
+
+
+def test_three_replicas_deterministic(trained: Trained) -> None:
+    """Of three numbers the order of summation shows in the bits; of two it never does."""
+    first, second = (
+        trained(3, "layout.stages=1", "train.deterministic=true", attempt=attempt) for attempt in (1, 2)
+    )
+    assert second.losses == first.losses
+    assert second.grad_norms == first.grad_norms
+    assert second.layer_files(6) == first.layer_files(6)
+    one = trained(1)
+    assert first.losses == pytest.approx(one.losses, rel=1e-6)
+    assert first.validation == pytest.approx(one.validation, rel=1e-6)

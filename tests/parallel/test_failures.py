@@ -1,0 +1,56 @@
+"""A rank that fails, is killed or interrupted ends all ranks, soon, and leaves none behind."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.launch import Launch, horovodrun
+
+pytestmark = pytest.mark.parallel
+
+SOON = 15.0  # seconds
+ENDLESS = [
+    "model=simplenet",
+    "train.epochs=1000000",
+    "progress=line",
+    "run.dir=run",
+    "threads=1",
+    "device=cpu",
+]
+
+
+def start(folder: Path, *overrides: str) -> Launch:
+    return Launch(horovodrun(2, [*ENDLESS, "layout.stages=2", *overrides]), folder)
+
+
+def test_exception_on_one_rank(tmp_path: Path) -> None:
+    launched = start(tmp_path, "model=custom", "data=binary", "model.target=tests.parallel.models:failing")
+    launched.wait_for("run folder: ")
+    result = launched.wait(SOON + launched.seconds)
+    assert result.code == 1
+    assert result.err.count("Traceback (most recent call last)") == 1
+    assert result.err.count("ArithmeticError: this layer fails on purpose") == 1
+    assert "rank 1 failed" in result.err
+    assert not result.left_over
+
+
+def test_killed_rank(tmp_path: Path) -> None:
+    launched = start(tmp_path)
+    launched.wait_for("step 1/")
+    os.kill(launched.rank(1), signal.SIGKILL)
+    result = launched.wait(SOON + launched.seconds)
+    assert result.code == 128 + signal.SIGKILL
+    assert not result.left_over
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
+    launched = start(tmp_path)
+    launched.wait_for("step 1/")
+    launched.signal_group(number)
+    result = launched.wait(SOON + launched.seconds)
+    assert result.code != 0
+    assert "Traceback" not in result.out + result.err
+    assert not result.left_over
