@@ -1,0 +1,156 @@
+"""Every value of the configuration is held against its range; what `conf/` has composes and passes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from trainer.command import _register, typed
+from trainer.config import AdamWConfig, Config, GPTConfig, TextConfig, flat
+from trainer.config_check import check
+from trainer.errors import UserError, suggest
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def composed(*overrides: str) -> DictConfig:
+    _register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=["run.dir=run", *overrides])
+
+
+def valid() -> Config:
+    config = Config(
+        model=GPTConfig(),
+        data=TextConfig(path="text", cache="cache"),
+        optimizer=AdamWConfig(),
+        schedule="1f1b",
+    )
+    config.train.steps = 1
+    config.run.dir = "run"
+    return config
+
+
+def put(config: Config, key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    part: Any = config
+    for name in path:
+        part = getattr(part, name)
+    setattr(part, last, value)
+
+
+@pytest.mark.parametrize("group", ["model", "data", "optimizer", "experiment"])
+def test_every_file_of_conf_passes(group: str) -> None:
+    files = sorted((CONF / group).glob("*.yaml"))
+    assert files
+    for file in files:
+        overrides = [f"{group}={file.stem}"]
+        if file.stem == "custom":
+            overrides += [f"{group}.target=package:name"]
+        if group == "model" and file.stem == "custom":
+            overrides += ["data.context=8"]
+        if group == "optimizer":
+            overrides += ["optimizer.lr=0.1"]
+        check(typed(composed("train.steps=1", *overrides)))
+
+
+def test_bare_command_trains_a_gpt_on_text() -> None:
+    config = typed(composed())
+    check(config)
+    assert isinstance(config.model, GPTConfig)
+    assert isinstance(config.data, TextConfig)
+    assert config.data.context == config.model.context
+    assert config.layout.stages == "auto"
+
+
+def test_experiment_gives_way_to_the_command_line() -> None:
+    config = typed(composed("experiment=small", "model.width=48"))
+    assert config.model.width == 48
+    assert config.model.blocks == 4
+
+
+def test_custom_options_are_kept() -> None:
+    config = typed(composed("model=custom", "model.target=a:b", "+model.options.depth=3", "data.context=8"))
+    assert config.model.options == {"depth": 3}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+model.widht=1", "there is no key model.widht; did you mean width?"),
+        ("+bach=1", "there is no key bach; did you mean batch?"),
+    ],
+)
+def test_keys_that_nothing_reads_are_refused(override: str, message: str) -> None:
+    with pytest.raises(Exception, match=r"widht|bach") as caught:
+        typed(composed(override))
+    assert isinstance(caught.value, UserError)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("batch.global_size", 0, "batch.global_size=0 must be greater than 0"),
+        ("batch.micro_size", -1, "batch.micro_size=-1 must be greater than 0"),
+        ("layout.devices_per_rank", 0, "layout.devices_per_rank=0 must be greater than 0"),
+        ("layout.stages", 0, "layout.stages=0 must be auto, or a whole number greater than 0"),
+        ("layout.stages", "two", "layout.stages=two must be auto, or a whole number"),
+        ("layout.stages", True, "layout.stages=True must be auto, or a whole number"),
+        ("layout.stages", 1.5, "layout.stages=1.5 must be auto, or a whole number"),
+        ("threads", 0, "threads=0 must be auto, or a whole number greater than 0"),
+        ("model.heads", 0, "model.heads=0 must be greater than 0"),
+        ("model.dropout", 1.0, "model.dropout=1.0 must be from 0 to below 1"),
+        ("model.dropout", float("nan"), "model.dropout=nan must be from 0 to below 1"),
+        ("model.positions", "learnt", "model.positions=learnt is not one of learned, rotary; did you mean"),
+        ("optimizer.lr", -1.0, "optimizer.lr=-1.0 must be 0 or greater"),
+        ("optimizer.lr", float("nan"), "optimizer.lr=nan must be 0 or greater"),
+        ("optimizer.clip", 0.0, "optimizer.clip=0.0 must be greater than 0"),
+        ("optimizer.beta2", 1.0, "optimizer.beta2=1.0 must be from 0 to below 1"),
+        ("optimizer.rate.name", "cosin", "optimizer.rate.name=cosin is not one of constant, cosine, linear"),
+        ("optimizer.rate.final", 1.5, "optimizer.rate.final=1.5 must be from 0 to 1"),
+        ("optimizer.rate.warmup", -1, "optimizer.rate.warmup=-1 must be 0 or greater"),
+        ("train.steps", 0, "train.steps=0 must be greater than 0"),
+        ("train.epochs", 0.0, "train.epochs=0.0 must be greater than 0"),
+        ("train.seed", -1, "train.seed=-1 must be 0 or greater"),
+        ("schedule", "1b1f", "schedule=1b1f is not one of gpipe, 1f1b; did you mean 1f1b?"),
+        ("device", "gpu", "device=gpu is not one of auto, cpu, cuda"),
+        ("progress", "lines", "progress=lines is not one of auto, bar, line, off; did you mean line?"),
+        ("averaging.op", "sum", "averaging.op=sum is not one of average, adasum"),
+        ("averaging.compression", "bf16", "averaging.compression=bf16 is not one of none, fp16"),
+        ("checkpoint.keep", -1, "checkpoint.keep=-1 must be 0 or greater"),
+        ("checkpoint.resume", "", "checkpoint.resume must be auto, none, or the path"),
+        ("generate.temperature", -0.1, "generate.temperature=-0.1 must be 0 or greater"),
+    ],
+)
+def test_out_of_range(key: str, value: object, expected: str) -> None:
+    config = valid()
+    check(config)
+    put(config, key, value)
+    with pytest.raises(UserError) as caught:
+        check(config)
+    assert str(caught.value).startswith(expected)
+
+
+def test_steps_or_epochs() -> None:
+    config = valid()
+    config.train.steps = None
+    with pytest.raises(UserError, match=r"train\.steps and train\.epochs are both null"):
+        check(config)
+    config.train.epochs = 0.5
+    check(config)
+
+
+def test_flat_has_every_value_by_its_dotted_key() -> None:
+    values = flat(valid())
+    assert values["model.width"] == 128
+    assert values["optimizer.rate.name"] == "constant"
+    assert values["schedule"] == "1f1b"
+    assert "model" not in values
+
+
+def test_suggestions() -> None:
+    assert suggest("1b1f", ["gpipe", "1f1b"]) == "; did you mean 1f1b?"
+    assert suggest("zzz", ["gpipe", "1f1b"]) == ""

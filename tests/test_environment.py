@@ -1,0 +1,82 @@
+"""What the environment tells, and what it is told, before anything else starts."""
+
+import pytest
+
+from trainer import environment
+from trainer.environment import launched, local_size, prepare, prepare_deterministic, rank, threads_per_rank
+from trainer.errors import UserError
+
+MANY = 100_000  # ranks on a node, more than it has cores
+
+
+@pytest.mark.parametrize(
+    ("variables", "number", "on_node"),
+    [
+        pytest.param({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 3, 4, id="Open MPI"),
+        pytest.param({"PMI_RANK": "5", "MPI_LOCALNRANKS": "2"}, 5, 2, id="MPICH"),
+        pytest.param({"PMIX_RANK": "1", "SLURM_NTASKS_PER_NODE": "8"}, 1, 8, id="srun"),
+        pytest.param({"PMIX_RANK": "1"}, 1, 1, id="ranks on the node unknown"),
+    ],
+)
+def test_launchers(variables: dict[str, str], number: int, on_node: int) -> None:
+    assert launched(variables)
+    assert rank(variables) == number
+    assert local_size(variables) == on_node
+
+
+def test_no_launcher() -> None:
+    inside_a_job = {"SLURM_NTASKS_PER_NODE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
+    assert not launched(inside_a_job)
+    assert rank(inside_a_job) == 0
+    assert local_size(inside_a_job) == 1
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "cores", lambda: 8)
+    assert [threads_per_rank("auto", ranks) for ranks in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
+    assert threads_per_rank(5, 2) == 5
+
+
+def test_one_process_starts_mpi_alone() -> None:
+    variables: dict[str, str] = {}
+    prepare(variables)
+    assert variables == {"OMPI_MCA_ess_singleton_isolated": "1"}
+
+
+def test_more_ranks_than_cores_do_not_spin() -> None:
+    variables = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": str(MANY)}
+    prepare(variables)
+    assert variables["OMPI_MCA_mpi_yield_when_idle"] == "1"
+    assert variables["HOROVOD_CYCLE_TIME"] == "20"
+
+
+def test_ranks_with_a_core_each_are_left_alone() -> None:
+    variables = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
+    before = dict(variables)
+    prepare(variables)
+    assert variables == before
+
+
+def test_what_the_user_has_set_stays() -> None:
+    variables = {
+        "OMPI_COMM_WORLD_RANK": "0",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": str(MANY),
+        "HOROVOD_CYCLE_TIME": "7",
+        "OMPI_MCA_mpi_yield_when_idle": "0",
+    }
+    before = dict(variables)
+    prepare(variables)
+    assert variables == before
+
+
+def test_gloo_is_refused() -> None:
+    with pytest.raises(UserError, match="--gloo"):
+        prepare({"HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1", "HOROVOD_RANK": "0"})
+
+
+def test_deterministic() -> None:
+    variables = {"HOROVOD_AUTOTUNE": "1"}
+    prepare_deterministic(variables)
+    assert variables["HOROVOD_FUSION_THRESHOLD"] == "0"
+    assert variables["HOROVOD_DISABLE_GROUP_FUSION"] == "1"
+    assert variables["HOROVOD_AUTOTUNE"] == "0"
