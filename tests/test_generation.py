@@ -1,0 +1,74 @@
+"""Text token by token: how the next one is chosen, and that no cut of the model changes it."""
+
+import pytest
+import torch
+
+from tests.one_process import Pipeline
+from tests.test_engine import CUTS, DATA, GPT
+from trainer.config import GenerateConfig
+from trainer.generation import Text
+from trainer.models.gpt import gpt
+from trainer.schedule.assemble import generation_schedule
+from trainer.schedule.merge import merge_for_rank
+
+PROMPT = [1, 2, 3]
+TOKENS = 12  # with the prompt more than the context of 8
+
+
+def written(sizes: list[int], config: GenerateConfig, seed: int = 0) -> list[int]:
+    """Return what a GPT, cut like this, writes behind the prompt."""
+    pipeline = Pipeline(gpt(GPT, DATA), sizes)
+    text = Text(PROMPT, TOKENS, GPT.context, config, seed)
+    actions = merge_for_rank(generation_schedule(len(sizes), TOKENS), range(len(sizes)))
+    assert pipeline.engine.infer(actions, text) == {}
+    return text.tokens
+
+
+def sampled(logits: list[float], config: GenerateConfig, number: int = 300) -> set[int]:
+    """Return which tokens are ever chosen."""
+    text = Text([0], 1, 8, config, seed=0)
+    output = torch.tensor([[[0.0] * len(logits), logits]])  # the last position counts
+    return {int(text.sample(output)) for _ in range(number)}
+
+
+def test_likeliest_token_is_that_of_a_plain_loop() -> None:
+    network = torch.nn.Sequential(*(layer.module for layer in Pipeline(gpt(GPT, DATA), [5]).layers)).eval()
+    tokens = list(PROMPT)
+    for _ in range(TOKENS):
+        logits = network(torch.tensor([tokens[-GPT.context :]]))
+        tokens.append(int(logits[0, -1].argmax()))
+    assert written([5], GenerateConfig(temperature=0)) == tokens
+
+
+@pytest.mark.parametrize("sizes", CUTS)
+def test_cut_changes_no_token(sizes: list[int]) -> None:
+    config = GenerateConfig(temperature=1.0)
+    assert written(sizes, config) == written([5], config)
+
+
+def test_seed_decides() -> None:
+    config = GenerateConfig(temperature=1.0)
+    assert written([5], config) != written([5], config, seed=1)
+    assert written([5], config)[:3] == PROMPT
+
+
+def test_temperature() -> None:
+    logits = [0.0, 1.0, 3.0]
+    assert sampled(logits, GenerateConfig(temperature=0)) == {2}
+    assert sampled(logits, GenerateConfig(temperature=0.01)) == {2}
+    assert sampled(logits, GenerateConfig(temperature=10.0)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("top_k", "chosen"), [(1, {2}), (2, {1, 2}), (3, {0, 1, 2}), (99, {0, 1, 2}), (0, {0, 1, 2})]
+)
+def test_top_k(top_k: int, chosen: set[int]) -> None:
+    assert sampled([0.0, 1.0, 1.5], GenerateConfig(temperature=2.0, top_k=top_k)) == chosen
+
+
+def test_signatures_are_the_lengths_that_the_model_sees() -> None:
+    text = Text(PROMPT, 7, 8, GenerateConfig(), seed=0)
+    assert text.signatures() == [3, 4, 5, 6, 7, 8, 8]
+    for length in text.signatures():
+        assert text.inputs(0).shape == (1, length)
+        text.append(torch.tensor([1]))

@@ -1,0 +1,142 @@
+"""What a person sees: whole lines, or a bar on a terminal, from rank 0 alone."""
+
+import os
+import pty
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from trainer.metrics import progress
+from trainer.metrics.progress import Display, build_display
+from trainer.step import StepResult
+
+RESULT = StepResult(
+    loss=1.25,
+    grad_norm=0.5,
+    lr=1e-3,
+    count=1000,
+    seconds=0.5,
+    waited=(0.1, 0.3),
+    peak_memory=(1, 1),
+)
+STEPS = 5
+
+
+def display(mode: str, *, rank: int = 0, start: int = 0, steps: int = STEPS) -> Display:
+    return build_display(mode, rank=rank, start=start, steps=steps, unit="tokens")
+
+
+def test_bubble_is_the_waiting_share_of_all_ranks() -> None:
+    assert RESULT.bubble == pytest.approx(0.4)
+
+
+def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = display("line")
+    for step in range(1, STEPS + 1):
+        shown.step(step, RESULT)
+    shown.say("a table\nof two lines")
+    shown.close()
+    first, last, *said = capsys.readouterr().out.splitlines()
+    pattern = r"step {}/5  loss 1\.2500  norm 0\.500  lr 1\.00e-03  bubble 40%  2,000 tokens/s  \d:\d\d left"
+    assert re.fullmatch(pattern.format(1), first)
+    assert re.fullmatch(pattern.format(5), last)
+    assert said == ["a table", "of two lines"]
+
+
+def test_a_line_a_second_and_the_time_that_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred steps of 0.3 s, from step 20 on: of resumed runs only the steps done here count."""
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    shown = display("line", start=20, steps=120)
+    for step in range(21, 121):
+        now += 0.3
+        shown.step(step, RESULT)
+    lines = capsys.readouterr().out.splitlines()
+    steps = [int(re.match(r"step (\d+)/120", line).group(1)) for line in lines]
+    assert steps[:3] == [21, 25, 29]
+    assert steps[-1] == 120
+    for step, line in zip(steps, lines, strict=True):
+        assert line.endswith(f"  0:{round(0.3 * (120 - step)):02} left")
+
+
+def test_speed_follows_the_last_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = display("line", steps=100)
+    for step in range(1, 50):
+        shown.step(step, RESULT)
+    for step in range(50, 101):
+        shown.step(step, replace(RESULT, seconds=1.0))
+    assert "  1,000 tokens/s" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("mode", "rank"), [("off", 0), ("line", 1), ("bar", 1), ("auto", 3)])
+def test_nothing(mode: str, rank: int, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = display(mode, rank=rank)
+    shown.say("table")
+    shown.step(1, RESULT)
+    shown.close()
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
+class Terminal:
+    """A pseudo-terminal of 120 columns that can take the place of standard output."""
+
+    def __init__(self) -> None:
+        self._reader, writer = pty.openpty()
+        self.output = os.fdopen(writer, "w")
+
+    def text(self) -> str:
+        """Return what was written; ends the terminal."""
+        self.output.close()
+        found = b""
+        try:
+            while part := os.read(self._reader, 65536):
+                found += part
+        except OSError:  # Linux tells the end like this
+            pass
+        os.close(self._reader)
+        return found.decode()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    made = Terminal()
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    yield made
+    made.output.close()
+
+
+@pytest.mark.parametrize("mode", ["bar", "auto"])
+def test_bar_on_a_terminal(mode: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal.output)
+    shown = display(mode, start=2)
+    shown.say("a table\nof two lines")
+    for step in range(3, STEPS + 1):
+        shown.step(step, RESULT)
+    shown.say("validation")
+    shown.close()
+    text = terminal.text()
+    assert "\r" in text
+    drawn = re.split(r"[\r\n]+", text)
+    assert any("100%" in part and "5/5" in part and "loss 1.2500" in part for part in drawn)
+    assert any("2,000 tokens/s" in part for part in drawn)
+    for said in ("a table", "of two lines", "validation"):
+        assert sum(part.strip() == said for part in drawn) == 1
+
+
+def test_lines_under_a_launcher_even_on_a_terminal(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mpirun gives ranks a terminal, and then puts a tag in front of every line."""
+    monkeypatch.setattr(sys, "stdout", terminal.output)
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    shown = display("auto", steps=1)
+    shown.step(1, RESULT)
+    assert re.fullmatch(r"step 1/1  loss [^\r\n]*\r\n", terminal.text())
