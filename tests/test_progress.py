@@ -1,9 +1,12 @@
 """What a person sees: whole lines, or a bar on a terminal, from rank 0 alone."""
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import sys
+import termios
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -88,6 +91,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self._reader, writer = pty.openpty()
+        fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 120, 0, 0))
         self.output = os.fdopen(writer, "w")
 
     def text(self) -> str:
@@ -106,7 +110,6 @@ class Terminal:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     made = Terminal()
-    monkeypatch.setenv("COLUMNS", "120")
     for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
         monkeypatch.delenv(name, raising=False)
     yield made
