@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from trainer.command import _register, typed
+from trainer.command import _explain, _register, typed
 from trainer.config import AdamWConfig, Config, GPTConfig, TextConfig, flat
 from trainer.config_check import check
 from trainer.errors import UserError, suggest
@@ -88,6 +90,27 @@ def test_keys_that_nothing_reads_are_refused(override: str, message: str) -> Non
         typed(composed(override))
     assert isinstance(caught.value, UserError)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.width=x"], "model.width: Value 'x' of type 'str' could not be converted to Integer"),
+        (["train.steps=1.5"], "train.steps: Value '1.5' of type 'float' could not be converted to Integer"),
+        (["model=gtp"], "model=gtp is not one of custom, gpt, simplenet; did you mean gpt?"),
+        (["experiment=smal"], "experiment=smal is not one of small; did you mean small?"),
+        (["optimizer=custom", "optimizer.target=a:b"], "optimizer.lr has no value: give optimizer.lr=..."),
+        (["~model"], "model has no value: give model=..."),
+        (
+            ["model=custom", "model.target=a:b"],
+            "data.context follows model.context, which this configuration has not: give data.context=...",
+        ),
+    ],
+)
+def test_what_hydra_says_is_said_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
+        typed(composed(*overrides))
+    assert str(_explain(caught.value)) == message
 
 
 @pytest.mark.parametrize(

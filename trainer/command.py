@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from trainer import config as schema
 from trainer import environment
@@ -163,8 +163,11 @@ def _explain(error: Exception) -> UserError:
         asked = next((given for given in sys.argv[1:] if given.lstrip("+~").startswith(key)), key)
         asked = asked.lstrip("+~").partition("=")[0]
         return UserError(f"there is no key {asked}{suggest(asked, _known_keys())}")
-    if "Missing mandatory value" in first_line:
+    if "missing mandatory value" in first_line.lower():
         return UserError(f"{key} has no value: give {key}=...")
+    if isinstance(inner, InterpolationKeyError):
+        missing = first_line.split("'")[1]
+        return UserError(f"{key} follows {missing}, which this configuration has not: give {key}=...")
     return UserError(f"{key}: {first_line}")
 
 
