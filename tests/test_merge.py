@@ -1,7 +1,5 @@
 """The lists of a rank with several devices."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,18 +7,12 @@ from hypothesis import strategies as st
 from trainer.layout import Layout
 from trainer.schedule.actions import Kind, Schedule, Tied
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
-from trainer.schedule.merge import merge_for_rank
+from trainer.schedule.merge import by_rank, merge_for_rank
 from trainer.schedule.validate import validate
 
 
 def merged(schedule: Schedule, devices: int) -> Schedule:
-    """Return the schedule with a list for every rank of the group."""
-    layout = Layout(schedule.stages // devices, schedule.stages, devices)
-    return replace(
-        schedule,
-        placement=tuple(map(layout.group_rank_of, range(schedule.stages))),
-        workers=tuple(merge_for_rank(schedule, layout.workers(rank)) for rank in range(layout.world)),
-    )
+    return by_rank(schedule, Layout(schedule.stages // devices, schedule.stages, devices))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3])

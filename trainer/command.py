@@ -57,6 +57,7 @@ def run_command(job: Job) -> None:
     """
     try:
         environment.prepare()  # [1]
+        environment.keep_freed_memory()
         _register()
         for config in _compose():  # [2]
             job(config, _world())  # [3] [4]

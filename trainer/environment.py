@@ -3,7 +3,9 @@
 Only the standard library is imported here: these variables are read when those libraries load.
 """
 
+import ctypes
 import os
+import sys
 from collections.abc import Mapping, MutableMapping
 
 from trainer.errors import UserError
@@ -16,6 +18,10 @@ _LOCAL_SIZE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PE
 # Milliseconds between two looks of Horovod's background thread. Where ranks share cores, every look takes
 # time from a neighbour's computing; the price is a later start of an all-reduce.
 _OVERSUBSCRIBED_CYCLE_TIME = "20"
+
+# Parameters of glibc's mallopt (malloc.h).
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 
 
 def _first_number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
@@ -67,6 +73,19 @@ def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
     if local_size(environment) > cores():
         environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         environment.setdefault("HOROVOD_CYCLE_TIME", _OVERSUBSCRIBED_CYCLE_TIME)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory, for the next micro-batch's tensors are as large as the last one's.
+
+    By default large blocks go back to the kernel when they are freed, and cost a page fault for every 4 KiB
+    when they are needed again: 4 to 8 % of a step of a small GPT on a CPU.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
+            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def prepare_deterministic(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -6,7 +6,6 @@ from trainer.data.micro_batches import MicroBatches, cut
 from trainer.layout import micro_batch_sizes, share
 from trainer.run import Run
 from trainer.schedule.assemble import evaluation_schedule
-from trainer.schedule.merge import merge_for_rank
 
 
 def evaluate(run: Run, samples: int) -> float:
@@ -27,7 +26,7 @@ def evaluate(run: Run, samples: int) -> float:
         read_targets=run.holds_last_stage,
     )
     schedule = evaluation_schedule(run.layout.stages, len(mine))
-    losses = run.engine.infer(merge_for_rank(schedule, run.workers), source)
+    losses = run.engine.infer(run.actions(schedule), source)
     ours = [losses[i].item() for i in range(len(losses))]
     counts = [run.model.loss.count(target) for target in source.all_targets()]
     return _mean(run, ours, counts)

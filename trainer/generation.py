@@ -10,7 +10,6 @@ from trainer.models.model import Activation
 from trainer.pipeline.source import Source
 from trainer.run import Run
 from trainer.schedule.assemble import generation_schedule
-from trainer.schedule.merge import merge_for_rank
 from trainer.seeds import derive
 
 
@@ -75,5 +74,5 @@ def generate(run: Run) -> str | None:
     prompt = tokenizer.encode(config.prompt)
     text = Text(prompt, config.tokens, run.context(), config, derive(run.config.train.seed, "generate"))
     schedule = generation_schedule(run.layout.stages, config.tokens)
-    run.engine.infer(merge_for_rank(schedule, run.workers), text)
+    run.engine.infer(run.actions(schedule), text)
     return tokenizer.decode(text.tokens) if run.world.rank == 0 else None

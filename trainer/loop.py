@@ -11,6 +11,7 @@ from trainer.metrics.folder import RunFolder
 from trainer.metrics.progress import Display, build_display
 from trainer.metrics.table import layout_table
 from trainer.run import Run
+from trainer.schedule.draw import draw_text
 from trainer.step import Stepper, StepResult
 from trainer.world import versions
 
@@ -27,12 +28,13 @@ def train(run: Run) -> None:
     display = build_display(config.progress, rank=run.world.rank, start=step, steps=steps, unit=unit)
     display.say(layout_table(run))
     display.say(f"run folder: {folder.path}" + (f", resumed behind step {step}" if step else ""))
-    stepper, predicted = Stepper(run, steps), run.predicted_bubble()
+    stepper, prediction = Stepper(run, steps), run.prediction()
+    folder.write_text("schedule.txt", draw_text(run.schedule(len(run.micro_batches)), prediction))
     saved = step
     while step < steps:
         result = stepper.run(step + 1, position)
         step, position = step + 1, position + config.batch.global_size
-        _write(folder, step, result, predicted, config.batch.global_size)
+        _write(folder, step, result, prediction.bubble, config.batch.global_size)
         display.step(step, result)
         if _due(step, config.eval.every) and step < steps:
             _validate(run, folder, display, step)

@@ -24,9 +24,10 @@ from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport, Transport
-from trainer.schedule.actions import Schedule
+from trainer.schedule.actions import Action, Schedule
 from trainer.schedule.assemble import training_schedule
-from trainer.schedule.simulate import simulate
+from trainer.schedule.merge import by_rank
+from trainer.schedule.simulate import Timeline, simulate
 from trainer.schedule.validate import validate
 from trainer.world import Groups, World, horovod, versions
 
@@ -86,9 +87,7 @@ class Run:
     def _build(self) -> None:
         """Build this rank's layers, and what runs them."""
         config, layers = self.config, self.model.layers
-        position = self.layout.group_rank(self.world.rank)
-        self.workers = self.layout.workers(position)
-        mine = self.layout.stages_of(position)
+        mine = self.layout.stages_of(self.groups.model_parallel.rank)
         devices = devices_of_rank(config.device, self.world.local_rank, self.layout.devices_per_rank)
         device_of = {stage: devices[self.layout.device_of(stage)] for stage in mine}
         self.devices = devices
@@ -135,13 +134,20 @@ class Run:
 
     @lru_cache(maxsize=8)  # noqa: B019  (a run lives as long as its process)
     def schedule(self, micro_batches: int) -> Schedule:
-        """Return the training schedule of a replica's step with so many micro-batches."""
-        return training_schedule(self.config.schedule, self.layout.stages, micro_batches, self.ties)
+        """Return the training schedule, by rank, of a replica's step with so many micro-batches."""
+        schedule = training_schedule(self.config.schedule, self.layout.stages, micro_batches, self.ties)
+        return by_rank(schedule, self.layout)
 
-    def predicted_bubble(self) -> float:
-        """Return the bubble of a step as simulated from the costs of the layers."""
+    def actions(self, schedule: Schedule) -> tuple[Action, ...]:
+        """Return this rank's list of a schedule of its group that does not train, validated."""
+        ready = by_rank(schedule, self.layout)
+        validate([ready])
+        return ready.workers[self.groups.model_parallel.rank]
+
+    def prediction(self) -> Timeline:
+        """Return this replica's step as simulated from the costs of the layers."""
         schedule = self.schedule(len(self.micro_batches))
-        return simulate(schedule, self.cut.forward, self.cut.backward).bubble
+        return simulate(schedule, self.cut.forward, self.cut.backward)
 
     def context(self) -> int:
         """Return the number of tokens of a sample."""

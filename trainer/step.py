@@ -20,7 +20,6 @@ from trainer.optimization import (
     learning_rate,
 )
 from trainer.run import Run
-from trainer.schedule.merge import merge_for_rank
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Stepper:
         layout = run.layout
         shares = [deal(len(run.sizes), layout.replicas, replica) for replica in range(layout.replicas)]
         self._shares = [len(share) for share in shares]
-        self._actions = merge_for_rank(run.schedule(len(run.micro_batches)), run.workers)
+        self._actions = run.schedule(len(run.micro_batches)).workers[run.groups.model_parallel.rank]
         owned = sum(len(layer.trained()) for layer in run.layers)
         group = run.groups.model_parallel
         # What the ranks of a group tell each other at the end of a step: norms, and three numbers more.

@@ -2,6 +2,8 @@
 
 config.yaml       the configuration, resolved
 metrics.jsonl     one object a step, and one a validation
+superseded.jsonl  what metrics.jsonl held of steps that a resumed run did again
+schedule.txt      the step of the first replica, drawn as predicted
 logs/rank0.log    what each rank logs
 checkpoints/      see trainer/checkpoint.py
 """
@@ -48,11 +50,21 @@ class RunFolder:
         """Return the file of the run's numbers."""
         return self.path / "metrics.jsonl"
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small file of the run, on rank 0."""
+        if self._writes:
+            (self.path / name).write_text(text + "\n")
+
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps after `step`, which a resumed run does again."""
-        if self._writes and self.metrics.exists():
-            lines = self.metrics.read_text().splitlines(keepends=True)
-            self.metrics.write_text("".join(line for line in lines if _step(line) <= step))
+        """Move the metrics of steps after `step`, which a resumed run does again, to a file of their own."""
+        if not self._writes or not self.metrics.exists():
+            return
+        lines = self.metrics.read_text().splitlines(keepends=True)
+        with (self.path / "superseded.jsonl").open("a") as file:
+            file.writelines(line for line in lines if _step(line) > step)
+        rest = self.metrics.with_suffix(".partial")
+        rest.write_text("".join(line for line in lines if _step(line) <= step))
+        rest.replace(self.metrics)
 
     def write(self, **values: Any) -> None:
         """Append an object to the metrics, on rank 0. Floats are written so that they read back the same."""

@@ -1,8 +1,10 @@
 """One list for a rank that drives several workers (devices), from the list of each."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
+from trainer.layout import Layout
 from trainer.schedule.actions import Action, Kind, Schedule
 from trainer.schedule.replay import SEND_OF, causal_order
 from trainer.schedule.simulate import simulate
@@ -10,6 +12,23 @@ from trainer.schedule.simulate import simulate
 # What waits for other replicas would hold up the rank's other workers: it comes after all that they compute,
 # and STEP, which waits for the whole group, comes last.
 PHASES = {Kind.FINISH: 1, Kind.SEND_TIED: 1, Kind.RECEIVE_TIED: 1, Kind.STEP: 2}
+
+
+def by_rank(schedule: Schedule, layout: Layout) -> Schedule:
+    """Return the schedule with a list for every rank of the group, rather than for every worker.
+
+    Raises:
+        ScheduleError: The schedule deadlocks.
+    """
+    if layout.devices_per_rank == 1:
+        return schedule
+    return replace(
+        schedule,
+        placement=tuple(map(layout.group_rank_of, range(schedule.stages))),
+        workers=tuple(
+            merge_for_rank(schedule, layout.workers(rank)) for rank in range(layout.ranks_per_group)
+        ),
+    )
 
 
 def merge_for_rank(schedule: Schedule, workers: Sequence[int]) -> tuple[Action, ...]:
