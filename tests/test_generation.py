@@ -69,6 +69,6 @@ def test_top_k(top_k: int, chosen: set[int]) -> None:
 def test_signatures_are_the_lengths_that_the_model_sees() -> None:
     text = Text(PROMPT, 7, 8, GenerateConfig(), seed=0)
     assert text.signatures() == [3, 4, 5, 6, 7, 8, 8]
-    for length in text.signatures():
-        assert text.inputs(0).shape == (1, length)
-        text.append(torch.tensor([1]))
+    for new, length in enumerate(text.signatures(), start=4):
+        assert text.inputs(0).tolist() == [list(range(new - length, new))]  # the newest ones
+        text.append(torch.tensor([new]))

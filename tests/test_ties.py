@@ -74,8 +74,8 @@ class Sum:
 
 @pytest.mark.parametrize("sizes", [[4], [1, 3], [1, 1, 2], [1, 1, 1, 1], [2, 2]])
 def test_gradients_are_added_in_the_order_of_layers(sizes: list[int]) -> None:
-    """In float32, (1 + 2**24) - 2**24 is 0, as the 1 is lost; in any other order it is 1."""
-    factors = {"owner": 1.0, "first": 2.0**24, "second": -(2.0**24), "third": 0.25}
+    """In float32, (1 + 2**24) + (4 - 2**24) is 4, as the 1 is lost; in other orders it is 5."""
+    factors = {"owner": 1.0, "first": 2.0**24, "second": 4 - 2.0**24, "third": 0.25}
     layers = [
         Layer(
             name, lambda factor=factor: Add(factor), (Tie("weight", "owner", "weight"),) * (name != "owner")
@@ -84,7 +84,7 @@ def test_gradients_are_added_in_the_order_of_layers(sizes: list[int]) -> None:
     ]
     pipeline = Pipeline(Model(tuple(layers), Sum()), sizes)
     pipeline.train(Given([torch.zeros(())], [torch.zeros(())]), 1)
-    assert {float(gradient) for gradient in pipeline.gradients().values()} == {0.25}
+    assert {float(gradient) for gradient in pipeline.gradients().values()} == {4.25}
 
 
 def test_two_parameters_between_the_same_stages() -> None:
