@@ -93,6 +93,8 @@ def test_what_a_resumed_run_does_again_is_forgotten(tmp_path: Path) -> None:
         file.write('{"step": 2, "lo')  # where a crash cut it off
     folder.forget_after(2)
     folder.write(step=3, loss=0.125)
+    superseded = (folder.path / "superseded.jsonl").read_text()
+    assert superseded.splitlines()[:2] == ['{"step": 3, "loss": 0.5}', '{"step": 3, "val_loss": 0.25}']
     assert [(item["step"], item.get("loss")) for item in objects(folder)] == [
         (1, 0.5),
         (1, None),

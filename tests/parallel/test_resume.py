@@ -1,5 +1,6 @@
 """A run that was stopped goes on as if it had not been, also with other stages."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def test_stopped_run_goes_on_with_other_stages(trained: Trained, small: list[str
     assert "resumed behind step 3" in result.out
     resumed = Finished(result, stopped.folder)
     assert [step["step"] for step in resumed.steps] == [1, 2, 3, 4, 5, 6]
+    superseded = (resumed.folder / "superseded.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in superseded] == [item for item in whole.objects if item["step"] > 3]
     assert resumed.losses == whole.losses
     assert resumed.grad_norms == whole.grad_norms
     assert resumed.validation == whole.validation
