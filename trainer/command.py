@@ -6,6 +6,8 @@
 [4] the job
 """
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -57,6 +59,7 @@ def run_command(job: Job) -> None:
     """
     try:
         environment.prepare()  # [1]
+        environment.share_cores()
         environment.keep_freed_memory()
         _register()
         for config in _compose():  # [2]
@@ -82,8 +85,25 @@ def _compose() -> list[schema.Config]:
         of_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         composed.append((node, HydraConfig.get().job.num if of_sweep else None))
 
-    collect()
+    _only_rank_0_speaks(collect)
     return [_checked(*job) for job in composed]
+
+
+def _only_rank_0_speaks(collect: Callable[[], None]) -> None:
+    """Let Hydra read the command line and answer `--help` or `--cfg`, once for all ranks.
+
+    Raises:
+        UserError: It knows no such option; it would print its usage on every rank.
+    """
+    complaint = io.StringIO()
+    answer = sys.stdout if environment.rank() == 0 else io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(answer):
+            collect()
+    except SystemExit as end:
+        if end.code:
+            raise UserError(complaint.getvalue().strip().splitlines()[-1].removeprefix(": ")) from None
+        raise
 
 
 def _checked(node: DictConfig, number: int | None) -> schema.Config:

@@ -3,8 +3,12 @@
 import time
 from collections.abc import Callable
 
-_SHORTEST = 50e-6  # seconds; the kernel's timer adds about as much again
-_LONGEST = 1e-3
+from trainer import environment
+
+# Where ranks share cores, waking up interrupts a neighbour that computes: look less often.
+_RANKS_PER_CORE = max(1.0, environment.local_size() / environment.cores())
+_SHORTEST = 50e-6 * _RANKS_PER_CORE  # seconds; the kernel's timer adds some 50 microseconds
+_LONGEST = 1e-3 * _RANKS_PER_CORE
 _SHARE = 0.02  # a sleep is at most this share of the time waited so far, so it delays little
 
 

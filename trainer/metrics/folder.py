@@ -59,9 +59,12 @@ class RunFolder:
         """Move the metrics of steps after `step`, which a resumed run does again, to a file of their own."""
         if not self._writes or not self.metrics.exists():
             return
-        lines = self.metrics.read_text().splitlines(keepends=True)
+        lines = [f"{line}\n" for line in self.metrics.read_text().splitlines()]
+        superseded = [line for line in lines if _step(line) > step]
+        if not superseded:
+            return
         with (self.path / "superseded.jsonl").open("a") as file:
-            file.writelines(line for line in lines if _step(line) > step)
+            file.writelines(superseded)
         rest = self.metrics.with_suffix(".partial")
         rest.write_text("".join(line for line in lines if _step(line) <= step))
         rest.replace(self.metrics)
