@@ -136,6 +136,15 @@ class TestHorovodPatch:
         assert 'set(CMAKE_INSTALL_RPATH "$ORIGIN/../../../..;$ORIGIN/../../torch/lib;/opt/mpi/lib")' in text
         assert " 14" not in text
 
+    def test_gloo_exit_code(self):
+        """In the static launcher's loop only; the elastic one's is indented further."""
+        check = "\n{0}exit_code, timestamp = value\n{0}if exit_code != 0:\n{0}    raise RuntimeError()\n"
+        static, elastic = check.format(8 * " "), check.format(12 * " ")
+        text = horovod_patch.patch_exit_code(static + elastic, "gloo_run.py")
+        assert text.count("raise SystemExit(exit_code)\n") == 1
+        assert text.index("SystemExit") < text.index("RuntimeError")
+        assert text.endswith(elastic)
+
     def test_another_source_is_refused(self):
         with pytest.raises(
             SetupError, match=r"CMakeLists.txt .* 0 times, expected once: this is not the source"

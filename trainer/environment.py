@@ -11,9 +11,8 @@ from collections.abc import Mapping, MutableMapping
 
 from trainer.errors import UserError
 
-# How launchers tell a process its rank, the world's size and how many ranks share its node.
+# How launchers tell a process its rank, and how many ranks share its node.
 _RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
-_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 _LOCAL_SIZE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
 
 # Milliseconds between two looks of Horovod's background thread. Where ranks share cores, every look takes

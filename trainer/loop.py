@@ -27,6 +27,9 @@ def train(run: Run) -> None:
     unit = "samples" if run.data.vocabulary is None else "tokens"
     display = build_display(config.progress, rank=run.world.rank, start=step, steps=steps, unit=unit)
     display.say(layout_table(run))
+    for cost in run.cut.costs:
+        if cost.warning:
+            display.say(f"note: layer {cost.name}: {cost.warning}")
     display.say(f"run folder: {folder.path}" + (f", resumed behind step {step}" if step else ""))
     stepper, prediction = Stepper(run, steps), run.prediction()
     folder.write_text("schedule.txt", draw_text(run.schedule(len(run.micro_batches)), prediction))

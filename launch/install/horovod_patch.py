@@ -1,4 +1,4 @@
-"""Horovod 0.28.1 is older than the torch it must work with: what has to change in its source."""
+"""What has to change in the source of Horovod 0.28.1, which is older than the torch it must work with."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from launch.install.settings import HOROVOD_VERSION, SetupError
 
 _STANDARD = "set(CMAKE_CXX_STANDARD 14)"
 _PROJECT = "project(horovod CXX)\n"
+_GLOO_FAILED = "\n        exit_code, timestamp = value\n        if exit_code != 0:\n"
 
 
 def patch_standard(text: str, standard: int, name: str) -> str:
@@ -34,6 +35,14 @@ def patch_run_path(text: str, folders: tuple[str, ...], name: str) -> str:
     return _replace_once(text, _PROJECT, _PROJECT + added, name)
 
 
+def patch_exit_code(text: str, name: str) -> str:
+    """Makes `horovodrun --gloo` end with the failed rank's exit code, as `horovodrun` does.
+
+    It would raise an error of its own, hence end with 1, and bury the rank's message under a traceback.
+    """
+    return _replace_once(text, _GLOO_FAILED, f"{_GLOO_FAILED}            raise SystemExit(exit_code)\n", name)
+
+
 def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
     """Patches an unpacked source distribution in place."""
     main, torch = source / "CMakeLists.txt", source / "horovod" / "torch" / "CMakeLists.txt"
@@ -41,6 +50,8 @@ def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
     main.write_text(patch_run_path(text, folders, "CMakeLists.txt"), encoding="utf-8")
     name = "horovod/torch/CMakeLists.txt"
     torch.write_text(patch_standard(torch.read_text(encoding="utf-8"), standard, name), encoding="utf-8")
+    gloo, name = source / "horovod" / "runner" / "gloo_run.py", "horovod/runner/gloo_run.py"
+    gloo.write_text(patch_exit_code(gloo.read_text(encoding="utf-8"), name), encoding="utf-8")
 
 
 def _replace_once(text: str, old: str, new: str, name: str) -> str:

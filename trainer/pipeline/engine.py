@@ -37,7 +37,7 @@ class _Run:
     """The state of one run of a list of actions."""
 
     source: Source
-    scale: Tensor | None
+    scale: float | None
     step: Callable[[Mapping[int, Tensor]], None] | None
     last_backward: Mapping[int, int]
     inputs: dict[tuple[int, int], tuple[list[Tensor], Nest]] = field(default_factory=dict)
@@ -132,10 +132,8 @@ class Engine:
         step: Callable[[Mapping[int, Tensor]], None] | None,
     ) -> dict[int, Tensor]:
         training = scale is not None
-        last = self._stages.get(self._last_stage)
-        seed = torch.tensor(scale, device=last.device) if training and last is not None else None
         last_backward = {a.stage: a.micro_batch for a in actions if a.kind is Kind.BACKWARD}
-        self._run = _Run(source, seed, step, last_backward)
+        self._run = _Run(source, scale, step, last_backward)
         for stage in self._stages.values():
             stage.train(training)
         signatures = source.signatures() if 0 in self._stages else None
@@ -172,12 +170,14 @@ class Engine:
         stage, i = self._stages[action.stage], action.micro_batch
         if action.stage == self._last_stage:
             assert self._run.scale is not None
-            gradients = [self._run.scale]
+            gradients = [torch.full_like(self._run.losses[i], self._run.scale)]
         else:
             gradients = self._run.gradients.pop((action.stage, i))
         is_last = self._run.last_backward[action.stage] == i
         complete = self._complete if is_last else None
-        self._run.gradients[action.stage - 1, i] = stage.backward(i, gradients, complete)
+        gradients = stage.backward(i, gradients, complete)
+        if action.stage > 0:
+            self._run.gradients[action.stage - 1, i] = gradients
 
     def _send_activation(self, action: Action) -> None:
         tensors, nest = self._run.outputs.pop((action.stage, action.micro_batch))
