@@ -30,6 +30,7 @@ from trainer import environment
 from trainer.config_check import check
 from trainer.errors import UserError, suggest
 from trainer.failure import fail
+from trainer.sharing import compute_longer_at_a_time
 
 if TYPE_CHECKING:
     from trainer.world import World
@@ -59,7 +60,8 @@ def run_command(job: Job) -> None:
     """
     try:
         environment.prepare()  # [1]
-        environment.share_cores()
+        if environment.shares_cores():
+            compute_longer_at_a_time()
         environment.keep_freed_memory()
         _register()
         for config in _compose():  # [2]

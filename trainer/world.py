@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer import __version__
+from trainer import __version__, environment
 from trainer.errors import UserError
+from trainer.sharing import nap_in_background_threads
 from trainer.waiting import wait
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class World(Communicator):
         # Before Horovod, so that mpi4py owns MPI and asks for the threads that both need.
         MPI = importlib.import_module("mpi4py.MPI")  # noqa: N806
         super().__init__(MPI.COMM_WORLD)
+        if environment.shares_cores():
+            nap_in_background_threads()
         node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank: int = node.Get_rank()
         self.local_size: int = node.Get_size()

@@ -1,0 +1,23 @@
+"""What ranks that share cores ask of the kernel and of MPI; each in a process of its own."""
+
+import subprocess
+import sys
+
+
+def printed(program: str) -> str:
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+def test_longer_turns() -> None:
+    program = (
+        "import os\n"
+        "from trainer.sharing import compute_longer_at_a_time\n"
+        "compute_longer_at_a_time()\n"
+        "print(os.sched_getscheduler(0) & 0xFF == os.SCHED_BATCH)"
+    )
+    assert printed(program) == "True"
+
+
+def test_no_naps_without_open_mpi() -> None:
+    assert printed("from trainer.sharing import nap_in_background_threads as nap; print(nap())") == "False"
