@@ -46,9 +46,9 @@ def nap_in_background_threads() -> bool:
     """Let Horovod's thread sleep where it waits in MPI; return whether this MPI has a way.
 
     Every few milliseconds the thread meets those of the other replicas in a small all-reduce, and the first
-    to come spins until the last is there. Open MPI's progress loop calls functions of low priority every eighth
-    time around; ours sleeps a moment, on any thread but the main one, which never waits inside MPI (see
-    `trainer.waiting`). To be called once MPI has started.
+    to come spins until the last is there. Open MPI's progress loop calls functions of low priority every
+    eighth time around; ours sleeps a moment, on any thread but the main one, which never waits inside MPI
+    (see `trainer.waiting`). To be called once MPI has started.
     """
     try:
         library = ctypes.CDLL(_LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
