@@ -23,6 +23,7 @@ RESULT = StepResult(
     count=1000,
     seconds=0.5,
     waited=(0.1, 0.3),
+    cpu_seconds=(0.5, 0.5),
     peak_memory=(1, 1),
 )
 STEPS = 5

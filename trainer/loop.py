@@ -116,5 +116,6 @@ def _write(folder: RunFolder, step: int, result: StepResult, predicted: float, s
         samples_per_second=samples / result.seconds,
         bubble=result.bubble,
         bubble_predicted=predicted,
+        cpu_seconds=list(result.cpu_seconds),
         peak_memory_bytes=list(result.peak_memory),
     )

@@ -33,6 +33,8 @@ class StepResult:
         count: What the loss is a mean of: samples, or tokens that are not masked.
         seconds: How long it took, on this rank.
         waited: Seconds that each rank of the group waited for others.
+        cpu_seconds: Processor time that each rank of the group used, all threads together, since the update
+            before (validation and checkpoints in between included).
         peak_memory: The most bytes that each rank of the group has held so far.
     """
 
@@ -42,6 +44,7 @@ class StepResult:
     count: int
     seconds: float
     waited: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
     peak_memory: tuple[int, ...]
 
     @property
@@ -67,12 +70,14 @@ class Stepper:
         self._actions = run.schedule(len(run.micro_batches)).workers[run.groups.model_parallel.rank]
         owned = sum(len(layer.trained()) for layer in run.layers)
         group = run.groups.model_parallel
-        # What the ranks of a group tell each other at the end of a step: norms, and three numbers more.
+        # What the ranks of a group tell each other at the end of a step: norms, and a few numbers more.
         self._owned = group.all_gather(np.array([owned]), [1] * group.size).tolist()
         self._norm = 0.0
         self._loss = 0.0
         self._global_count = 0
         self._waited: tuple[float, ...] = ()
+        self._cpu_seconds: tuple[float, ...] = ()
+        self._cpu_clock = time.process_time()
         self._peak_memory: tuple[int, ...] = ()
 
     def run(self, step: int, position: int) -> StepResult:
@@ -109,6 +114,7 @@ class Stepper:
             count=self._global_count,
             seconds=time.perf_counter() - start,
             waited=self._waited,
+            cpu_seconds=self._cpu_seconds,
             peak_memory=self._peak_memory,
         )
 
@@ -134,7 +140,8 @@ class Stepper:
     def _exchange(self, loss: float, count: int, waited: float) -> None:
         """Tell the group this rank's norms and numbers, and learn everyone's."""
         norms = gradient_norms(self._run.layers)
-        tail = np.array([loss, count, waited, peak_memory(self._run.devices)], dtype=np.float64)
+        used, self._cpu_clock = time.process_time() - self._cpu_clock, time.process_time()
+        tail = np.array([loss, count, waited, used, peak_memory(self._run.devices)], dtype=np.float64)
         lengths = [owned + len(tail) for owned in self._owned]
         everyone = self._run.groups.model_parallel.all_gather(np.concatenate([norms, tail]), lengths)
         parts: list[NDArray[np.float64]] = np.split(everyone, np.cumsum(lengths)[:-1])
@@ -143,7 +150,8 @@ class Stepper:
         self._global_count = int(tails[:, 1].sum())
         self._loss = float(tails[:, 0].sum()) / self._global_count if self._global_count else 0.0
         self._waited = tuple(tails[:, 2].tolist())
-        self._peak_memory = tuple(int(memory) for memory in tails[:, 3])
+        self._cpu_seconds = tuple(tails[:, 3].tolist())
+        self._peak_memory = tuple(int(memory) for memory in tails[:, 4])
 
     def _update(self, lr: float) -> None:
         run = self._run

@@ -20,6 +20,7 @@ STEP_KEYS = {
     "samples_per_second",
     "bubble",
     "bubble_predicted",
+    "cpu_seconds",
     "peak_memory_bytes",
 }
 NEVER_LESS = 50e6  # bytes that a process with torch holds
@@ -51,7 +52,8 @@ def test_metrics(trained: Trained) -> None:
     assert [item["step"] for item in validations] == [3, 6]
     assert [set(item) for item in validations] == [{"step", "val_loss"}] * 2
     for step in run.steps:
-        assert len(step["peak_memory_bytes"]) == 3
+        assert len(step["peak_memory_bytes"]) == len(step["cpu_seconds"]) == 3
+        assert min(step["cpu_seconds"]) > 0
         assert min(step["peak_memory_bytes"]) > NEVER_LESS
         assert 0 <= step["bubble"] <= 1
         assert 0 < step["bubble_predicted"] < 1
