@@ -42,6 +42,12 @@ class Run:
         layout: Who holds what.
         data: The samples.
         order: Which of them a step trains on.
+        model: Its layers, not built, and its loss.
+        threads: How many this rank computes with.
+        replica: The replica that this rank belongs to.
+        micro_batches: Those of the global batch that the replica gets.
+        ties: Which stages share parameters.
+        devices: The devices that this rank drives.
         cut: The model's layers by stage, and their costs.
         stages: This rank's stages, by number.
         layers: The layers of these stages, in the model's order.
@@ -57,27 +63,35 @@ class Run:
         horovod()  # told about before anything else, if it does not work
         world.agree("configuration", flat(config))
         world.agree("versions", versions())
-        self.threads = environment.threads_per_rank(config.threads, world.local_size)
-        torch.set_num_threads(self.threads)
-        if config.train.deterministic:
-            environment.prepare_deterministic()
-            torch.use_deterministic_algorithms(True)
+        self._prepare_torch()
         self.data: Data = build_data(config.data, local_rank=world.local_rank, barrier=world.barrier)
         world.agree("data", {"fingerprint": self.data.fingerprint})
         self.order = Order(len(self.data.training), config.train.seed)
         self.model = build_model(config.model, self.data)
-        layers = self.model.layers
-        self.layout = Layout.of(world.size, config.layout.stages, config.layout.devices_per_rank, len(layers))
-        self.sizes = micro_batch_sizes(config.batch.global_size, config.batch.micro_size)
-        check_averaging(config.averaging.op, self.layout.replicas)
-        self.replica = self.layout.replica(world.rank)
-        self.micro_batches = deal(len(self.sizes), self.layout.replicas, self.replica)
-        example = self.data.training.inputs(np.arange(config.batch.micro_size) % len(self.data.training))
-        self.cut: Cut = cut_model(self.model, example, config.layout.boundaries, self.layout.stages)
-        self.ties = tied_stages(layers, self.cut.stage_of)
+        self._lay_out()
         self._validate_schedules()
         self.groups: Groups = world.split(self.layout)
         self._build()
+
+    def _prepare_torch(self) -> None:
+        self.threads = environment.threads_per_rank(self.config.threads, self.world.local_size)
+        torch.set_num_threads(self.threads)
+        if self.config.train.deterministic:
+            environment.prepare_deterministic()
+            torch.use_deterministic_algorithms(True)
+
+    def _lay_out(self) -> None:
+        """Decide which rank gets which layers and which micro-batches."""
+        config, layers = self.config, self.model.layers
+        asked, batch, training = config.layout, config.batch, self.data.training
+        self.layout = Layout.of(self.world.size, asked.stages, asked.devices_per_rank, len(layers))
+        check_averaging(config.averaging.op, self.layout.replicas)
+        self.sizes = micro_batch_sizes(batch.global_size, batch.micro_size)
+        self.replica = self.layout.replica(self.world.rank)
+        self.micro_batches = deal(len(self.sizes), self.layout.replicas, self.replica)
+        example = training.inputs(np.arange(batch.micro_size) % len(training))
+        self.cut: Cut = cut_model(self.model, example, asked.boundaries, self.layout.stages)
+        self.ties = tied_stages(layers, self.cut.stage_of)
 
     def _validate_schedules(self) -> None:
         replicas = self.layout.replicas
