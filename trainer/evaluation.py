@@ -28,7 +28,7 @@ def evaluate(run: Run, samples: int) -> float:
     schedule = evaluation_schedule(run.layout.stages, len(mine))
     losses = run.engine.infer(run.actions(schedule), source)
     ours = [losses[i].item() for i in range(len(losses))]
-    counts = [run.model.loss.count(target) for target in source.all_targets()]
+    counts = [int(run.model.loss.count(target)) for target in source.all_targets()]
     return _mean(run, ours, counts)
 
 

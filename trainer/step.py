@@ -123,7 +123,7 @@ class Stepper:
         run = self._run
         if not run.holds_last_stage:
             return 0, 1.0
-        mine = sum(run.model.loss.count(target) for target in source.all_targets())
+        mine = sum(int(run.model.loss.count(target)) for target in source.all_targets())
         replicas = run.groups.data_parallel
         total = int(replicas.all_gather(np.array([mine]), [1] * replicas.size).sum())
         # Adasum combines the replicas' own gradients, each of its own mean.
