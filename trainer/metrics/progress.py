@@ -9,7 +9,10 @@ from tqdm import tqdm
 from trainer import environment
 from trainer.step import StepResult
 
-_LINE_EVERY = 1.0  # seconds, at least
+# Seconds between two lines: often at first, when a person looks on, and seldom in the middle of the night.
+_SOONEST_LINE = 1.0
+_LATEST_LINE = 30.0
+_SHARE_OF_RUN = 0.02
 
 
 class Display(Protocol):
@@ -57,7 +60,7 @@ class Off:
 
 
 class Lines:
-    """Writes whole lines, at most one a second and one for the last step."""
+    """Writes whole lines: for the first and the last step, and now and then in between."""
 
     def __init__(self, start: int, steps: int, unit: str) -> None:
         self._start, self._steps, self._unit = start, steps, unit
@@ -69,7 +72,8 @@ class Lines:
         self._rate.add(result)
         now = time.monotonic()
         first_or_last = step in (self._start + 1, self._steps)
-        if not first_or_last and now - self._last < _LINE_EVERY:
+        pause = min(max(_SHARE_OF_RUN * (now - self._began), _SOONEST_LINE), _LATEST_LINE)
+        if not first_or_last and now - self._last < pause:
             return
         self._last = now
         left = (now - self._began) / (step - self._start) * (self._steps - step)
