@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data.micro_batches import MicroBatches, cut
 from trainer.devices import peak_memory
 from trainer.layout import deal
 from trainer.optimization import (
@@ -19,6 +18,7 @@ from trainer.optimization import (
     gradient_norms,
     learning_rate,
 )
+from trainer.pipeline.micro_batches import MicroBatches, cut
 from trainer.run import Run
 
 
