@@ -1,0 +1,35 @@
+"""Hydra's --multirun: several runs from one launch."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.launch import launch
+
+pytestmark = pytest.mark.parallel
+
+
+def test_every_run_has_a_folder(small: list[str], tmp_path: Path) -> None:
+    """And the folder that the ranks were started in stays as it was."""
+    overrides = [*small, "train.steps=2", "generate.tokens=0", "optimizer.lr=0.001,0.01", "--multirun"]
+    launch(2, overrides, tmp_path).check()
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".txt"] == [
+        "run"
+    ]  # and what it printed
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["0", "1", "multirun.yaml"]
+    first, second = (
+        [json.loads(line) for line in (tmp_path / "run" / number / "metrics.jsonl").read_text().splitlines()]
+        for number in ("0", "1")
+    )
+    assert first[0]["loss"] == second[0]["loss"], "both start from the same weights"
+    assert first[1]["loss"] != second[1]["loss"], "and go on with their own learning rates"
+
+
+def test_replicas_stay(small: list[str], tmp_path: Path) -> None:
+    """Horovod starts once a process, so one launch has one number of replicas."""
+    overrides = [*small, "train.steps=1", "generate.tokens=0", "layout.stages=1,2", "--multirun"]
+    result = launch(4, overrides, tmp_path)
+    assert result.code == 2
+    assert len(result.messages) == 1, result.err
+    assert "number of replicas" in result.messages[0]
