@@ -53,6 +53,18 @@ class StepResult:
         return sum(self.waited) / (len(self.waited) * self.seconds)
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What the ranks of a group tell each other at the end of a step."""
+
+    loss: float
+    grad_norm: float
+    count: int
+    waited: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
+    peak_memory: tuple[int, ...]
+
+
 class Stepper:
     """Does a run's steps.
 
@@ -70,15 +82,9 @@ class Stepper:
         self._actions = run.schedule(len(run.micro_batches)).workers[run.groups.model_parallel.rank]
         owned = sum(len(layer.trained()) for layer in run.layers)
         group = run.groups.model_parallel
-        # What the ranks of a group tell each other at the end of a step: norms, and a few numbers more.
+        # How many gradient norms each rank of the group has to tell.
         self._owned = group.all_gather(np.array([owned]), [1] * group.size).tolist()
-        self._norm = 0.0
-        self._loss = 0.0
-        self._global_count = 0
-        self._waited: tuple[float, ...] = ()
-        self._cpu_seconds: tuple[float, ...] = ()
         self._cpu_clock = time.process_time()
-        self._peak_memory: tuple[int, ...] = ()
 
     def run(self, step: int, position: int) -> StepResult:
         """Do one step.
@@ -101,22 +107,15 @@ class Stepper:
         lr = learning_rate(config.optimizer.lr, config.optimizer.rate, step, self._steps)
         count, scale = self._count(source)
 
+        told: list[_Told] = []
+
         def update(losses: Mapping[int, Tensor]) -> None:
-            self._exchange(self._total_loss(losses), count, run.engine.waited - waited)
-            self._update(lr)
+            told.append(self._exchange(self._total_loss(losses), count, run.engine.waited - waited))
+            self._update(lr, told[0].grad_norm)
 
         clear_gradients(run.layers)
         run.engine.train(self._actions, source, scale, update)
-        return StepResult(
-            loss=self._loss,
-            grad_norm=self._norm,
-            lr=lr,
-            count=self._global_count,
-            seconds=time.perf_counter() - start,
-            waited=self._waited,
-            cpu_seconds=self._cpu_seconds,
-            peak_memory=self._peak_memory,
-        )
+        return StepResult(lr=lr, seconds=time.perf_counter() - start, **vars(told[0]))
 
     def _count(self, source: MicroBatches) -> tuple[int, float]:
         """Return the global count and what losses are scaled by; on ranks without the last stage 0 and 1."""
@@ -137,7 +136,7 @@ class Stepper:
         mine = np.array([losses[i].item() for i in range(len(losses))], dtype=np.float64)
         return float(sum(self._run.groups.data_parallel.all_gather(mine, self._shares).tolist()))
 
-    def _exchange(self, loss: float, count: int, waited: float) -> None:
+    def _exchange(self, loss: float, count: int, waited: float) -> _Told:
         """Tell the group this rank's norms and numbers, and learn everyone's."""
         norms = gradient_norms(self._run.layers)
         used, self._cpu_clock = time.process_time() - self._cpu_clock, time.process_time()
@@ -146,16 +145,19 @@ class Stepper:
         everyone = self._run.groups.model_parallel.all_gather(np.concatenate([norms, tail]), lengths)
         parts: list[NDArray[np.float64]] = np.split(everyone, np.cumsum(lengths)[:-1])
         tails = np.stack([part[-len(tail) :] for part in parts])
-        self._norm = global_norm(np.concatenate([part[: -len(tail)] for part in parts]))
-        self._global_count = int(tails[:, 1].sum())
-        self._loss = float(tails[:, 0].sum()) / self._global_count if self._global_count else 0.0
-        self._waited = tuple(tails[:, 2].tolist())
-        self._cpu_seconds = tuple(tails[:, 3].tolist())
-        self._peak_memory = tuple(int(memory) for memory in tails[:, 4])
+        global_count = int(tails[:, 1].sum())
+        return _Told(
+            loss=float(tails[:, 0].sum()) / global_count if global_count else 0.0,
+            grad_norm=global_norm(np.concatenate([part[: -len(tail)] for part in parts])),
+            count=global_count,
+            waited=tuple(tails[:, 2].tolist()),
+            cpu_seconds=tuple(tails[:, 3].tolist()),
+            peak_memory=tuple(int(memory) for memory in tails[:, 4]),
+        )
 
-    def _update(self, lr: float) -> None:
+    def _update(self, lr: float, norm: float) -> None:
         run = self._run
-        clip(all_gradients(run.layers), self._norm, run.config.optimizer.clip)
+        clip(all_gradients(run.layers), norm, run.config.optimizer.clip)
         if run.optimizer is not None:
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
