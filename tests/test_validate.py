@@ -255,3 +255,12 @@ def test_generation(change: Callable[[Lists], object], message: str) -> None:
     with pytest.raises(ScheduleError) as error:
         validate([changed(generation_schedule(2, 3), change)])
     assert str(error.value) == f"schedule generation, replica 0: {message}"
+
+
+def test_last_token_must_be_sent() -> None:
+    """No forward waits for it, but it belongs to the text."""
+    whole = generation_schedule(2, 3)
+    first, last = whole.workers
+    cut = replace(whole, workers=(first[:-1], last[:-1]))
+    with pytest.raises(ScheduleError, match=r"worker 1: sk1\.2>0 is missing"):
+        validate([cut])

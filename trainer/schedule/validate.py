@@ -165,6 +165,8 @@ def _check_complete(index: Index) -> None:
         wanted = [Action(kind, stage, i) for kind in kinds for i in range(schedule.micro_batches)]
         if index.training:
             wanted += [Action(kind, stage) for kind in (Kind.AVERAGE, Kind.FINISH, Kind.STEP)]
+        if index.tokens and stage == index.last:
+            wanted += [Action(Kind.SEND_TOKEN, stage, i, peer=0) for i in range(schedule.micro_batches)]
         for action in wanted:
             if action not in index.positions:
                 raise _error(schedule.placement[stage], f"{action} is missing")
