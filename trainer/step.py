@@ -23,15 +23,13 @@ from trainer.run import Run
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What a step was.
+class Told:
+    """What the ranks of a group tell each other at the end of a step.
 
     Attributes:
         loss: Mean over the global batch, before the update.
         grad_norm: Of the whole gradient, before clipping.
-        lr: The learning rate of the update.
         count: What the loss is a mean of: samples, or tokens that are not masked.
-        seconds: How long it took, on this rank.
         waited: Seconds that each rank of the group waited for others.
         cpu_seconds: Processor time that each rank of the group used, all threads together, since the update
             before (validation and checkpoints in between included).
@@ -40,29 +38,28 @@ class StepResult:
 
     loss: float
     grad_norm: float
-    lr: float
     count: int
-    seconds: float
     waited: tuple[float, ...]
     cpu_seconds: tuple[float, ...]
     peak_memory: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StepResult(Told):
+    """What a step was.
+
+    Attributes:
+        lr: The learning rate of the update.
+        seconds: How long the step took, on this rank.
+    """
+
+    lr: float
+    seconds: float
 
     @property
     def bubble(self) -> float:
         """Return the share of the ranks' time in which they waited for one another."""
         return sum(self.waited) / (len(self.waited) * self.seconds)
-
-
-@dataclass(frozen=True)
-class _Told:
-    """What the ranks of a group tell each other at the end of a step."""
-
-    loss: float
-    grad_norm: float
-    count: int
-    waited: tuple[float, ...]
-    cpu_seconds: tuple[float, ...]
-    peak_memory: tuple[int, ...]
 
 
 class Stepper:
@@ -107,7 +104,7 @@ class Stepper:
         lr = learning_rate(config.optimizer.lr, config.optimizer.rate, step, self._steps)
         count, scale = self._count(source)
 
-        told: list[_Told] = []
+        told: list[Told] = []
 
         def update(losses: Mapping[int, Tensor]) -> None:
             told.append(self._exchange(self._total_loss(losses), count, run.engine.waited - waited))
@@ -136,7 +133,7 @@ class Stepper:
         mine = np.array([losses[i].item() for i in range(len(losses))], dtype=np.float64)
         return float(sum(self._run.groups.data_parallel.all_gather(mine, self._shares).tolist()))
 
-    def _exchange(self, loss: float, count: int, waited: float) -> _Told:
+    def _exchange(self, loss: float, count: int, waited: float) -> Told:
         """Tell the group this rank's norms and numbers, and learn everyone's."""
         norms = gradient_norms(self._run.layers)
         used, self._cpu_clock = time.process_time() - self._cpu_clock, time.process_time()
@@ -146,7 +143,7 @@ class Stepper:
         parts: list[NDArray[np.float64]] = np.split(everyone, np.cumsum(lengths)[:-1])
         tails = np.stack([part[-len(tail) :] for part in parts])
         global_count = int(tails[:, 1].sum())
-        return _Told(
+        return Told(
             loss=float(tails[:, 0].sum()) / global_count if global_count else 0.0,
             grad_norm=global_norm(np.concatenate([part[: -len(tail)] for part in parts])),
             count=global_count,
