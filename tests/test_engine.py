@@ -1,101 +1,179 @@
 """The engine's steps: the gradients of plain PyTorch, and the same bits however the model is cut."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from functools import cache
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tests.fixtures import FIXTURES
 from tests.one_process import Given, Pipeline, share
-from tests.parallel.models import mixed, ragged
 from trainer.averaging import OneReplica
-from trainer.config import GPTConfig
-from trainer.data.dataset import Data
-from trainer.models.gpt import MASKED, gpt
+from trainer.models.gpt import MASKED
+from trainer.models.model import Model
+from trainer.pipeline.micro_batches import MicroBatches
 from trainer.pipeline.stage import BuiltLayer
+from trainer.schedule.orders import ORDERS
 
-GPT = GPTConfig(blocks=3, width=16, heads=2, context=8, dropout=0.1)
-SIZES = [2, 2, 2, 1]  # of the micro-batches, in samples
-CUTS = [[1, 1, 1, 1, 1], [2, 3], [4, 1], [1, 3, 1]]
-MIXED_CUTS = [[2, 2, 2], [1, 1, 1, 1, 1, 1], [3, 3], [1, 5]]
-
-
-class Tokens:
-    """Nothing but a shape: what a GPT looks at before it is built."""
-
-    def inputs(self, samples: np.ndarray) -> Tensor:
-        return torch.zeros(len(samples), 8, dtype=torch.int64)
+LAYERS = {name: len(fixture.build().layers) for name, fixture in FIXTURES.items()}
+# A layer of "mixed" returns what is not contiguous. The engine makes it so, and the next layer's kernel may
+# then add in another order than without the engine.
+CONTIGUOUS = [name for name in FIXTURES if name != "mixed"]
 
 
-DATA = Data(Tokens(), Tokens(), "", vocabulary=11)  # type: ignore[arg-type]
+def cuts(layers: int) -> list[tuple[int, ...]]:
+    """Return the sizes of the stages: of every cut into 2, every third cut into 3, and a stage a layer."""
+    inner = range(1, layers)
+    starts = [*combinations(inner, 1), *[*combinations(inner, 2)][::3], tuple(inner)]
+    return [tuple(np.diff((0, *first, layers)).tolist()) for first in starts]
 
 
-def batches(length: int = 8) -> Given:
-    chance = torch.Generator().manual_seed(0)
-    tokens = [torch.randint(11, (size, length + 1), generator=chance) for size in SIZES]
-    return Given([row[:, :-1] for row in tokens], [row[:, 1:] for row in tokens])
+CASES = [
+    pytest.param(name, schedule, sizes, id=f"{name}, {schedule}, {'+'.join(map(str, sizes))}")
+    for name in FIXTURES
+    for schedule in ORDERS
+    for sizes in cuts(LAYERS[name])
+]
 
 
-def mixed_batches() -> Given:
-    data = ragged().training
-    samples = np.split(np.arange(7), np.cumsum(SIZES)[:-1])
-    return Given([data.inputs(part) for part in samples], [data.targets(part) for part in samples])
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: tensors this small gain nothing from more, which a busy machine holds up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
-def assert_same_bits(one: Pipeline, other: Pipeline) -> None:
-    ours, theirs = one.gradients(), other.gradients()
-    assert ours.keys() == theirs.keys()
-    for name, gradient in ours.items():
-        assert (gradient is None) == (theirs[name] is None), name
-        assert gradient is None or torch.equal(gradient, theirs[name]), name
+@cache
+def one_stage(name: str) -> tuple[list[float], dict[str, Tensor | None]]:
+    """Return the losses of two steps of an uncut model, and the gradients that they add up to."""
+    pipeline = Pipeline(FIXTURES[name].build(), [LAYERS[name]])
+    return two_steps(pipeline, name), pipeline.gradients()
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("sizes", [[5], [2, 3], [1, 1, 1, 1, 1]])
-def test_gradients_are_plain_pytorch_s(sizes: list[int], tied: bool) -> None:
-    model = gpt(replace(GPT, dropout=0.0, tied=tied), DATA)
-    pipeline, plain = Pipeline(model, sizes), Pipeline(model, [5]).layers
-    source = batches()
-    losses = pipeline.train(source, len(SIZES), scale=1 / 56)
-    share(plain)
-    network = torch.nn.Sequential(*(layer.module for layer in plain))
-    tokens = torch.cat([source.inputs(i) for i in range(len(SIZES))])
-    targets = torch.cat([source.targets(i) for i in range(len(SIZES))])
-    expected = torch.nn.functional.cross_entropy(network(tokens).flatten(0, 1), targets.flatten())
-    expected.backward()
-    assert sum(losses) / 56 == pytest.approx(expected.item(), rel=1e-6)
-    gradients = pipeline.gradients()
-    for layer in plain:
-        for name, parameter in layer.module.named_parameters():
-            torch.testing.assert_close(
-                gradients[f"{layer.name}/{name}"], parameter.grad, rtol=1e-4, atol=1e-7
-            )
+def two_steps(pipeline: Pipeline, name: str) -> list[float]:
+    """Train twice; the second step's gradients add to the first's, as nothing clears them."""
+    count = len(FIXTURES[name].sizes)
+    return [loss for _ in range(2) for loss in pipeline.train(FIXTURES[name].micro_batches(), count)]
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
-@pytest.mark.parametrize("sizes", CUTS)
-def test_cut_and_schedule_change_no_bit(sizes: list[int], schedule: str) -> None:
-    model = gpt(GPT, DATA)
-    one, other = Pipeline(model, [5]), Pipeline(model, sizes, schedule)
-    assert other.train(batches(), len(SIZES), 1 / 56) == one.train(batches(), len(SIZES), 1 / 56)
-    assert_same_bits(one, other)
+@pytest.mark.parametrize(("name", "schedule", "sizes"), CASES)
+def test_cut_and_schedule_change_no_bit(name: str, schedule: str, sizes: tuple[int, ...]) -> None:
+    losses, gradients = one_stage(name)
+    pipeline = Pipeline(FIXTURES[name].build(), sizes, schedule)
+    assert two_steps(pipeline, name) == losses
+    ours = pipeline.gradients()
+    assert ours.keys() == gradients.keys()
+    for parameter, gradient in gradients.items():
+        assert (ours[parameter] is None) == (gradient is None), parameter
+        assert gradient is None or torch.equal(ours[parameter], gradient), parameter
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
-@pytest.mark.parametrize("sizes", MIXED_CUTS)
-def test_mixed_activations(sizes: list[int], schedule: str) -> None:
-    """Tuples, dicts, None, masks, integers, skips; changing shapes; frozen, unused and tied parameters."""
-    model = mixed(ragged())
-    one, other = Pipeline(model, [6]), Pipeline(model, sizes, schedule)
-    for _ in range(2):  # gradients of a second step add to the first's, as nothing clears them
-        assert other.train(mixed_batches(), len(SIZES)) == one.train(mixed_batches(), len(SIZES))
-    assert_same_bits(one, other)
+def total_count(model: Model, source: MicroBatches) -> int:
+    return sum(model.loss.count(target) for target in source.all_targets())
+
+
+def pipeline_gradients(name: str, sizes: tuple[int, ...]) -> tuple[float, dict[str, Tensor | None]]:
+    """Return the mean loss and the gradients of a step without dropout, a stage a layer."""
+    model, source = FIXTURES[name].build(dropout=0.0), FIXTURES[name].micro_batches(sizes)
+    count = total_count(model, source)
+    pipeline = Pipeline(model, [1] * LAYERS[name])
+    return sum(pipeline.train(source, len(sizes), 1 / count)) / count, pipeline.gradients()
+
+
+class Plain:
+    """The model in plain PyTorch: its layers in a sequence, one graph for all of them.
+
+    Attributes:
+        parameters: By layer and name, a shared one under each of its names.
+        loss: The mean over all micro-batches.
+    """
+
+    def __init__(self, name: str, sizes: tuple[int, ...], *, shared: bool) -> None:
+        """Do a step's forwards and backwards; make ties shared parameters, or leave the uses copies."""
+        model, source = FIXTURES[name].build(dropout=0.0), FIXTURES[name].micro_batches(sizes)
+        layers = Pipeline(model, [LAYERS[name]]).layers
+        if shared:
+            share(layers)
+        network = nn.Sequential(*(layer.module for layer in layers)).train()
+        self.parameters = {
+            f"{layer.name}/{parameter}": value
+            for layer in layers
+            for parameter, value in layer.module.named_parameters()
+        }
+        count = total_count(model, source)
+        self.loss = 0.0
+        for i in range(len(sizes)):
+            loss = model.loss(network(source.inputs(i)), source.targets(i)) / count
+            loss.backward()
+            self.loss += loss.item()
+
+    def uses(self, parameter: str) -> int:
+        """Return how many layers hold the parameter."""
+        return sum(other is self.parameters[parameter] for other in self.parameters.values())
+
+
+def assert_close(ours: Tensor | None, plain: Tensor | None, parameter: str) -> None:
+    if plain is None:  # an unused parameter: the engine completes the gradients of those that it trains
+        assert ours is None or torch.count_nonzero(ours) == 0, parameter
+    else:
+        largest = float(plain.abs().max())
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6 * largest, msg=parameter)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["by micro-batch", "whole batch"])
+@pytest.mark.parametrize("name", FIXTURES)
+def test_gradients_are_plain_pytorch_s(name: str, together: bool) -> None:
+    sizes = FIXTURES[name].sizes
+    loss, gradients = pipeline_gradients(name, sizes)
+    plain = Plain(name, (sum(sizes),) if together else sizes, shared=True)
+    assert loss == pytest.approx(plain.loss, rel=1e-6)
+    assert gradients.keys() == plain.parameters.keys()
+    for parameter, gradient in gradients.items():
+        assert_close(gradient, plain.parameters[parameter].grad, parameter)
+
+
+@pytest.mark.parametrize("name", CONTIGUOUS)
+def test_one_micro_batch_has_plain_pytorch_s_bits(name: str) -> None:
+    """But where there are three uses or more: PyTorch adds them from the last layer to the first."""
+    sizes = (sum(FIXTURES[name].sizes),)
+    _, gradients = pipeline_gradients(name, sizes)
+    plain = Plain(name, sizes, shared=True)
+    few = [parameter for parameter in gradients if plain.uses(parameter) <= 2]
+    assert len(few) > len(gradients) / 2
+    for parameter in few:
+        expected = plain.parameters[parameter].grad
+        if expected is not None:
+            assert torch.equal(gradients[parameter], expected), parameter
+
+
+@pytest.mark.parametrize("name", CONTIGUOUS)
+def test_uses_are_added_up_in_the_order_of_layers(name: str) -> None:
+    """To the bit what PyTorch gives for every copy, however many there are; every copy gets the sum."""
+    sizes = FIXTURES[name].sizes
+    _, gradients = pipeline_gradients(name, sizes)
+    plain = Plain(name, sizes, shared=False)
+    expected = {name: parameter.grad for name, parameter in plain.parameters.items()}
+    owners = {
+        f"{layer.name}/{tie.parameter}": f"{tie.owner}/{tie.owner_parameter}"
+        for layer in FIXTURES[name].build().layers
+        for tie in layer.ties
+    }
+    for use, owner in owners.items():
+        expected[owner] = expected[owner] + expected[use]
+    for parameter, gradient in gradients.items():
+        sum_of_uses = expected[owners.get(parameter, parameter)]
+        if sum_of_uses is not None:
+            assert torch.equal(gradient, sum_of_uses), parameter
 
 
 def test_frozen_and_unused_parameters() -> None:
-    pipeline = Pipeline(mixed(ragged()), [2, 2, 2])
-    pipeline.train(mixed_batches(), len(SIZES))
+    pipeline = Pipeline(FIXTURES["mixed"].build(), [2, 2, 2])
+    pipeline.train(FIXTURES["mixed"].micro_batches(), 4)
     gradients = pipeline.gradients()
     frozen = [name for name, gradient in gradients.items() if gradient is None]
     assert frozen == ["frozen/unused", "frozen/linear.weight", "frozen/linear.bias"]
@@ -103,32 +181,40 @@ def test_frozen_and_unused_parameters() -> None:
     assert torch.count_nonzero(gradients["middle.0/linear.weight"]) > 0
 
 
-@pytest.mark.parametrize("sizes", MIXED_CUTS)
-def test_every_copy_of_a_tied_parameter_gets_the_sum(sizes: list[int]) -> None:
-    pipeline = Pipeline(mixed(ragged()), sizes)
-    pipeline.train(mixed_batches(), len(SIZES))
-    gradients = pipeline.gradients()
-    assert torch.equal(gradients["again/again.weight"], gradients["first/tokens.weight"])
-    assert torch.equal(gradients["last/linear.weight"], gradients["first/tokens.weight"])
-
-
-@pytest.mark.parametrize("sizes", CUTS)
-def test_evaluation(sizes: list[int]) -> None:
+@pytest.mark.parametrize("name", FIXTURES)
+def test_evaluation(name: str) -> None:
     """No dropout, no gradients, whatever was trained before."""
-    model = gpt(GPT, DATA)
-    one, other = Pipeline(model, [5]), Pipeline(model, sizes)
-    expected = one.evaluate(batches(), len(SIZES))
-    assert other.evaluate(batches(), len(SIZES)) == expected
-    assert all(gradient is None for gradient in other.gradients().values())
-    other.train(batches(), len(SIZES))
-    assert other.evaluate(batches(), len(SIZES)) == expected
-    assert other.train(batches(), len(SIZES)) != expected  # with dropout
+    fixture = FIXTURES[name]
+    expected = Pipeline(fixture.build(), [LAYERS[name]]).evaluate(fixture.micro_batches(), 4)
+    for sizes in cuts(LAYERS[name]):
+        pipeline = Pipeline(fixture.build(), sizes)
+        assert pipeline.evaluate(fixture.micro_batches(), 4) == expected
+        assert all(gradient is None for gradient in pipeline.gradients().values())
+    assert pipeline.train(fixture.micro_batches(), 4) != expected  # with dropout
+    assert pipeline.evaluate(fixture.micro_batches(), 4) == expected
 
 
-def test_masked_micro_batch() -> None:
-    """One without any target has a loss of zero, and gradients of zero."""
-    model = gpt(replace(GPT, dropout=0.0), DATA)
-    pipeline = Pipeline(model, [2, 3])
+def test_micro_batch_without_targets() -> None:
+    """It has a loss of zero, and adds nothing to the gradients."""
+    fixture = FIXTURES["masked"]
+    source = fixture.micro_batches()
+    counts = [fixture.build().loss.count(target) for target in source.all_targets()]
+    assert counts[1] == 0
+    assert len(set(counts)) == len(counts)
+    pipeline = Pipeline(fixture.build(dropout=0.0), [2, 3])
+    losses = pipeline.train(source, 4)
+    assert [loss > 0 for loss in losses] == [True, False, True, True]
+    others = Pipeline(fixture.build(dropout=0.0), [2, 3])
+    kept = [0, 2, 3]
+    rest = Given([source.inputs(i) for i in kept], [source.targets(i) for i in kept])
+    assert others.train(rest, 3) == [losses[i] for i in kept]
+    for name, gradient in others.gradients().items():
+        assert torch.equal(pipeline.gradients()[name], gradient)
+
+
+def test_step_without_targets() -> None:
+    """Gradients are zeros then, neither missing nor NaN."""
+    pipeline = Pipeline(FIXTURES["masked"].build(), [2, 3])
     tokens = torch.zeros(2, 8, dtype=torch.int64)
     losses = pipeline.train(Given([tokens], [torch.full_like(tokens, MASKED)]), 1)
     assert losses == [0.0]
@@ -136,7 +222,7 @@ def test_masked_micro_batch() -> None:
 
 
 class Noting(OneReplica):
-    """Notes when layers are averaged, and that their gradients are complete then."""
+    """Notes when layers are averaged, and what their gradients are then."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,17 +238,17 @@ class Noting(OneReplica):
         self.notes.append(f"finish {layer.name}")
 
 
-@pytest.mark.parametrize("sizes", [[5], [2, 3], [1, 1, 1, 1, 1]])
-def test_layers_are_averaged_once_and_complete(sizes: list[int]) -> None:
-    """The tied embedding too: its last gradient comes from the head."""
-    noting = Noting()
-    pipeline = Pipeline(gpt(GPT, DATA), sizes, gradients=noting)
-    pipeline.train(batches(), len(SIZES))
-    names = [layer.name for layer in pipeline.layers]
-    assert sorted(noting.notes) == sorted(
-        [f"{what} {name}" for name in names for what in ("start", "finish")]
-    )
-    for layer in pipeline.layers:
-        now = [parameter.grad for parameter in layer.trained()]
-        assert all(torch.equal(a, b) for a, b in zip(noting.when_started[layer.name], now, strict=True))
-    assert noting.notes.index("start head") < noting.notes.index("start embedding")
+@pytest.mark.parametrize("schedule", ORDERS)
+@pytest.mark.parametrize("name", FIXTURES)
+def test_layers_are_averaged_once_and_complete(name: str, schedule: str) -> None:
+    """The owner of a tied parameter too, whose last gradient comes from another layer."""
+    for sizes in [(LAYERS[name],), *cuts(LAYERS[name])]:
+        noting = Noting()
+        pipeline = Pipeline(FIXTURES[name].build(), sizes, schedule, gradients=noting)
+        pipeline.train(FIXTURES[name].micro_batches(), 4)
+        for layer in pipeline.layers:
+            assert noting.notes.count(f"start {layer.name}") == 1
+            assert noting.notes.count(f"finish {layer.name}") == 1
+            now = [parameter.grad for parameter in layer.trained()]
+            assert all(torch.equal(a, b) for a, b in zip(noting.when_started[layer.name], now, strict=True))
+        assert len(noting.notes) == 2 * LAYERS[name]

@@ -1,18 +1,32 @@
 """Text token by token: how the next one is chosen, and that no cut of the model changes it."""
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.one_process import Pipeline
-from tests.test_engine import CUTS, DATA, GPT
-from trainer.config import GenerateConfig
+from trainer.config import GenerateConfig, GPTConfig
+from trainer.data.dataset import Data
 from trainer.generation import Text
 from trainer.models.gpt import gpt
 from trainer.schedule.assemble import generation_schedule
 from trainer.schedule.merge import merge_for_rank
 
+GPT = GPTConfig(blocks=3, width=16, heads=2, context=8, dropout=0.1)
+CUTS = [[1, 1, 1, 1, 1], [2, 3], [4, 1], [1, 3, 1]]
 PROMPT = [1, 2, 3]
 TOKENS = 12  # with the prompt more than the context of 8
+
+
+class Tokens:
+    """Nothing but a shape: what a GPT looks at before it is built."""
+
+    def inputs(self, samples: np.ndarray) -> Tensor:
+        return torch.zeros(len(samples), 8, dtype=torch.int64)
+
+
+DATA = Data(Tokens(), Tokens(), "", vocabulary=11)  # type: ignore[arg-type]
 
 
 def written(sizes: list[int], config: GenerateConfig, seed: int = 0) -> list[int]:

@@ -143,11 +143,29 @@ def layer(name: str, *ties: Tie) -> Layer:
         ((layer("a", Tie("weight", "b", "weight")), layer("b")), "'b'.*before"),
         ((layer("a", Tie("weight", "a", "weight")),), "'a'.*before"),
         ((layer("a"), layer("b", Tie("weight", "c", "weight"))), "'c'.*before it are a"),
+        (
+            (layer("a"), layer("b", Tie("weight", "a", "weight"), Tie("weight", "a", "bias"))),
+            "'weight' twice, to 'weight' of layer 'a' and to 'bias' of layer 'a'",
+        ),
+        (
+            (layer("a"), layer("b", Tie("x", "a", "y")), layer("c"), layer("d", Tie("z", "b", "x"))),
+            "'d' ties its 'z' to 'x' of layer 'b'.*tied itself: tie it to .* 'y' of layer 'a'",
+        ),
     ],
 )
 def test_an_unsound_model_is_told(layers: tuple[Layer, ...], words: str) -> None:
     with pytest.raises(UserError, match=words):
         check_model(Model(layers, BinaryLoss()))
+
+
+def test_a_layer_may_use_parameters_and_own_others() -> None:
+    """Two of its parameters may have one owner, too."""
+    layers = (
+        layer("a"),
+        layer("b", Tie("weight", "a", "weight"), Tie("other", "a", "weight")),
+        layer("c", Tie("weight", "a", "weight"), Tie("bias", "b", "bias")),
+    )
+    check_model(Model(layers, BinaryLoss()))
 
 
 def test_own_models_are_checked_too() -> None:

@@ -1,13 +1,14 @@
 """From the configuration to the model it names."""
 
 import re
+from collections.abc import Mapping
 
 from trainer.config import CustomModelConfig, GPTConfig, ModelConfig, SimpleNetConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
 from trainer.imports import call, load
 from trainer.models.gpt import gpt
-from trainer.models.model import Model
+from trainer.models.model import Layer, Model
 from trainer.models.simplenet import simplenet
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # fit for a file name
@@ -38,10 +39,10 @@ def build_model(config: ModelConfig, data: Data) -> Model:
 
 
 def check_model(model: Model) -> None:
-    """Raise a UserError unless the layers have distinct names and ties that point to earlier layers."""
+    """Raise a UserError unless the layers have distinct names, and ties that point to owners before them."""
     if not model.layers:
         raise UserError("the model has no layers: it needs at least one")
-    earlier: set[str] = set()
+    earlier: dict[str, Layer] = {}
     for layer in model.layers:
         if not _NAME.fullmatch(layer.name):
             raise UserError(
@@ -50,10 +51,34 @@ def check_model(model: Model) -> None:
             )
         if layer.name in earlier:
             raise UserError(f"two of the model's layers are called {layer.name!r}: names must be distinct")
-        for tie in layer.ties:
-            if tie.owner not in earlier:
+        _check_ties(layer, earlier)
+        earlier[layer.name] = layer
+
+
+def _check_ties(layer: Layer, earlier: Mapping[str, Layer]) -> None:
+    """Raise a UserError unless each tied parameter of a layer has one owner, which is no use itself.
+
+    Args:
+        layer: The layer.
+        earlier: The layers before it, by name, their own ties checked.
+    """
+    owners: dict[str, str] = {}
+    for tie in layer.ties:
+        if tie.owner not in earlier:
+            raise UserError(
+                f"layer {layer.name!r} ties its {tie.parameter!r} to layer {tie.owner!r}, which does not "
+                f"come before it; the layers before it are {', '.join(sorted(earlier)) or 'none'}"
+            )
+        owner = f"{tie.owner_parameter!r} of layer {tie.owner!r}"
+        if tie.parameter in owners:
+            raise UserError(
+                f"layer {layer.name!r} ties its {tie.parameter!r} twice, to {owners[tie.parameter]} and to "
+                f"{owner}: a parameter has one owner, so leave one of the two out"
+            )
+        owners[tie.parameter] = owner
+        for other in earlier[tie.owner].ties:
+            if other.parameter == tie.owner_parameter:
                 raise UserError(
-                    f"layer {layer.name!r} ties its {tie.parameter!r} to layer {tie.owner!r}, which does not "
-                    f"come before it; the layers before it are {', '.join(sorted(earlier)) or 'none'}"
+                    f"layer {layer.name!r} ties its {tie.parameter!r} to {owner}, which is tied itself: "
+                    f"tie it to the owner of both, {other.owner_parameter!r} of layer {other.owner!r}"
                 )
-        earlier.add(layer.name)
