@@ -184,3 +184,19 @@ def test_inference_has_no_dropout_and_keeps_nothing() -> None:
         assert torch.equal(output, stage.layers[0].module(x))
     assert not output.requires_grad
     assert stage._tapes == {}
+
+
+def test_layers_that_write_into_their_input() -> None:
+    mine = [nn.Linear(4, 8), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8)), nn.Linear(8, 3)]
+    torch.manual_seed(0)
+    x = torch.randn(5, 4)
+    stage = build(*mine)
+    (output,), _ = stage.forward(0, [x], 0)
+    stage.backward(0, [torch.ones(5, 3)])
+    found = gradients(mine)
+    for module in mine:
+        module.zero_grad()
+    expected = nn.Sequential(*mine)(x)
+    expected.sum().backward()
+    assert torch.equal(output, expected)
+    assert_equal(found, gradients(mine))

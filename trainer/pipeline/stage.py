@@ -62,6 +62,11 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
+def _works_in_place(layer: BuiltLayer) -> bool:
+    """Return whether a module of the layer, such as `nn.ReLU(inplace=True)`, may write into its input."""
+    return any(getattr(module, "inplace", False) for module in layer.module.modules())
+
+
 class Stage:
     """Consecutive layers on one device.
 
@@ -91,6 +96,8 @@ class Stage:
         self._randomness = randomness
         self._between = between
         self._tapes: dict[int, _Tape] = {}
+        # Autograd forbids to write into a leaf: these layers get copies.
+        self._copied = [_works_in_place(layer) for layer in layers]
 
     def train(self, mode: bool) -> None:
         """Set the layers to train (dropout on, graphs kept) or to infer."""
@@ -100,11 +107,12 @@ class Stage:
     def forward(self, micro_batch: int, tensors: list[Tensor], nest: Nest) -> tuple[list[Tensor], Nest]:
         """Run the layers on a flattened activation; keep what the backward needs while gradients are on."""
         tape = _Tape()
-        for layer in self.layers:
+        for layer, copied in zip(self.layers, self._copied, strict=True):
             leaves = [_leaf(tensor) for tensor in tensors]  # [1]
+            inputs = [leaf.clone() for leaf in leaves] if copied else leaves
             if layer.module.training:
                 self._randomness.seed_layer(layer.name, micro_batch, self.device)
-            tensors, nest = flatten(layer.module(unflatten(leaves, nest)))
+            tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
             tensors = [tensor.contiguous() for tensor in tensors]  # [2]
             tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
             tape.outputs.append([tensor for tensor in tensors if tensor.requires_grad])
@@ -121,7 +129,7 @@ class Stage:
         total = self.loss(unflatten(leaves, nest), target)
         if torch.is_grad_enabled():
             self._tapes[micro_batch].leaves.append([leaf for leaf in leaves if leaf.requires_grad])
-            self._tapes[micro_batch].outputs.append([total])
+            self._tapes[micro_batch].outputs.append([total] if total.requires_grad else [])
         return total.detach()
 
     def backward(
