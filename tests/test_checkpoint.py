@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ LAYERS = (
     Layer("norm", lambda: nn.BatchNorm1d(3)),
     Layer("last", lambda: nn.Linear(3, 3), (Tie("weight", "first", "weight"),)),
 )
-PROGRESS = Progress(step=7, samples=70, seed=1, optimizer="adamw", versions={"torch": torch.__version__})
+PROGRESS = Progress(
+    step=7, samples=70, seed=1, optimizer="adamw", versions={"torch": torch.__version__}, data="a1b2"
+)
 
 
 class Alone:
@@ -110,6 +113,25 @@ def test_a_rank_reads_what_it_holds_alone(saved: Saved) -> None:
 
 def test_progress_reads_back(saved: Saved) -> None:
     assert Checkpoint(saved[0]).progress() == PROGRESS
+
+
+def test_progress_of_before_it_had_the_data(saved: Saved) -> None:
+    progress, manifest = saved[0] / "progress.json", saved[0] / "manifest.json"
+    content = json.loads(progress.read_text())
+    del content["data"]
+    progress.write_text(json.dumps(content))
+    entries = json.loads(manifest.read_text())
+    data = progress.read_bytes()
+    entries["files"]["progress.json"] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    manifest.write_text(json.dumps(entries))
+    assert Checkpoint(saved[0]).progress() == replace(PROGRESS, data=None)
+
+
+def test_a_buffer_that_is_not_there(saved: Saved) -> None:
+    norm = nn.BatchNorm1d(3)
+    norm.register_buffer("more", torch.zeros(2))
+    with pytest.raises(UserError, match=r"norm: more has no such buffer there, and shape \(2,\) here"):
+        Checkpoint(saved[0]).restore([BuiltLayer(1, "norm", norm)], None, "adamw")
 
 
 def test_manifest_lists_the_layers_in_order(saved: Saved) -> None:

@@ -1,25 +1,26 @@
 """Every value of the configuration is held against its range; what `conf/` has composes and passes."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.command import _explain, _register, typed
-from trainer.config import AdamWConfig, Config, GPTConfig, TextConfig, flat
+from trainer.config import AdamWConfig, Config, GPTConfig, GroupConfig, TextConfig, flat
 from trainer.config_check import check
 from trainer.errors import UserError, suggest
 
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str, conf: Path = CONF) -> DictConfig:
     _register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf), version_base="1.3"):
         return compose("config", overrides=["run.dir=run", *overrides])
 
 
@@ -102,6 +103,11 @@ def test_keys_that_nothing_reads_are_refused(override: str, message: str) -> Non
         (["optimizer=custom", "optimizer.target=a:b"], "optimizer.lr has no value: give optimizer.lr=..."),
         (["~model"], "model has no value: give model=..."),
         (
+            ["train.freeze=head"],
+            "train.freeze: Invalid value assigned: str is not a ListConfig, list or tuple. "
+            "Give train.freeze=[...]",
+        ),
+        (
             ["model=custom", "model.target=a:b"],
             "data.context follows model.context, which this configuration has not: give data.context=...",
         ),
@@ -146,6 +152,25 @@ def test_what_hydra_says_is_said_in_one_line(overrides: list[str], message: str)
         ("checkpoint.keep", -1, "checkpoint.keep=-1 must be 0 or greater"),
         ("checkpoint.resume", "", "checkpoint.resume must be auto, none, or the path"),
         ("generate.temperature", -0.1, "generate.temperature=-0.1 must be 0 or greater"),
+        ("train.freeze", ["head", ""], "train.freeze=['head', ''] must be a list of patterns"),
+        ("train.freeze", [{"head": 1}], "train.freeze=[{'head': 1}] must be a list of patterns"),
+        ("checkpoint.warm_start", "", "checkpoint.warm_start= must be null, or the path of a checkpoint"),
+        (
+            "checkpoint.warm_start_layers",
+            [""],
+            "checkpoint.warm_start_layers=[''] must be a list of patterns",
+        ),
+        (
+            "optimizer.groups",
+            [GroupConfig("a"), GroupConfig("b", lr=-1.0)],
+            "optimizer.groups.1.lr=-1.0 must be 0 or greater",
+        ),
+        (
+            "optimizer.groups",
+            [GroupConfig("a", weight_decay=float("nan"))],
+            "optimizer.groups.0.weight_decay=nan must be 0 or greater",
+        ),
+        ("optimizer.groups", [GroupConfig("")], "optimizer.groups.0.match= must be a pattern"),
     ],
 )
 def test_out_of_range(key: str, value: object, expected: str) -> None:
@@ -155,6 +180,63 @@ def test_out_of_range(key: str, value: object, expected: str) -> None:
     with pytest.raises(UserError) as caught:
         check(config)
     assert str(caught.value).startswith(expected)
+
+
+GROUPS = [GroupConfig("embedding", lr=1e-4, weight_decay=0.0), GroupConfig("block.*/*bias", lr=None)]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_groups_of_the_command_line(optimizer: str) -> None:
+    groups = '[{match: "embedding", lr: 1e-4, weight_decay: 0.0},{match: block.*/*bias}]'
+    config = typed(composed(f"optimizer={optimizer}", f"optimizer.groups={groups}"))
+    check(config)
+    assert config.optimizer.groups == GROUPS
+    assert flat(config)["optimizer.groups.0.lr"] == 1e-4
+    written = OmegaConf.to_container(OmegaConf.structured(config))  # as a run's folder has it
+    assert written["optimizer"]["groups"][0] == {"match": "embedding", "lr": 1e-4, "weight_decay": 0.0}
+
+
+def test_groups_and_patterns_of_a_file(tmp_path: Path) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "experiment" / "tuned.yaml").write_text(
+        """# @package _global_
+optimizer:
+  groups:
+    - {match: embedding, lr: 1e-4, weight_decay: 0.0}
+    - match: block.*/*bias
+train:
+  freeze: [head, "*/*bias"]
+checkpoint:
+  warm_start: runs/first
+  warm_start_layers: [block.*]
+"""
+    )
+    config = typed(composed("experiment=tuned", "optimizer.groups.0.lr=2e-4", conf=tmp_path / "conf"))
+    check(config)
+    assert config.optimizer.groups == [GroupConfig("embedding", lr=2e-4, weight_decay=0.0), GROUPS[1]]
+    assert config.train.freeze == ["head", "*/*bias"]
+    assert config.checkpoint.warm_start == "runs/first"
+    assert config.checkpoint.warm_start_layers == ["block.*"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ("[{match: a},{match: b, ler: 1}]", "there is no key optimizer.groups.1.ler; did you mean lr?"),
+        (
+            "[{match: a, lr: x}]",
+            "optimizer.groups.0.lr: Value 'x' of type 'str' could not be converted to Float",
+        ),
+        ("[{match: a, lr: [1]}]", "optimizer.groups.0.lr: Value '[1]' of type 'ListConfig' could not be"),
+        ("[{lr: 1}]", "optimizer.groups.0.match has no value: give match=..."),
+        ("[{match: null}]", "optimizer.groups.0.match: Incompatible value 'None' for field of type 'str'"),
+        ("[a]", "optimizer.groups.0=a must have keys, such as {match: embedding, lr: 1e-4}"),
+    ],
+)
+def test_entries_that_are_no_group(groups: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        typed(composed(f"optimizer.groups={groups}"))
+    assert str(caught.value).startswith(message)
 
 
 def test_steps_or_epochs() -> None:

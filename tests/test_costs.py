@@ -125,7 +125,7 @@ def test_lstm() -> None:
 
 
 X = 4 * 4 * 10  # the bytes of [4, 10]
-FLOATS = torch.empty(4, 10)
+FLOATS = torch.empty(4, 10, requires_grad=True)  # as if a layer before learnt
 TOKENS = torch.zeros(2, 16, dtype=torch.int64)
 
 
@@ -147,6 +147,13 @@ def test_what_multiplies_nothing_costs_its_bytes(
     assert layer.moved_forward == forward
     assert layer.moved_backward >= inputs.nbytes + layer.output_bytes + 3 * layer.parameter_bytes
     assert layer.cost == FLOPS_PER_BYTE * (layer.moved_forward + layer.moved_backward)
+
+
+def test_no_backward_where_nothing_learns() -> None:
+    relu, linear, last = costs(torch.empty(4, 10), nn.ReLU, partial(nn.Linear, 10, 10), nn.ReLU)
+    assert (relu.backward, relu.moved_forward) == (0, 2 * X)
+    assert linear.flops_backward == 2 * 4 * 10 * 10  # nobody needs the gradient of what the first one returns
+    assert last.moved_backward >= 2 * X
 
 
 def test_saved_bytes_count_shared_memory_once() -> None:

@@ -1,6 +1,7 @@
 """Learning rates against closed formulas, clipping against torch's, decay where it belongs."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,19 +12,24 @@ from torch import nn
 from trainer.config import (
     AdamWConfig,
     CustomOptimizerConfig,
+    GroupConfig,
     OptimizerConfig,
     RateConfig,
     SGDConfig,
 )
-from trainer.models.model import Tie
+from trainer.errors import UserError
+from trainer.models.model import Layer, Model, Tie
+from trainer.models.simplenet import BinaryLoss
 from trainer.optimization import (
     all_gradients,
     build_optimizer,
+    check_groups,
     clear_gradients,
     clip,
     global_norm,
     gradient_norms,
     learning_rate,
+    set_learning_rates,
 )
 from trainer.pipeline.stage import BuiltLayer
 
@@ -143,6 +149,95 @@ def test_optimizers_are_torch_s(config: OptimizerConfig, reference: object) -> N
     torch.testing.assert_close(mine.weight, theirs.weight)
 
 
+GROUPS = [
+    GroupConfig("layer0/bias", weight_decay=0.3),
+    GroupConfig("layer0", lr=0.02),  # its bias is taken
+    GroupConfig("*/*bias", lr=0.03, weight_decay=0.0),
+    GroupConfig("layer2", lr=0.0),  # its bias is taken too
+    GroupConfig("layer3"),  # as it would be without
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "reference"),
+    [
+        pytest.param(
+            AdamWConfig(lr=0.1, weight_decay=0.2, beta1=0.8, beta2=0.9, epsilon=1e-6),
+            lambda groups: torch.optim.AdamW(groups, betas=(0.8, 0.9), eps=1e-6),
+            id="adamw",
+        ),
+        pytest.param(
+            SGDConfig(lr=0.1, weight_decay=0.2, momentum=0.9),
+            lambda groups: torch.optim.SGD(groups, momentum=0.9),
+            id="sgd",
+        ),
+        pytest.param(
+            CustomOptimizerConfig(
+                target="torch.optim:RMSprop", lr=0.1, weight_decay=0.2, options={"alpha": 0.9}
+            ),
+            lambda groups: torch.optim.RMSprop(groups, alpha=0.9),
+            id="custom",
+        ),
+    ],
+)
+def test_groups_are_torch_s(config: OptimizerConfig, reference: Callable[..., torch.optim.Optimizer]) -> None:
+    """Each with a learning rate that warms up and falls, against explicit groups and torch's scheduler."""
+    config.groups, config.rate = GROUPS, RateConfig("linear", warmup=2)
+    steps = 6
+    mine, theirs = (nn.Sequential(*(nn.Linear(3, 3) for _ in range(4))) for _ in range(2))
+    theirs.load_state_dict(mine.state_dict())
+    weights, biases = [part.weight for part in theirs], [part.bias for part in theirs]
+    plain = reference(
+        [
+            {"params": biases[0], "lr": 0.1, "weight_decay": 0.3},
+            {"params": weights[0], "lr": 0.02, "weight_decay": 0.2},
+            {"params": biases[1:], "lr": 0.03, "weight_decay": 0.0},
+            {"params": weights[2], "lr": 0.0, "weight_decay": 0.2},
+            {"params": [weights[1], weights[3]], "lr": 0.1, "weight_decay": 0.2},
+        ]
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(plain, lambda done: [0.5, 1, 0.75, 0.5, 0.25, 0, 0][done])
+    optimizer = build_optimizer(config, layers_of(*mine))
+    assert optimizer is not None
+    for step in range(1, steps + 1):
+        for network in (mine, theirs):
+            network.zero_grad()
+            network(torch.arange(9.0).reshape(3, 3).sin()).square().sum().backward()
+        set_learning_rates(optimizer, config.rate, step, steps)
+        optimizer.step()
+        plain.step()
+        scheduler.step()
+        for ours, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(ours, other)
+
+
+def test_a_tied_parameter_is_in_its_owner_s_group() -> None:
+    owner, use = nn.Linear(2, 2), nn.Linear(2, 2)
+    layers = [
+        BuiltLayer(0, "owner", owner),
+        BuiltLayer(1, "use", use, (Tie("weight", "owner", "weight"),)),
+    ]
+    groups = [GroupConfig("use", lr=0.2), GroupConfig("owner", lr=0.1)]
+    for held in (layers, layers[1:]):  # a rank may hold the use alone
+        optimizer = build_optimizer(AdamWConfig(groups=groups), held)
+        assert optimizer is not None
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert rates[id(use.weight)] == 0.1
+        assert rates[id(use.bias)] == 0.2
+        assert rates.get(id(owner.weight), 0.1) == 0.1
+
+
+def test_groups_that_match_nothing() -> None:
+    ties = (Tie("weight", "first", "weight"),)
+    layers = (Layer("first", lambda: nn.Linear(2, 2)), Layer("last", lambda: nn.Linear(2, 2), ties))
+    model = Model(layers, BinaryLoss())
+    check_groups([GroupConfig("first"), GroupConfig("last"), GroupConfig("*/weight")], model)
+    with pytest.raises(UserError, match=r"optimizer\.groups\.1\.match: 'lst' matches no .*mean last\?"):
+        check_groups([GroupConfig("first"), GroupConfig("lst")], model)
+    with pytest.raises(UserError, match=r"optimizer\.groups\.0\.match: .*tied to first/weight"):
+        check_groups([GroupConfig("last/weight")], model)
+
+
 @pytest.mark.parametrize("largest", [0.5, 2.0, 1e6, None])
 def test_clipping_is_torch_s(largest: float | None) -> None:
     modules = nn.Linear(4, 4), nn.LayerNorm(4)
@@ -157,6 +252,10 @@ def test_clipping_is_torch_s(largest: float | None) -> None:
     assert norm == pytest.approx(expected, rel=1e-6)
     for copy, parameter in zip(copies, parameters, strict=True):
         torch.testing.assert_close(parameter.grad, copy.grad, rtol=1e-5, atol=0)
+
+
+def test_a_rank_with_nothing_to_train_clips_nothing() -> None:
+    clip(all_gradients(layers_of(nn.ReLU())), 2.0, 1.0)
 
 
 def test_a_tied_parameter_counts_once_and_is_clipped_everywhere() -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from tests.one_process import Given, Pipeline
+from trainer.errors import UserError
 from trainer.models.model import Activation, Layer, Model, Tie
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.ties import tied_stages
@@ -102,3 +103,20 @@ def test_two_parameters_between_the_same_stages() -> None:
     plain(plain(torch.ones(3, 2))).sum().backward()
     torch.testing.assert_close(owner.weight.grad, plain.weight.grad)
     torch.testing.assert_close(owner.bias.grad, plain.bias.grad)
+
+
+@pytest.mark.parametrize(
+    ("tie", "words"),
+    [
+        (Tie("wieght", "a", "weight"), "'wieght' of layer 'b', .* did you mean weight"),
+        (Tie("weight", "a", "gain"), "'gain' of layer 'a'"),
+        (
+            Tie("weight", "a", "bias"),
+            r"'weight' of shape \(2, 2\) to 'bias' of layer 'a', whose shape is \(2,\)",
+        ),
+    ],
+)
+def test_ties_that_do_not_fit(tie: Tie, words: str) -> None:
+    layers = (layer("a"), Layer("b", lambda: nn.Linear(2, 2), (tie,)))
+    with pytest.raises(UserError, match=words):
+        build_layer(layers, 1, 0, CPU)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from trainer.errors import UserError
 from trainer.models.model import Layer
+from trainer.models.names import Name, own_name
 from trainer.pipeline.stage import BuiltLayer
 from trainer.world import Communicator
 
@@ -43,6 +44,7 @@ class Progress:
         seed: The run's seed.
         optimizer: The optimizer's name; its state fits no other.
         versions: What it was made with.
+        data: The data's fingerprint; None in checkpoints of before it was kept.
     """
 
     step: int
@@ -50,6 +52,7 @@ class Progress:
     seed: int
     optimizer: str
     versions: dict[str, str]
+    data: str | None = None
 
 
 def save_checkpoint(
@@ -115,16 +118,26 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
     """
     if resume == "none":
         return None
-    path = folder if resume == "auto" else Path(resume)
-    if (path / "manifest.json").is_file():
-        return path
-    found = _complete(path) or _complete(path / "checkpoints")
-    if not found and resume != "auto":
+    return _newest(folder) if resume == "auto" else checkpoint_at(resume, "checkpoint.resume")
+
+
+def checkpoint_at(path: str, key: str) -> Path:
+    """Return the checkpoint at a path: it, the newest of a folder of them, or of a run's folder.
+
+    Args:
+        path: The path.
+        key: The dotted key that it comes from, for messages.
+
+    Raises:
+        UserError: No whole checkpoint is there.
+    """
+    found = _newest(Path(path))
+    if found is None:
         raise UserError(
-            f"checkpoint.resume={resume} is no checkpoint: there is no manifest.json in it; "
-            "give the folder of a checkpoint (.../checkpoints/step-00000100), or auto, or none"
+            f"{key}={path} is no checkpoint: there is no manifest.json in it; "
+            "give the folder of a checkpoint (.../checkpoints/step-00000100), or of a run"
         )
-    return found[-1] if found else None
+    return found
 
 
 class Checkpoint:
@@ -136,6 +149,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._opened: dict[str, _Packed] = {}
         try:
             self._manifest = json.loads((path / "manifest.json").read_text())
             self._layers = {entry["name"]: entry for entry in self._manifest["layers"]}
@@ -151,9 +165,18 @@ class Checkpoint:
         """Return how far its run was."""
         return Progress(**json.loads(self._read("progress.json")))
 
+    @property
+    def layers(self) -> list[str]:
+        """Return the names of its model's layers, in order."""
+        return list(self._layers)
+
+    def shapes(self, layer: str) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the parameters that one of its layers owns, by name."""
+        return {name: tuple(shape) for name, shape in self._layers[layer]["parameters"].items()}
+
     def check_model(self, layers: Sequence[Layer]) -> None:
         """Raise a UserError unless it is of a model with these layers."""
-        theirs, ours = list(self._layers), [layer.name for layer in layers]
+        theirs, ours = self.layers, [layer.name for layer in layers]
         if theirs != ours:
             raise UserError(
                 f"the checkpoint {self.path} is of another model: it has {len(theirs)} layers "
@@ -174,48 +197,56 @@ class Checkpoint:
                 f"the checkpoint {self.path} was made with optimizer={saved_with}, "
                 f"but this run has optimizer={optimizer_name}"
             )
-        opened: dict[str, _Packed] = {}
+        self.restore_weights(layers, self.layers)
         for layer in layers:
-            owners = {tie.parameter: (tie.owner, tie.owner_parameter) for tie in layer.ties}
             for name, parameter in layer.module.named_parameters():
-                owner, owner_name = owners.get(name, (layer.name, name))
-                self._restore_parameter(self._open(owner, opened), owner, owner_name, parameter, optimizer)
-            for name, buffer in _persistent_buffers(layer.module):
-                buffer.copy_(self._open(layer.name, opened).tensors[f"buffer.{name}"])
+                if optimizer is not None and parameter.requires_grad:
+                    self._restore_state(own_name(layer.name, name, layer.ties), parameter, optimizer)
 
-    def _restore_parameter(
-        self,
-        packed: "_Packed",
-        layer: str,
-        name: str,
-        parameter: nn.Parameter,
-        optimizer: torch.optim.Optimizer | None,
-    ) -> None:
-        weight = packed.tensors.get(f"weight.{name}")
-        if weight is None or weight.shape != parameter.shape:
-            theirs = "no such parameter" if weight is None else f"shape {tuple(weight.shape)}"
+    def restore_weights(self, layers: Sequence[BuiltLayer], chosen: Collection[str]) -> None:
+        """Load weights and buffers alone, of the layers whose names are chosen.
+
+        A tied parameter takes its owner's weight, if the owner is chosen.
+
+        Raises:
+            UserError: A parameter or a buffer has another shape, or a file is damaged.
+        """
+        for layer in layers:
+            for name, parameter in layer.module.named_parameters():
+                owner, owner_name = own_name(layer.name, name, layer.ties)
+                if owner in chosen:
+                    self._copy(owner, "weight", owner_name, parameter)
+            if layer.name in chosen:
+                for name, buffer in _persistent_buffers(layer.module):
+                    self._copy(layer.name, "buffer", name, buffer)
+
+    @torch.no_grad()
+    def _copy(self, layer: str, kind: str, name: str, target: Tensor) -> None:
+        saved = self._open(layer).tensors.get(f"{kind}.{name}")
+        if saved is None or saved.shape != target.shape:
+            theirs = f"no such {kind}" if saved is None else f"shape {tuple(saved.shape)}"
             raise UserError(
                 f"the checkpoint {self.path} is of another model: {layer}: {name} has {theirs} there, "
-                f"and shape {tuple(parameter.shape)} here"
+                f"and shape {tuple(target.shape)} here"
             )
-        with torch.no_grad():
-            parameter.copy_(weight)
-        if optimizer is None or not parameter.requires_grad:
-            return
-        prefix = f"optimizer.{name}."
+        target.copy_(saved)
+
+    def _restore_state(self, name: Name, parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        packed = self._open(name[0])
+        prefix = f"optimizer.{name[1]}."
         state: dict[str, Any] = {
             key.removeprefix(prefix): tensor.to(parameter.device, copy=True)  # a tie's copies have their own
             for key, tensor in packed.tensors.items()
             if key.startswith(prefix)
         }
-        state |= packed.scalars.get(name, {})
+        state |= packed.scalars.get(name[1], {})
         if state:
             optimizer.state[parameter] = state
 
-    def _open(self, layer: str, opened: "dict[str, _Packed]") -> "_Packed":
-        if layer not in opened:
-            opened[layer] = _unpack(self._read(self._layers[layer]["file"]))
-        return opened[layer]
+    def _open(self, layer: str) -> "_Packed":
+        if layer not in self._opened:
+            self._opened[layer] = _unpack(self._read(self._layers[layer]["file"]))
+        return self._opened[layer]
 
     def _read(self, name: str) -> bytes:
         """Return a file's content, held against the manifest."""
@@ -296,6 +327,14 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _newest(path: Path) -> Path | None:
+    """Return the checkpoint that `checkpoint_at` describes, or None."""
+    if (path / "manifest.json").is_file():
+        return path
+    found = _complete(path) or _complete(path / "checkpoints")
+    return found[-1] if found else None
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -121,12 +121,34 @@ def typed(composed: DictConfig) -> schema.Config:
     """Return the composed configuration as plain dataclasses.
 
     Raises:
-        UserError: A key was added that the schema does not have.
+        UserError: A key was added that the schema does not have, or an entry of a list is wrong.
     """
     config = OmegaConf.to_object(composed)
     assert isinstance(config, schema.Config)
     _refuse_unknown(config, "")
+    groups = config.optimizer.groups
+    config.optimizer.groups = [_group(entry, f"optimizer.groups.{i}") for i, entry in enumerate(groups)]
     return config
+
+
+def _group(entry: Any, key: str) -> schema.GroupConfig:
+    """Return an entry of a list as what it must be; in a typed list, OmegaConf would not say which is wrong.
+
+    Raises:
+        UserError: It is something else, naming the entry's key.
+    """
+    if not isinstance(entry, dict):
+        raise UserError(f"{key}={entry} must have keys, such as {{match: embedding, lr: 1e-4}}")
+    names = [field.name for field in fields(schema.GroupConfig)]
+    for name in entry:
+        if name not in names:
+            raise UserError(f"there is no key {key}.{name}{suggest(name, names)}")
+    try:
+        group = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.GroupConfig), entry))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}.{_explain(error)}") from None
+    assert isinstance(group, schema.GroupConfig)
+    return group
 
 
 @lru_cache(maxsize=1)
@@ -191,7 +213,9 @@ def _explain(error: Exception) -> UserError:
     if isinstance(inner, InterpolationKeyError):
         missing = first_line.split("'")[1]
         return UserError(f"{key} follows {missing}, which this configuration has not: give {key}=...")
-    return UserError(f"{key}: {first_line}")
+    return UserError(
+        f"{key}: {first_line}" + (f" Give {key}=[...]" if "not a ListConfig" in first_line else "")
+    )
 
 
 def _explain_choice(error: MissingConfigException) -> UserError:

@@ -109,6 +109,15 @@ class RateConfig:
 
 
 @dataclass
+class GroupConfig:
+    """Parameters that the optimizer treats in a way of their own."""
+
+    match: str = MISSING  # their pattern, as in train.freeze
+    lr: float | None = None  # the peak; None: the optimizer's
+    weight_decay: float | None = None  # applied to biases too; None: the optimizer's
+
+
+@dataclass
 class OptimizerConfig:
     """What every optimizer has."""
 
@@ -117,6 +126,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0  # not applied to biases and normalisation weights
     clip: float | None = None  # largest global gradient norm; None: no clipping
     rate: RateConfig = field(default_factory=RateConfig)
+    groups: list[Any] = field(default_factory=list)  # of GroupConfig; the first that matches wins
 
 
 @dataclass
@@ -171,6 +181,7 @@ class TrainConfig:
     epochs: float | None = None  # passes over the training samples
     seed: int = 0
     deterministic: bool = False
+    freeze: list[str] = field(default_factory=list)  # what keeps its weights: "block.*", "*/*.bias"
 
 
 @dataclass
@@ -193,7 +204,7 @@ class GenerateConfig:
 
 @dataclass
 class CheckpointConfig:
-    """What is saved, and where a run starts from."""
+    """What is saved, and where a run starts from; a run that resumes does not start warm."""
 
     every: int = 0  # steps; 0: only at the end
     keep: int = 2  # newest checkpoints kept; 0: all of them
@@ -233,7 +244,9 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in (config if isinstance(config, dict) else vars(config)).items():
         key = f"{prefix}{name}"
-        if is_dataclass(value) or (isinstance(value, dict) and value):
+        if isinstance(value, list) and any(is_dataclass(entry) for entry in value):
+            values |= flat({str(number): entry for number, entry in enumerate(value)}, f"{key}.")
+        elif is_dataclass(value) or (isinstance(value, dict) and value):
             values |= flat(value, f"{key}.")
         else:
             values[key] = value

@@ -1,6 +1,7 @@
 """The range of every value, checked before torch and MPI are imported; every error names the dotted key."""
 
 from collections.abc import Callable, Mapping
+from fnmatch import filter as matching
 from typing import Any, NamedTuple
 
 from trainer.config import Config, flat
@@ -18,7 +19,12 @@ def _number_or_auto(value: Any) -> bool:
     return value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
+def _texts(value: Any) -> bool:
+    return all(isinstance(text, str) and text for text in (value if isinstance(value, list) else [value]))
+
+
 # A value of None ("not given") is in every range; keys of parts that were not chosen are passed over.
+# A star stands for any entry of a list.
 _RANGES = (
     _Range(
         "greater than 0",
@@ -48,6 +54,8 @@ _RANGES = (
         (
             "optimizer.lr",
             "optimizer.weight_decay",
+            "optimizer.groups.*.lr",
+            "optimizer.groups.*.weight_decay",
             "optimizer.rate.warmup",
             "train.seed",
             "eval.every",
@@ -67,6 +75,10 @@ _RANGES = (
     ),
     _Range("from 0 to 1", lambda value: 0 <= value <= 1, ("optimizer.rate.final",)),
     _Range("auto, or a whole number greater than 0", _number_or_auto, ("layout.stages", "threads")),
+    _Range("a list of patterns, such as [embedding,block.*]", _texts, ("train.freeze",)),
+    _Range("a list of patterns of layers, such as [block.*]", _texts, ("checkpoint.warm_start_layers",)),
+    _Range("a pattern, such as block.*", _texts, ("optimizer.groups.*.match",)),
+    _Range("null, or the path of a checkpoint", _texts, ("checkpoint.warm_start",)),
 )
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -93,10 +105,9 @@ def check(config: Config) -> None:
                 f"{key}={values[key]} is not one of {', '.join(choices)}{suggest(values[key], choices)}"
             )
     for limits in _RANGES:
-        for key in limits.keys:
-            value = values.get(key)
-            if value is not None and not limits.holds(value):
-                raise UserError(f"{key}={value} must be {limits.words}")
+        for key in (key for pattern in limits.keys for key in matching(values, pattern)):
+            if values[key] is not None and not limits.holds(values[key]):
+                raise UserError(f"{key}={values[key]} must be {limits.words}")
     if config.train.steps is None and config.train.epochs is None:
         raise UserError("train.steps and train.epochs are both null: give one of them")
     if not config.checkpoint.resume:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from trainer.models.model import Activation, Layer, Model
+from trainer.models.names import build_on_meta
 from trainer.pipeline.activation import Nest, Structure, flatten, structure, unflatten
 
 # So many operations take as long as moving a byte: about 100 GFLOP/s against 10 to 20 GB/s on a processor's
@@ -39,10 +40,11 @@ class LayerCost:
     Attributes:
         name: The layer's name.
         flops_forward: Operations counted in a forward pass.
-        flops_backward: Operations counted in a backward pass: gradients of the parameters and, where
-            something before them learns, of the inputs.
+        flops_backward: Operations counted in a backward pass: gradients of the parameters, unless they are
+            frozen, and, where something before them learns, of the inputs.
         moved_forward: Bytes that a forward pass reads and writes where no operations are counted.
-        moved_backward: The same of a backward pass, with adding to the gradient of every parameter.
+        moved_backward: The same of a backward pass, with adding to the gradient of every parameter that
+            is not frozen; nothing where neither the layer nor anything before it learns.
         parameters: How many numbers its parameters are, tied ones included.
         parameter_bytes: The bytes of these.
         output_bytes: The bytes of the activation that it returns: the message, if the model is cut here.
@@ -106,8 +108,10 @@ def layer_costs(model: Model, inputs: Activation) -> list[LayerCost]:
 
 def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCost, list[Tensor], Nest]:
     """Return the cost of a layer, and the activation that it returns, flattened."""
-    module = _build(layer)
+    module = build_on_meta(layer).train()
     parameters = list(module.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    learns = bool(trained) or any(tensor.requires_grad for tensor in inputs)  # else it has no backward
     kept, forward, backward = _Kept(module), _Work(), _Work()
     warning = None
     try:
@@ -125,7 +129,7 @@ def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCo
         )
         kept.bytes, outputs = _bytes(inputs), inputs
         forward.flops = _product(parameters, inputs)
-        backward.flops = 2 * forward.flops
+        backward.flops = 2 * forward.flops if learns else 0
     crossing = _bytes(inputs) + _bytes(outputs)  # the least that a layer moves: it could do nothing at all
     cost = LayerCost(
         name=layer.name,
@@ -133,7 +137,7 @@ def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCo
         flops_backward=backward.flops,
         moved_forward=max(forward.moved, crossing),
         # To add to a gradient is to read it, to read what is added, and to write it.
-        moved_backward=max(backward.moved, crossing) + 3 * _bytes(parameters),
+        moved_backward=max(backward.moved, crossing) + 3 * _bytes(trained) if learns else 0,
         parameters=sum(parameter.numel() for parameter in parameters),
         parameter_bytes=_bytes(parameters),
         output_bytes=_bytes(outputs),
@@ -141,17 +145,6 @@ def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCo
         warning=warning,
     )
     return cost, outputs, nest
-
-
-def _build(layer: Layer) -> nn.Module:
-    """Build a layer without memory, or with it for a moment if the layer looks at its initial numbers."""
-    try:
-        with torch.device("meta"):
-            module = layer.build()
-    except Exception:  # as above; what is wrong with the layer itself is raised again below
-        with torch.random.fork_rng(devices=[]):
-            module = layer.build()
-    return module.to("meta").train()
 
 
 class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]

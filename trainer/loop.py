@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 
 from trainer.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
 from trainer.errors import UserError
@@ -13,6 +14,7 @@ from trainer.metrics.table import layout_table
 from trainer.run import Run
 from trainer.schedule.draw import draw_text
 from trainer.step import Stepper, StepResult
+from trainer.warm_start import warm_start
 from trainer.world import versions
 
 _log = logging.getLogger(__name__)
@@ -22,7 +24,7 @@ def train(run: Run) -> None:
     """Train to the last step, from the newest checkpoint if there is one."""
     config = run.config
     folder = RunFolder(config, run.world)
-    step, position = _restore(run, folder)
+    step, position, came_from = _restore(run, folder)
     steps = last_step(run, step, position)
     unit = "samples" if run.data.vocabulary is None else "tokens"
     display = build_display(config.progress, rank=run.world.rank, start=step, steps=steps, unit=unit)
@@ -68,33 +70,49 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _restore(run: Run, folder: RunFolder) -> tuple[int, int]:
-    """Load the checkpoint that the run starts from; return its step and position, or zeros."""
+def _restore(run: Run, folder: RunFolder) -> tuple[int, int, str]:
+    """Load the checkpoint that the run starts from; return its step and position, and words on where from."""
     path = find_checkpoint(run.config.checkpoint.resume, folder.checkpoints)
     # Every rank must start from the same one, also where a file system shows files late.
     run.world.agree("checkpoint", {"checkpoint.resume": path and path.name})
     if path is None:
         folder.forget_after(0)
-        return 0, 0
+        warm = warm_start(run.config.checkpoint, run.layers, run.model)
+        run.world.agree("checkpoint", {"checkpoint.warm_start": warm and warm.name})
+        return 0, 0, f", warm start from {warm}" if warm else ""
     checkpoint = Checkpoint(path)
     checkpoint.check_model(run.model.layers)
-    checkpoint.restore(run.layers, run.optimizer, run.config.optimizer.name)
     progress = checkpoint.progress()
-    if progress.seed != run.config.train.seed:
-        raise UserError(
-            f"the checkpoint {path} was made with train.seed={progress.seed}, but this run has "
-            f"train.seed={run.config.train.seed}: its data would come in another order"
-        )
+    _check_data(run, path, progress)
+    checkpoint.restore(run.layers, run.optimizer, run.config.optimizer.name)
     folder.forget_after(progress.step)
     _log.info("resumed from %s", path)
-    return progress.step, progress.samples
+    return progress.step, progress.samples, f", resumed behind step {progress.step}"
+
+
+def _check_data(run: Run, path: Path, progress: Progress) -> None:
+    """Raise a UserError unless a position in the checkpoint's data is the same place in this run's."""
+    seed, data = run.config.train.seed, run.data.fingerprint
+    if progress.seed != seed:
+        raise UserError(
+            f"the checkpoint {path} was made with train.seed={progress.seed}, but this run has "
+            f"train.seed={seed}: its data would come in another order"
+        )
+    if progress.data not in (data, None):
+        raise UserError(
+            f"the checkpoint {path} was made with other data (fingerprint {progress.data}, here {data}): "
+            f"its position there, behind {progress.samples} samples, would mean nothing here; to train its "
+            f"weights on new data, start a new run (another run.dir) with checkpoint.warm_start={path}"
+        )
 
 
 def _save(run: Run, folder: RunFolder, step: int, position: int) -> None:
     """Write a checkpoint: the first replica does it, the others have the same."""
     if run.replica == 0:
         config = run.config
-        progress = Progress(step, position, config.train.seed, config.optimizer.name, versions())
+        progress = Progress(
+            step, position, config.train.seed, config.optimizer.name, versions(), run.data.fingerprint
+        )
         save_checkpoint(folder.checkpoints, run.layers, run.optimizer, progress, run.groups.model_parallel)
         if run.world.rank == 0:
             remove_old(folder.checkpoints, config.checkpoint.keep)

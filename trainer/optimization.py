@@ -1,4 +1,4 @@
-"""From averaged gradients to new weights: the global norm, clipping, the learning rate, the optimizer."""
+"""From averaged gradients to new weights: the global norm, clipping, learning rates, the optimizer."""
 
 import math
 from collections.abc import Sequence
@@ -7,10 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainer.config import AdamWConfig, CustomOptimizerConfig, OptimizerConfig, RateConfig, SGDConfig
+from trainer.config import (
+    AdamWConfig,
+    CustomOptimizerConfig,
+    GroupConfig,
+    OptimizerConfig,
+    RateConfig,
+    SGDConfig,
+)
 from trainer.imports import load
+from trainer.models.model import Model
+from trainer.models.names import Name, Parameters, chooses, own_name
 from trainer.pipeline.stage import BuiltLayer
 
 
@@ -35,17 +44,55 @@ def learning_rate(peak: float, rate: RateConfig, step: int, steps: int) -> float
 def build_optimizer(config: OptimizerConfig, layers: Sequence[BuiltLayer]) -> torch.optim.Optimizer | None:
     """Return the optimizer of a rank's parameters, or None where it has none to train.
 
-    Weight decay leaves out biases and normalisation weights: everything of fewer than two dimensions.
+    Weight decay leaves out biases and normalisation weights, everything of fewer than two dimensions, unless
+    an entry of `config.groups` has a decay for them. Every group of the optimizer has its peak learning rate
+    as "peak", for `set_learning_rates`.
     """
-    parameters = [p for layer in layers for p in layer.module.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.dim() >= 2]  # noqa: PLR2004
-    others = [p for p in parameters if p.dim() < 2]  # noqa: PLR2004
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for layer in layers:
+        for name, parameter in layer.module.named_parameters():
+            if parameter.requires_grad:
+                settings = _settings(config, own_name(layer.name, name, layer.ties), parameter)
+                members.setdefault(settings, []).append(parameter)
+    if not members:
+        return None
     groups: list[dict[str, Any]] = [
-        {"params": members, "weight_decay": decay}
-        for members, decay in ((decayed, config.weight_decay), (others, 0.0))
-        if members
+        {"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in members.items()
     ]
-    return _optimizer(config, groups) if groups else None
+    optimizer = _optimizer(config, groups)
+    for group in optimizer.param_groups:
+        group["peak"] = group["lr"]
+    return optimizer
+
+
+def _settings(config: OptimizerConfig, name: Name, parameter: nn.Parameter) -> tuple[float, float]:
+    """Return a parameter's peak learning rate and weight decay."""
+    lr, decay = config.lr, config.weight_decay if parameter.dim() >= 2 else 0.0  # noqa: PLR2004
+    entry = next((entry for entry in config.groups if chooses(entry.match, name)), None)
+    if entry is not None:
+        lr = lr if entry.lr is None else entry.lr
+        decay = decay if entry.weight_decay is None else entry.weight_decay
+    return lr, decay
+
+
+def check_groups(groups: Sequence[GroupConfig], model: Model) -> None:
+    """Raise a UserError if an entry of `optimizer.groups` matches no parameter of the model."""
+    parameters = Parameters(model)
+    for number, entry in enumerate(groups):
+        parameters.choose(entry.match, f"optimizer.groups.{number}.match")
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, rate: RateConfig, step: int, steps: int) -> None:
+    """Set the learning rate of every group of an optimizer of `build_optimizer` to that of a step.
+
+    Args:
+        optimizer: The optimizer.
+        rate: How learning rates grow and decay.
+        step: The step, from 1.
+        steps: The last step.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(group["peak"], rate, step, steps)
 
 
 def _optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -82,7 +129,7 @@ def global_norm(norms: NDArray[np.float64]) -> float:
 
 def clip(gradients: Sequence[Tensor], norm: float, largest: float | None) -> None:
     """Scale gradients, in place, so that the whole gradient's norm is at most `largest`."""
-    if largest is not None and norm > largest:
+    if gradients and largest is not None and norm > largest:  # a rank may have nothing to train
         torch._foreach_mul_(list(gradients), largest / norm)
 
 

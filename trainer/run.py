@@ -16,7 +16,8 @@ from trainer.data.order import Order
 from trainer.devices import devices_of_rank
 from trainer.layout import Layout, deal, micro_batch_sizes
 from trainer.models.build import build_model
-from trainer.optimization import build_optimizer
+from trainer.models.freeze import freeze
+from trainer.optimization import build_optimizer, check_groups
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine
 from trainer.pipeline.mpi_transport import MpiTransport
@@ -42,7 +43,7 @@ class Run:
         layout: Who holds what.
         data: The samples.
         order: Which of them a step trains on.
-        model: Its layers, not built, and its loss.
+        model: Its layers, not built, and its loss; what `train.freeze` names is frozen.
         threads: How many this rank computes with.
         replica: The replica that this rank belongs to.
         micro_batches: Those of the global batch that the replica gets.
@@ -67,7 +68,8 @@ class Run:
         self.data: Data = build_data(config.data, local_rank=world.local_rank, barrier=world.barrier)
         world.agree("data", {"fingerprint": self.data.fingerprint})
         self.order = Order(len(self.data.training), config.train.seed)
-        self.model = build_model(config.model, self.data)
+        self.model = freeze(build_model(config.model, self.data), config.train.freeze)
+        check_groups(config.optimizer.groups, self.model)
         self._lay_out()
         self._validate_schedules()
         self.groups: Groups = world.split(self.layout)

@@ -17,6 +17,7 @@ from trainer.optimization import (
     global_norm,
     gradient_norms,
     learning_rate,
+    set_learning_rates,
 )
 from trainer.pipeline.micro_batches import MicroBatches, cut
 from trainer.run import Run
@@ -49,7 +50,7 @@ class StepResult(Told):
     """What a step was.
 
     Attributes:
-        lr: The learning rate of the update.
+        lr: The learning rate of the update, of parameters that no group gives another.
         seconds: How long the step took, on this rank.
     """
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.conftest import Trained
+from tests.parallel.conftest import GPT, Trained
 from tests.parallel.launch import Result, horovodrun, launch, run
 
 pytestmark = pytest.mark.parallel
@@ -53,6 +53,18 @@ def assert_refused(result: Result, folder: Path, *words: str) -> None:
         pytest.param(2, ["model.width=wide"], ["model.width", "'wide'", "Integer"], id="wrong type"),
         pytest.param(2, ["model.dropout=1.5"], ["model.dropout=1.5", "from 0 to below 1"], id="out of range"),
         pytest.param(2, ["data.path=nowhere.txt"], ["data.path=nowhere.txt"], id="missing data"),
+        pytest.param(
+            2,
+            ["train.freeze=[blok.*]"],
+            ["train.freeze", "'blok.*'", "did you mean block."],
+            id="freeze nothing",
+        ),
+        pytest.param(
+            2,
+            ["optimizer.groups=[{match: block.*, lr: 0.1},{match: heat, lr: 0.1}]"],
+            ["optimizer.groups.1.match", "'heat'", "did you mean head?"],
+            id="group of nothing",
+        ),
     ],
 )
 def test_bad_value(
@@ -105,6 +117,23 @@ def test_damaged_checkpoint(trained: Trained, small: list[str], tmp_path: Path) 
 def test_checkpoint_that_is_not_there(small: list[str], tmp_path: Path) -> None:
     result = launch(2, [*small, "checkpoint.resume=nowhere"], tmp_path)
     assert_refused(result, tmp_path, "checkpoint.resume=nowhere", "no manifest.json")
+
+
+def test_resuming_with_other_data(trained: Trained, small: list[str], tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("another text " * 1000)
+    checkpoint = trained(1).checkpoint(6)
+    overrides = [*GPT, f"checkpoint.resume={checkpoint}", "data.path=other.txt"]
+    result = launch(2, [*small, *overrides], tmp_path)
+    assert_refused(result, tmp_path, "other data", "behind 90 samples", f"checkpoint.warm_start={checkpoint}")
+
+
+def test_warm_start_of_another_width(trained: Trained, small: list[str], tmp_path: Path) -> None:
+    checkpoint = trained(1).checkpoint(6)
+    overrides = [*GPT, f"checkpoint.warm_start={checkpoint}", "model.width=48"]
+    result = launch(2, [*small, *overrides], tmp_path)
+    assert_refused(
+        result, tmp_path, str(checkpoint), "(256, 32)", "(256, 48)", "checkpoint.warm_start_layers"
+    )
 
 
 ONE_RANK_DIFFERS = """

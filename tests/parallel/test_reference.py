@@ -50,29 +50,27 @@ def network() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+def adam(model: nn.Module) -> torch.optim.Optimizer:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8)
 
 
-def plain(text: bytes) -> tuple[list[float], list[float]]:
+def plain(text: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[float], list[float]]:
     """Return the losses and the norms of a plain loop."""
     tokens = torch.tensor(list(text[: len(text) - int(len(text) * HELD_OUT)]))
     starts = torch.arange(0, len(tokens) - CONTEXT, CONTEXT)
     windows = torch.stack([tokens[start : start + CONTEXT + 1] for start in starts])
     order = Order(len(windows), seed=0)
-    model = network()
-    adam = optimizer(model)
     losses, norms = [], []
     for step in range(STEPS):
         batch = windows[order.samples(step * BATCH, BATCH)]
         loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-        adam.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
-        adam.step()
+        optimizer.step()
         losses.append(loss.item())
     return losses, norms
 
@@ -81,7 +79,8 @@ def plain(text: bytes) -> tuple[list[float], list[float]]:
 def test_plain_loop(ranks: int, stages: int, small: list[str], text_file: Path, tmp_path: Path) -> None:
     overrides = [*small, *SPLIT, f"layout.stages={stages}"]
     split = Finished(launch(ranks, overrides, tmp_path).check(), tmp_path / "run")
-    losses, norms = plain(text_file.read_bytes())
+    model = network()
+    losses, norms = plain(text_file.read_bytes(), model, adam(model))
     assert split.losses == pytest.approx(losses, rel=1e-6)
     assert split.grad_norms == pytest.approx(norms, rel=1e-4)
     assert losses[-1] < losses[0] - 0.5  # what was compared did learn

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
+from trainer.errors import UserError, suggest
 from trainer.models.model import Layer
 from trainer.pipeline.stage import BuiltLayer
 from trainer.seeds import derive, seed_device
@@ -13,7 +15,10 @@ def build_layer(layers: Sequence[Layer], index: int, seed: int, device: torch.de
     """Build one layer of the model on a device.
 
     Its initial weights follow from the seed and its name alone. They are drawn on the CPU, so that they do
-    not depend on the kind of device either.
+    not depend on the kind of device either. A tied parameter is frozen if its owner's is, and only then.
+
+    Raises:
+        UserError: A tie names a parameter that is not there, or two of different shapes.
     """
     layer = layers[index]
     built = BuiltLayer(index, layer.name, _build(layer, seed), layer.ties)
@@ -21,11 +26,29 @@ def build_layer(layers: Sequence[Layer], index: int, seed: int, device: torch.de
     for tie in layer.ties:
         owner = _build(by_name[tie.owner], seed)
         with torch.no_grad():
-            built.module.get_parameter(tie.parameter).copy_(owner.get_parameter(tie.owner_parameter))
+            owned = _parameter(tie.owner, owner, tie.owner_parameter)
+            use = _parameter(layer.name, built.module, tie.parameter)
+            if use.shape != owned.shape:
+                raise UserError(
+                    f"layer {layer.name!r} ties its {tie.parameter!r} of shape {tuple(use.shape)} to "
+                    f"{tie.owner_parameter!r} of layer {tie.owner!r}, whose shape is {tuple(owned.shape)}"
+                )
+            use.copy_(owned).requires_grad_(owned.requires_grad)
     built.module.to(device)
     return built
 
 
-def _build(layer: Layer, seed: int) -> torch.nn.Module:
+def _parameter(layer: str, module: nn.Module, name: str) -> nn.Parameter:
+    """Return a parameter by the name that it goes by in its module's list of parameters."""
+    parameters = dict(module.named_parameters())
+    if name not in parameters:
+        raise UserError(
+            f"a tie names the parameter {name!r} of layer {layer!r}, which has no such parameter"
+            f"{suggest(name, parameters)}"
+        )
+    return parameters[name]
+
+
+def _build(layer: Layer, seed: int) -> nn.Module:
     seed_device(torch.device("cpu"), derive(seed, "weights", layer.name))
     return layer.build()

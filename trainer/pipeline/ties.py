@@ -3,8 +3,10 @@
 Every use of a tied parameter is a copy with a gradient of its own, also within one process, so that sums
 are made in the same order in every layout: the uses' gradients are added to the owner's in the order of
 layers, the owner's sum is averaged over the replicas, and every copy gets that same gradient for its update.
+A frozen one has no gradient, and its stages exchange none.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,17 +40,18 @@ class TiedParameters:
     def __init__(self, stages: Mapping[int, Stage], layers: Sequence[Layer], stage_of: Sequence[int]) -> None:
         modules = {layer.name: layer.module for stage in stages.values() for layer in stage.layers}
         stage_by_name = {layer.name: stage_of[i] for i, layer in enumerate(layers)}
-        self._owners: dict[tuple[int, int], list[nn.Parameter]] = {}
-        self._uses: dict[tuple[int, int], list[nn.Parameter]] = {}
+        self._owners: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+        self._uses: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
         self._owning = {tie.owner for layer in layers for tie in layer.ties}
         for layer in layers:
             for tie in layer.ties:
                 pair = stage_by_name[tie.owner], stage_by_name[layer.name]
                 if tie.owner in modules:
                     owned = modules[tie.owner].get_parameter(tie.owner_parameter)
-                    self._owners.setdefault(pair, []).append(owned)
+                    self._owners[pair] += [owned] if owned.requires_grad else []
                 if layer.name in modules:
-                    self._uses.setdefault(pair, []).append(modules[layer.name].get_parameter(tie.parameter))
+                    used = modules[layer.name].get_parameter(tie.parameter)
+                    self._uses[pair] += [used] if used.requires_grad else []
 
     def is_owner(self, layer: BuiltLayer) -> bool:
         """Return whether another layer ties a parameter of this one."""

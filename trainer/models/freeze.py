@@ -1,0 +1,56 @@
+"""Frozen parameters: they keep the weights that they start with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from torch import nn
+
+from trainer.errors import UserError
+from trainer.models.model import Layer, Model
+from trainer.models.names import Parameters, own_name
+
+_KEY = "train.freeze"
+
+
+def freeze(model: Model, patterns: Sequence[str]) -> Model:
+    """Return the model with the parameters that the patterns choose frozen from when their layer is built.
+
+    So they are frozen in every process, and where layers are costed, alike. Layers that shared a `build` and
+    freeze the same parameters share one afterwards too; layers that freeze nothing keep theirs. Uses of a
+    frozen parameter are frozen with it.
+
+    A layer that is frozen as a whole keeps its running statistics too; dropout in it stays as it is.
+
+    Args:
+        model: The model.
+        patterns: See `trainer.models.names`.
+
+    Raises:
+        UserError: A pattern chooses nothing, or nothing is left to train.
+    """
+    if not patterns:
+        return model
+    parameters = Parameters(model)
+    chosen = {name for pattern in patterns for name in parameters.choose(pattern, _KEY)}
+    builds: dict[tuple[int, frozenset[str]], Callable[[], nn.Module]] = {}
+    layers: list[Layer] = []
+    is_trained = False
+    for layer in model.layers:
+        of_layer = parameters.of(layer)
+        frozen = frozenset(name for name in of_layer if own_name(layer.name, name, layer.ties) in chosen)
+        is_trained |= any(p.requires_grad for name, p in of_layer.items() if name not in frozen)
+        build = builds.setdefault((id(layer.build), frozen), partial(_build, layer.build, frozen))
+        layers.append(replace(layer, build=build) if frozen else layer)
+    if not is_trained:
+        raise UserError(
+            f"{_KEY}=[{','.join(patterns)}] freezes every parameter of the model: leave some of them out"
+        )
+    return replace(model, layers=tuple(layers))
+
+
+def _build(build: Callable[[], nn.Module], frozen: frozenset[str]) -> nn.Module:
+    module = build()
+    for name in frozen:
+        module.get_parameter(name).requires_grad_(False)
+    return module
