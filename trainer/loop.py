@@ -32,15 +32,17 @@ def train(run: Run) -> None:
     for cost in run.cut.costs:
         if cost.warning:
             display.say(f"note: layer {cost.name}: {cost.warning}")
-    display.say(f"run folder: {folder.path}" + (f", resumed behind step {step}" if step else ""))
+    display.say(f"run folder: {folder.path}{came_from}")
     stepper, prediction = Stepper(run, steps), run.prediction()
     folder.write_text("schedule.txt", draw_text(run.schedule(len(run.micro_batches)), prediction))
-    saved = step
+    first, saved, buffers = step + 1, step, run.statistics.versions_of_others()
     while step < steps:
         result = stepper.run(step + 1, position)
         step, position = step + 1, position + config.batch.global_size
         _write(folder, step, result, prediction.bubble, config.batch.global_size)
         display.step(step, result)
+        if step == first:
+            _note_changed_buffers(run, display, buffers)
         if _due(step, config.eval.every) and step < steps:
             _validate(run, folder, display, step)
         if _due(step, config.checkpoint.every):
@@ -64,6 +66,18 @@ def last_step(run: Run, step: int, position: int) -> int:
         samples = train.epochs * len(run.data.training) - position
         limits.append(step + math.ceil(samples / run.config.batch.global_size))
     return max(step, min(limits))
+
+
+def _note_changed_buffers(run: Run, display: Display, before: dict[str, tuple[int, int]]) -> None:
+    """Say which buffers a step has changed that are nobody's running statistics."""
+    now = run.statistics.versions_of_others()
+    everyone = run.world.all_gather_objects(
+        [name for name, version in now.items() if version != before[name]]
+    )
+    for name in sorted({name for theirs in everyone for name in theirs}):
+        display.say(
+            f"note: {name} changes in the forward pass: it follows the layout, and differs between replicas"
+        )
 
 
 def _due(step: int, every: int) -> bool:

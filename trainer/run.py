@@ -23,6 +23,7 @@ from trainer.pipeline.engine import Engine
 from trainer.pipeline.mpi_transport import MpiTransport
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport, Transport
 from trainer.schedule.actions import Action, Schedule
@@ -52,6 +53,7 @@ class Run:
         cut: The model's layers by stage, and their costs.
         stages: This rank's stages, by number.
         layers: The layers of these stages, in the model's order.
+        statistics: Batch normalisation's, of these layers.
         optimizer: Of their parameters; None where there are none to train.
         randomness: What a forward's random numbers follow from.
         engine: Runs schedules on the stages.
@@ -126,6 +128,7 @@ class Run:
             for stage in mine
         }
         self.layers: list[BuiltLayer] = [layer for stage in self.stages.values() for layer in stage.layers]
+        self.statistics = RunningStatistics(self.layers)
         self.optimizer = build_optimizer(config.optimizer, self.layers)
         averaging = config.averaging
         several = self.layout.replicas > 1
