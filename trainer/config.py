@@ -209,6 +209,17 @@ class CheckpointConfig:
     every: int = 0  # steps; 0: only at the end
     keep: int = 2  # newest checkpoints kept; 0: all of them
     resume: str = "auto"  # auto (newest of this run's folder) | none | PATH
+    warm_start: str | None = None  # PATH of a checkpoint whose weights alone a new run starts from
+    warm_start_layers: list[str] = field(default_factory=lambda: ["*"])  # the layers that take them
+
+
+@dataclass
+class VerifyConfig:
+    """What `python -m trainer.verify` compares."""
+
+    steps: int = 3  # optimizer steps
+    against: str = "process"  # process (one process, here) | none | PATH of what another launch saved
+    save: str | None = None  # file for digests of every step, to be given to another launch's `against`
 
 
 @dataclass
@@ -233,6 +244,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
     run: RunConfig = field(default_factory=RunConfig)
     threads: Any = "auto"  # per rank; "auto": the node's cores divided by its ranks
     device: str = "auto"  # auto | cpu | cuda

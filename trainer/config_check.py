@@ -43,6 +43,7 @@ _RANGES = (
             "data.samples",
             "data.features",
             "train.steps",
+            "verify.steps",
             "train.epochs",
             "optimizer.clip",
             "optimizer.epsilon",

@@ -1,7 +1,7 @@
 """One optimizer step, the same on every rank: forward and backward by schedule, average, clip, update."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,10 +69,12 @@ class Stepper:
     Args:
         run: The run.
         steps: How many there are in all; the learning rate may end with them.
+        observe: Called in every step when the gradients are whole, before they are clipped.
     """
 
-    def __init__(self, run: Run, steps: int) -> None:
+    def __init__(self, run: Run, steps: int, observe: Callable[[], None] = lambda: None) -> None:
         self._run = run
+        self._observe = observe
         self._steps = steps
         layout = run.layout
         shares = [deal(len(run.sizes), layout.replicas, replica) for replica in range(layout.replicas)]
@@ -108,8 +110,9 @@ class Stepper:
         told: list[Told] = []
 
         def update(losses: Mapping[int, Tensor]) -> None:
+            self._observe()
             told.append(self._exchange(self._total_loss(losses), count, run.engine.waited - waited))
-            self._update(lr, told[0].grad_norm)
+            self._update(step, told[0].grad_norm)
 
         clear_gradients(run.layers)
         run.engine.train(self._actions, source, scale, update)
@@ -153,10 +156,10 @@ class Stepper:
             peak_memory=tuple(int(memory) for memory in tails[:, 4]),
         )
 
-    def _update(self, lr: float, norm: float) -> None:
+    def _update(self, step: int, norm: float) -> None:
         run = self._run
+        run.statistics.update(run.groups.data_parallel)
         clip(all_gradients(run.layers), norm, run.config.optimizer.clip)
         if run.optimizer is not None:
-            for group in run.optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rates(run.optimizer, run.config.optimizer.rate, step, self._steps)
             run.optimizer.step()

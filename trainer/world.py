@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from trainer.layout import Layout
 
+_LONGEST_MESSAGE = 1 << 30  # bytes; MPI counts in 32 bits
+
 
 class Communicator:
     """A group of ranks. Every call waits without spinning, so that signals and neighbours get their turn."""
@@ -51,6 +53,21 @@ class Communicator:
         gathered = self.all_gather(data, sizes).tobytes()
         ends = np.cumsum(sizes).tolist()
         return [pickle.loads(gathered[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+
+    def send_bytes(self, data: bytes, target: int) -> None:
+        """Send bytes, however many, to a rank that calls `receive_bytes`."""
+        wait(self.comm.Isend(np.array([len(data)]), target).Test)
+        for start in range(0, len(data), _LONGEST_MESSAGE):
+            wait(self.comm.Isend(data[start : start + _LONGEST_MESSAGE], target).Test)
+
+    def receive_bytes(self, source: int) -> bytes:
+        """Return what a rank sends with `send_bytes`."""
+        length = np.zeros(1, dtype=np.int64)
+        wait(self.comm.Irecv(length, source).Test)
+        data = np.empty(length[0], dtype=np.uint8)
+        for start in range(0, len(data), _LONGEST_MESSAGE):
+            wait(self.comm.Irecv(data[start : start + _LONGEST_MESSAGE], source).Test)
+        return data.tobytes()
 
 
 class World(Communicator):

@@ -96,6 +96,12 @@ class Launch:
             raise AssertionError(f"no {text!r} within {limit} s:\n{self._read(0)}\n{self._read(1)}")
         assert text in self._read(0), f"ended without {text!r}:\n{self._read(0)}\n{self._read(1)}"
 
+    def wait_for_file(self, path: Path, limit: float = LIMIT) -> None:
+        """Return when a file is there."""
+        if not _within(limit, lambda: path.exists() or self._process.poll() is not None):
+            self.kill()
+        assert path.exists(), f"no {path}:\n{self._read(0)}\n{self._read(1)}"
+
     def signal_group(self, number: signal.Signals) -> None:
         """Send a signal to the launcher's process group, as a terminal does."""
         os.killpg(self._process.pid, number)

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.parallel.conftest import GPT, Trained
-from tests.parallel.launch import launch
+from tests.parallel.launch import Launch, horovodrun, launch
 from tests.parallel.runs import Finished
 
 pytestmark = pytest.mark.parallel
+
+LONG = ["train.steps=20", "eval.every=0", "checkpoint.every=20"]
 
 
 def test_stopped_run_goes_on_with_other_stages(trained: Trained, small: list[str], tmp_path: Path) -> None:
@@ -49,3 +52,41 @@ def test_run_that_is_done_has_nothing_to_do(trained: Trained, small: list[str], 
     assert again.objects[: len(whole.objects)] == whole.objects
     assert again.losses == whole.losses
     assert again.written == whole.written
+
+
+def test_interrupted_again_and_again(trained: Trained, small: list[str], tmp_path: Path) -> None:
+    """A rank is killed, and each time another number of stages goes on, from behind steps 1, 7 and 13."""
+    whole = trained(2, *LONG)
+    run = tmp_path / "run"
+    for stages, step in ((2, 1), (3, 7), (1, 13)):
+        overrides = [*small, *GPT, *LONG, f"layout.stages={stages}", "checkpoint.every=1"]
+        kill_behind(step, stages, overrides, tmp_path)
+        for later in (run / "checkpoints").iterdir():
+            if later.name > f"step-{step:08d}":
+                shutil.rmtree(later)
+    overrides = [*small, *GPT, *LONG, "layout.stages=5"]
+    resumed = Finished(launch(5, overrides, tmp_path).check(), run)
+    assert "resumed behind step 13" in resumed.result.out
+    assert [step["step"] for step in resumed.steps] == list(range(1, 21))
+    assert resumed.losses == whole.losses
+    assert resumed.grad_norms == whole.grad_norms
+    assert resumed.layer_files(20) == whole.layer_files(20)
+    assert resumed.written == whole.written
+
+
+def test_other_replicas_take_the_same_samples(trained: Trained, small: list[str], tmp_path: Path) -> None:
+    whole = trained(2, *LONG)
+    kill_behind(7, 1, [*small, *GPT, *LONG, "checkpoint.every=1"], tmp_path)
+    resumed = Finished(
+        launch(3, [*small, *GPT, *LONG, "layout.stages=1"], tmp_path).check(), tmp_path / "run"
+    )
+    assert resumed.losses == pytest.approx(whole.losses, rel=1e-6)
+    assert resumed.grad_norms == pytest.approx(whole.grad_norms, rel=1e-4)
+
+
+def kill_behind(step: int, ranks: int, overrides: list[str], folder: Path) -> None:
+    """Train until the checkpoint of a step is whole, then kill a rank."""
+    alone = [sys.executable, "-m", "trainer", *overrides]
+    running = Launch(alone if ranks == 1 else horovodrun(ranks, overrides), folder)
+    running.wait_for_file(folder / "run" / "checkpoints" / f"step-{step:08d}" / "manifest.json")
+    running.kill()

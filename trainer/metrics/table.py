@@ -24,10 +24,11 @@ def layout_table(run: Run) -> str:
                 f"{sum(cost.cost for cost in costs) / total:.0%}",
             )
         )
-    return f"{_headline(run)}\n{_align(rows)}"
+    return f"{headline(run)}\n{_align(rows)}"
 
 
-def _headline(run: Run) -> str:
+def headline(run: Run) -> str:
+    """Return a line: the model, the layout, the step, the devices."""
     config, layout = run.config, run.layout
     devices = {str(device) for device in run.devices}
     return (

@@ -1,0 +1,39 @@
+"""With `train.deterministic=true` a run repeated in one layout has the same bits, whatever the timing."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.launch import launch
+from tests.parallel.runs import Finished
+
+pytestmark = pytest.mark.parallel
+
+# Three replicas: two would have the same bits anyway, for a + b is b + a.
+SLOW = [
+    "model=custom",
+    "model.target=tests.parallel.slow:slowed_at_random",
+    "+model.options={blocks: 2, width: 64, heads: 2, context: 32}",
+    "data.context=32",
+    "layout.stages=1",
+    "batch.global_size=18",
+    "batch.micro_size=2",
+    "optimizer.clip=1.0",
+    "train.steps=6",
+    "train.deterministic=true",
+]
+
+
+def test_five_runs_of_three_replicas(small: list[str], tmp_path: Path) -> None:
+    files = [override for override in small if override != "experiment=small"]
+    runs = []
+    for number in range(5):
+        overrides = [*files, *SLOW, f"run.dir=run{number}"]
+        result = launch(3, overrides, tmp_path).check()
+        runs.append(Finished(result, tmp_path / f"run{number}"))
+    first, *others = runs
+    assert len(first.losses) == 6
+    for other in others:
+        assert other.losses == first.losses
+        assert other.grad_norms == first.grad_norms
+        assert other.layer_files(6) == first.layer_files(6)

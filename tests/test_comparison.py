@@ -1,0 +1,79 @@
+"""What verify calls equal, within its bound, and beyond it."""
+
+import math
+
+import pytest
+import torch
+
+from trainer.verify.comparison import Comparison
+
+
+def compared(
+    seen: list[float], expected: list[float], allowed: list[float] | None = None
+) -> tuple[Comparison, list[str]]:
+    comparison = Comparison()
+    bound = None if allowed is None else torch.tensor(allowed)
+    comparison.tensor(
+        2, "layer/weight", "gradient", seen=torch.tensor(seen), expected=torch.tensor(expected), allowed=bound
+    )
+    return comparison, comparison.failures()
+
+
+def test_equal_bits() -> None:
+    comparison, failures = compared([1.0, -2.5, math.nan], [1.0, -2.5, math.nan])
+    assert not failures
+    assert comparison.same_bits
+    assert "equal bits" in comparison.table()
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"), [([1.0 + 2**-23], [1.0]), ([0.0], [-0.0]), ([math.nan], [1.0]), ([math.inf], [1.0])]
+)
+def test_other_bits_are_seen(seen: list[float], expected: list[float]) -> None:
+    assert not compared(seen, expected, [1.0])[0].same_bits
+
+
+def test_zeros_of_either_sign_are_no_failure() -> None:
+    assert not compared([0.0], [-0.0])[1]
+
+
+def test_a_bound_is_for_its_element() -> None:
+    """The largest difference may be in its bound while a smaller one is not."""
+    comparison, failures = compared([1.5, 0.1], [1.0, 0.0], [0.5, 0.2])
+    assert not failures
+    assert "off by 5.0e-01, 100% of its bound" in comparison.table()
+    _, (failure,) = compared([1.5, 0.1], [1.0, 0.0], [0.5, 0.05])
+    assert failure == "layer/weight: its gradient is off by 0.5 at step 2, 2 times its bound"
+
+
+@pytest.mark.parametrize("seen", [[math.nan, 1.0], [math.inf, 1.0]])
+def test_what_is_not_a_number_is_beyond_every_bound(seen: list[float]) -> None:
+    assert compared(seen, [1.0, 1.0], [9.0, 1.0])[1]
+    assert compared(seen, [1.0, 1.0])[1]
+
+
+def test_another_shape_or_type_or_nothing_at_all() -> None:
+    one = torch.zeros(2)
+    for seen, expected in ((one, torch.zeros(3)), (one, one.double()), (None, one), (one, None)):
+        comparison = Comparison()
+        comparison.tensor(1, "x", "weight", seen=seen, expected=expected, allowed=torch.tensor(9.0))
+        assert len(comparison.failures()) == 1
+
+
+def test_the_first_step_beyond_and_the_largest_difference() -> None:
+    comparison = Comparison()
+    for step, seen in ((1, 1.0), (2, 1.25), (3, 3.0)):
+        comparison.number(step, "loss", seen=seen, expected=1.0, allowed=0.125)
+    assert comparison.failures() == ["loss is off by 0.25 at step 2, 2 times its bound"]
+    assert "off by 2.0e+00 FAILED" in comparison.table()
+
+
+def test_failures_come_by_their_steps() -> None:
+    comparison = Comparison()
+    comparison.expect(["b", "a"])
+    comparison.digest(2, "b", "weight", seen="1", expected="2")
+    comparison.digest(1, "a", "weight", seen="1", expected=None)
+    comparison.digest(1, "c", "weight", seen="1", expected="1")
+    failures = comparison.failures()
+    assert [failure.split(":")[0] for failure in failures] == ["a", "b"]
+    assert [line.split()[0] for line in comparison.table().splitlines()[1:]] == ["b", "a", "c"]

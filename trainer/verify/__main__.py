@@ -1,0 +1,29 @@
+"""`python -m trainer.verify`: trains a few steps as launched, and shows that the layout changed nothing."""
+
+from typing import TYPE_CHECKING
+
+from trainer.command import run_command
+from trainer.config import Config
+
+if TYPE_CHECKING:
+    from trainer.world import World
+
+
+def main() -> None:
+    """Verify as configured on the command line; exit with 1 if the layout changed the training."""
+    run_command(_verify)
+
+
+def _verify(config: Config, world: "World") -> None:
+    from trainer.run import Run  # noqa: PLC0415  (after the configuration is known to be right)
+    from trainer.verify.verification import verify  # noqa: PLC0415
+
+    config.train.deterministic = True  # what is summed in another order each time cannot be held to its bits
+    verified = verify(Run(config, world))
+    world.barrier()  # a rank that left early would take Horovod away from the others
+    if not verified:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

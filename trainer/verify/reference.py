@@ -1,0 +1,257 @@
+"""The same training in one process: a plain loop over replicas and micro-batches, to hold the launch against.
+
+It shares the layers, the loss, the data, and the optimizer with its settings with what it checks, and nothing
+else. Seeds, initial weights, ties, the dealing of micro-batches, the counts, the sum over replicas, the norm,
+clipping and running statistics are written out here once more, from the documentation, so that a mistake in
+any of them shows: keep it so. Autograd sees the whole model as one graph.
+"""
+
+import math
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
+
+from trainer.config import Config
+from trainer.data.dataset import Data, Dataset
+from trainer.models.model import Activation, Model
+from trainer.optimization import build_optimizer, set_learning_rates
+from trainer.pipeline.stage import BuiltLayer
+from trainer.verify.replica_sum import Named, ReplicaSum
+from trainer.warm_start import warm_start
+
+
+class Reference:
+    """The whole model, and its training as a plain loop.
+
+    Args:
+        config: The run's.
+        model: The run's.
+        data: The run's.
+        replicas: How many the launch has.
+        steps: How many there are in all; the learning rate may end with them.
+        device: Where to compute: the same kind as the launch's devices.
+    """
+
+    def __init__(
+        self, config: Config, model: Model, data: Data, *, replicas: int, steps: int, device: torch.device
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._data = data
+        self._replicas = replicas
+        self._steps = steps
+        self._device = device
+        self._modules = _built(model, config.train.seed, device)
+        layers = [
+            BuiltLayer(i, layer.name, self._modules[layer.name], layer.ties)
+            for i, layer in enumerate(model.layers)
+        ]
+        warm_start(config.checkpoint, layers, model)
+        self._optimizer = build_optimizer(config.optimizer, layers)
+        self._parameters = {
+            f"{layer}/{name}": parameter
+            for layer, module in self._modules.items()
+            for name, parameter in module.named_parameters()
+        }
+        self._buffers = {
+            f"{layer}/{name}": buffer
+            for layer, module in self._modules.items()
+            for name, buffer in module.named_buffers()
+        }
+        self._owners = {  # of every copy of a tied parameter
+            f"{layer.name}/{tie.parameter}": f"{tie.owner}/{tie.owner_parameter}"
+            for layer in model.layers
+            for tie in layer.ties
+        }
+        self._statistics = _statistics(self._modules)
+        self._gradients: Named = {}
+        self._errors: Named = {}
+
+    def step(self, number: int, samples: NDArray[np.int64]) -> float:
+        """Compute the gradients of a step; return its loss, the mean over the global batch.
+
+        Args:
+            number: The step, from 1.
+            samples: The global batch.
+        """
+        for module in self._modules.values():
+            module.train()
+        averaging, size = self._config.averaging, self._config.batch.micro_size
+        batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+        counts = [int(self._model.loss.count(self._data.training.targets(batch))) for batch in batches]
+        losses: list[float] = []
+        total = ReplicaSum(averaging, self._replicas)
+        for run in np.array_split(np.arange(len(batches)), self._replicas):
+            divisor = sum(counts[i] for i in run) if averaging.op == "adasum" else sum(counts)
+            for parameter in self._parameters.values():
+                parameter.grad = None
+            for i in run:
+                losses.append(self._forward_backward(number, i, batches[i], 1 / divisor if divisor else 0.0))
+            total.add(self._gradients_of_owners())
+        for statistics in self._statistics:
+            statistics.move()
+        self._gradients = self._with_copies(total.result())
+        self._errors = self._with_copies(total.errors())
+        return sum(losses) / sum(counts) if sum(counts) else 0.0
+
+    def take_gradients(self, gradients: Named) -> None:
+        """Update from these gradients, instead of those computed here."""
+        for name, gradient in gradients.items():
+            self._parameters[name].grad = gradient.to(self._device, copy=True)
+
+    def update(self, step: int) -> float:
+        """Clip the gradients that were taken and update the weights; return the norm before clipping."""
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        own = [gradient for name, gradient in gradients.items() if name not in self._owners]
+        norm = math.sqrt(sum(float(torch._foreach_norm([gradient])[0]) ** 2 for gradient in own))
+        largest = self._config.optimizer.clip
+        if largest is not None and norm > largest:
+            for gradient in gradients.values():
+                gradient.mul_(largest / norm)
+        if self._optimizer is not None:
+            set_learning_rates(self._optimizer, self._config.optimizer.rate, step, self._steps)
+            self._optimizer.step()
+        return norm
+
+    def values(self, kind: str, layer: str | None = None) -> Named:
+        """Return every "gradient", "weight" or "buffer", of all layers or of one, by "layer/name"."""
+        named: Named
+        if kind == "gradient":
+            named = self._gradients
+        elif kind == "weight":
+            named = {name: parameter.detach() for name, parameter in self._parameters.items()}
+        else:
+            named = self._buffers
+        return {n: tensor for n, tensor in named.items() if layer is None or n.startswith(f"{layer}/")}
+
+    def allowed(self, kind: str, name: str) -> Tensor | None:
+        """Return how far something may be from its value, element by element; None: not at all.
+
+        Running statistics are computed from all inputs at once here, and from sums in the launch.
+        """
+        if kind == "gradient":
+            return self._errors.get(name)
+        return self._buffers[name].abs() * 1e-5 + 1e-6 if kind == "buffer" and name in self._buffers else None
+
+    @torch.no_grad()
+    def validate(self, samples: int) -> float:
+        """Return the mean loss on the first validation samples."""
+        for module in self._modules.values():
+            module.eval()
+        size, dataset = self._config.batch.micro_size, self._data.validation
+        total, count = 0.0, 0
+        for start in range(0, samples, size):
+            batch = np.arange(start, min(start + size, samples))
+            total += self._loss(dataset, batch, None).item()
+            count += int(self._model.loss.count(dataset.targets(batch)))
+        return total / count if count else 0.0
+
+    def _forward_backward(self, step: int, index: int, batch: NDArray[np.int64], scale: float) -> float:
+        loss = self._loss(self._data.training, batch, (step, index))
+        if loss.requires_grad:
+            torch.autograd.backward(loss, torch.full_like(loss, scale))
+        return loss.item()
+
+    def _loss(self, dataset: Dataset, batch: NDArray[np.int64], place: tuple[int, int] | None) -> Tensor:
+        """Return the sum of a micro-batch's loss; `place` is its step and index, where it is trained on."""
+        activation = self._moved(dataset.inputs(batch))
+        for name, module in self._modules.items():
+            if place is not None:
+                torch.manual_seed(_seed(self._config.train.seed, "forward", *place, name))
+            activation = _contiguous(module(activation))
+        return self._model.loss(activation, self._moved(dataset.targets(batch)))
+
+    def _moved(self, activation: Activation) -> Activation:
+        moved: Activation = tree_map(
+            lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, activation
+        )
+        return moved
+
+    def _gradients_of_owners(self) -> Named:
+        """Return the gradients of all that learns; those of a tied parameter's uses added in layer order."""
+        learning = {name: p for name, p in self._parameters.items() if p.requires_grad}
+        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in learning.items()}
+        for use, owner in self._owners.items():
+            if use in gradients:
+                gradients[owner] = gradients[owner] + gradients.pop(use)
+        return gradients
+
+    def _with_copies(self, owned: Named) -> Named:
+        return owned | {use: owned[owner] for use, owner in self._owners.items() if owner in owned}
+
+
+class _Statistics:
+    """A batch normalisation's running statistics, from all of its inputs in a step at once."""
+
+    def __init__(self, module: Any, *, frozen: bool) -> None:
+        self._module = module
+        self._frozen = frozen
+        self._before = _copies(module)
+        self._inputs: list[Tensor] = []
+        module.register_forward_pre_hook(self._see)
+
+    def move(self) -> None:
+        """Move the running statistics once, whatever the forwards did to them."""
+        module = self._module
+        for name, buffer in module.named_buffers():
+            buffer.copy_(self._before[name])
+        if not self._frozen:
+            values = torch.cat(self._inputs, dim=1)
+            module.num_batches_tracked += 1
+            momentum = module.momentum or 1 / int(module.num_batches_tracked)
+            module.running_mean.lerp_(values.mean(1).to(module.running_mean), momentum)
+            module.running_var.lerp_(values.var(1).to(module.running_var), momentum)
+        self._inputs = []
+        self._before = _copies(module)
+
+    def _see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.training:  # [batch, channel, ...] as [channel, everything else]
+            self._inputs.append(inputs[0].detach().double().transpose(0, 1).flatten(1))
+
+
+def _copies(module: nn.Module) -> Named:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def _statistics(modules: dict[str, nn.Module]) -> list[_Statistics]:
+    found = []
+    for layer in modules.values():
+        parameters = list(layer.parameters())
+        frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+        for module in layer.modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                found.append(_Statistics(module, frozen=frozen))
+    return found
+
+
+def _built(model: Model, seed: int, device: torch.device) -> dict[str, nn.Module]:
+    """Return every layer's module by name, tied parameters with their owner's weights."""
+    modules: dict[str, nn.Module] = {}
+    for layer in model.layers:
+        torch.manual_seed(_seed(seed, "weights", layer.name))
+        modules[layer.name] = layer.build()
+        for tie in layer.ties:
+            owner = modules[tie.owner].get_parameter(tie.owner_parameter)
+            with torch.no_grad():
+                use = modules[layer.name].get_parameter(tie.parameter)
+                use.copy_(owner).requires_grad_(owner.requires_grad)
+    return {name: module.to(device) for name, module in modules.items()}
+
+
+def _seed(*purpose: int | str) -> int:
+    """Return the first 63 bits of the BLAKE2b digest of "seed/what for/..."."""
+    digest = blake2b("/".join(str(part) for part in purpose).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") // 2
+
+
+def _contiguous(activation: Activation) -> Activation:
+    contiguous: Activation = tree_map(
+        lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, activation
+    )
+    return contiguous

@@ -1,0 +1,72 @@
+"""What a step leaves on a rank: gradients, weights and buffers; their digests; their way to rank 0."""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from trainer.pipeline.stage import BuiltLayer
+from trainer.run import Run
+
+KINDS = ("gradient", "weight", "buffer")
+Named = dict[str, Tensor]  # by "layer/name"
+
+
+class Values:
+    """Gradients, weights and buffers of a rank's layers, copies of tied parameters included."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._gradients: Named = {}
+
+    def keep_gradients(self) -> None:
+        """Copy the gradients as they are now: the optimizer gets them clipped."""
+        self._gradients = {
+            f"{layer.name}/{name}": parameter.grad.clone()
+            for layer in self._run.layers
+            for name, parameter in layer.module.named_parameters()
+            if parameter.grad is not None
+        }
+
+    def gather(self, kind: str) -> Iterator[tuple[str, Named]]:
+        """Yield name and values of the first replica's layers one after another on rank 0; elsewhere nothing.
+
+        Every rank calls it, and exhausts it. One layer at a time is in memory.
+        """
+        run = self._run
+        if run.replica > 0:
+            return
+        group = run.groups.model_parallel
+        mine = {layer.index: layer for layer in run.layers}
+        for index, stage in enumerate(run.cut.stage_of):
+            name, owner = run.model.layers[index].name, run.layout.group_rank_of(stage)
+            if group.rank == 0:
+                yield name, self._of(mine[index], kind) if owner == 0 else load(group.receive_bytes(owner))
+            elif group.rank == owner:
+                named = self._of(mine[index], kind)
+                on_host = {name: value.cpu().contiguous() for name, value in named.items()}
+                group.send_bytes(save(on_host), 0)
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of everything by "kind layer/name"."""
+        return {
+            f"{kind} {name}": _sha256(value)
+            for layer in self._run.layers
+            for kind in KINDS
+            for name, value in self._of(layer, kind).items()
+        }
+
+    def _of(self, layer: BuiltLayer, kind: str) -> Named:
+        if kind == "gradient":
+            names = [f"{layer.name}/{name}" for name, _ in layer.module.named_parameters()]
+            return {name: self._gradients[name] for name in names if name in self._gradients}
+        module = layer.module
+        named = module.named_buffers() if kind == "buffer" else module.named_parameters()
+        return {f"{layer.name}/{name}": value.detach() for name, value in named}
+
+
+def _sha256(tensor: Tensor) -> str:
+    data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(data.data).hexdigest()

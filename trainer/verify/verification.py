@@ -1,0 +1,211 @@
+"""Trains a few steps as launched, and compares each with one process, or with another launch's digests."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Protocol
+
+from trainer.evaluation import evaluate
+from trainer.loop import last_step
+from trainer.metrics.table import headline
+from trainer.run import Run
+from trainer.step import Stepper, StepResult
+from trainer.verify.comparison import Comparison
+from trainer.verify.digest_file import DigestFile, StepDigests
+from trainer.verify.reference import Reference
+from trainer.verify.values import Values
+from trainer.warm_start import warm_start
+
+_TOLD = 50  # failures
+_PAUSE = 0.002  # seconds
+_TOLD = 50  # failures
+_PAUSE = 0.002  # seconds
+LOSS, NORM, VALIDATION = "loss", "gradient norm", "validation loss"
+
+
+def verify(run: Run) -> bool:
+    """Train `verify.steps` steps and print a table of what differs from the reference.
+
+    Returns:
+        Whether nothing is beyond its tolerance, on every rank alike.
+    """
+    config, values = run.config.verify, Values(run)
+    comparison, replicas = Comparison(), Comparison()
+    seen = DigestFile.of(run.config, run.layout.replicas, run.threads)
+    warm_start(run.config.checkpoint, run.layers, run.model)
+    judge = _judge(run, values, seen, comparison)
+    stepper = Stepper(run, last_step(run, 0, 0), values.keep_gradients)
+    for step in range(1, config.steps + 1):
+        result = stepper.run(step, (step - 1) * run.config.batch.global_size)
+        everyone = run.world.all_gather_objects(values.digests())
+        _compare_replicas(run, step, everyone, replicas)
+        digests = {key: digest for theirs in everyone for key, digest in theirs.items()}
+        seen.steps.append(StepDigests(step, result.loss, result.grad_norm, digests))
+        judge.step(step, result)
+    judge.end()
+    if config.save is not None and run.world.rank == 0:
+        seen.write(Path(config.save))
+    if run.world.rank == 0:
+        _report(run, judge.words, comparison, replicas.failures())
+    failed: bool = run.world.all_gather_objects(bool(comparison.failures() + replicas.failures()))[0]
+    return not failed
+
+
+class _Judge(Protocol):
+    """What a launch is held against."""
+
+    words: str
+
+    def step(self, step: int, result: StepResult) -> None:
+        """Compare a step; every rank calls it."""
+
+    def end(self) -> None:
+        """Compare what is left when the last step is done; every rank calls it."""
+
+
+def _judge(run: Run, values: Values, seen: DigestFile, comparison: Comparison) -> _Judge:
+    against = run.config.verify.against
+    if against == "process":
+        return _OneProcess(run, values, comparison)
+    if against == "none":
+        return _Nobody()
+    return _Digests(seen, comparison, run.config.verify.steps, Path(against))
+
+
+class _OneProcess:
+    """A plain loop over the same replicas and micro-batches, in the process of rank 0."""
+
+    words = "one process"
+
+    def __init__(self, run: Run, values: Values, comparison: Comparison) -> None:
+        self._run = run
+        self._values = values
+        self._comparison = comparison
+        self._reference: Reference | None = None
+        if run.world.rank == 0:
+            self._reference = Reference(
+                run.config,
+                run.model,
+                run.data,
+                replicas=run.layout.replicas,
+                steps=last_step(run, 0, 0),
+                device=run.devices[0],
+            )
+            comparison.expect([LOSS, NORM, VALIDATION, *self._reference.values("weight")])
+
+    def step(self, step: int, result: StepResult) -> None:
+        """Compare the loss and the gradients, then the norm and the weights that follow from these.
+
+        The reference goes on with the launch's gradients, once they are compared. Adam makes a step of the
+        size of the learning rate out of a gradient that is zero but for rounding, so weights that follow from
+        other gradients could be held to nothing; like this, they and the norm are held to their bits.
+        """
+        run, reference, comparison = self._run, self._reference, self._comparison
+        if reference is not None:
+            size = run.config.batch.global_size
+            loss = reference.step(step, run.order.samples((step - 1) * size, size))
+            comparison.number(step, LOSS, seen=result.loss, expected=loss)
+        self._compare(step, "gradient")
+        if reference is not None:
+            comparison.number(step, NORM, seen=result.grad_norm, expected=reference.update(step))
+        self._compare(step, "weight")
+        self._compare(step, "buffer")
+
+    def end(self) -> None:
+        """Compare the loss on validation samples."""
+        run, steps = self._run, self._run.config.verify.steps
+        samples = min(run.config.eval.samples or len(run.data.validation), len(run.data.validation))
+        seen = evaluate(run, samples)
+        if self._reference is not None:
+            expected = self._reference.validate(samples)
+            # Running statistics are allowed to differ by rounding.
+            allowed = abs(expected) * 1e-5 if self._reference.values("buffer") else 0.0
+            self._comparison.number(steps, VALIDATION, seen=seen, expected=expected, allowed=allowed)
+
+    def _compare(self, step: int, kind: str) -> None:
+        """Compare the gradients, weights or buffers of every layer, one layer after another."""
+        for layer, seen in self._values.gather(kind):
+            assert self._reference is not None
+            expected = self._reference.values(kind, layer)
+            for name in expected | seen:
+                self._comparison.tensor(
+                    step,
+                    name,
+                    kind,
+                    seen=seen.get(name),
+                    expected=expected.get(name),
+                    allowed=self._reference.allowed(kind, name),
+                )
+            if kind == "gradient":
+                self._reference.take_gradients(seen)
+
+
+class _Digests:
+    """What another launch wrote with `verify.save`."""
+
+    def __init__(self, seen: DigestFile, comparison: Comparison, steps: int, path: Path) -> None:
+        self.words = str(path)
+        self._seen = seen
+        self._comparison = comparison
+        self._expected = DigestFile.read(path)
+        seen.check_comparable(self._expected, steps, path)
+
+    def step(self, step: int, result: StepResult) -> None:
+        """Compare everything by its digest."""
+        seen, expected = self._seen.steps[-1], self._expected.steps[step - 1]
+        self._comparison.number(step, LOSS, seen=seen.loss, expected=expected.loss)
+        self._comparison.number(step, NORM, seen=seen.grad_norm, expected=expected.grad_norm)
+        for key in expected.digests | seen.digests:
+            kind, _, name = key.partition(" ")
+            self._comparison.digest(
+                step, name, kind, seen=seen.digests.get(key), expected=expected.digests.get(key)
+            )
+
+    def end(self) -> None:
+        """Do nothing: a validation loss follows from the weights."""
+
+
+class _Nobody:
+    """Nothing to compare with but the other replicas."""
+
+    words = "no other run, but each replica against the first"
+
+    def step(self, step: int, result: StepResult) -> None:
+        """Do nothing."""
+
+    def end(self) -> None:
+        """Do nothing."""
+
+
+def _compare_replicas(run: Run, step: int, everyone: list[dict[str, str]], comparison: Comparison) -> None:
+    """Compare every replica with the first: they must all hold the same."""
+    layout = run.layout
+    for rank, theirs in enumerate(everyone):
+        first = everyone[layout.group_rank(rank)]
+        for key in theirs | first:
+            if theirs.get(key) != first.get(key):
+                kind, _, name = key.partition(" ")
+                words = f"{kind} on replica {layout.replica(rank)} (rank {rank})"
+                comparison.digest(step, name, words, seen=theirs.get(key), expected=first.get(key))
+
+
+def _report(run: Run, against: str, comparison: Comparison, between_replicas: list[str]) -> None:
+    """Print the table, and what went wrong or that nothing did."""
+    steps, failures = run.config.verify.steps, [*comparison.failures(), *between_replicas]
+    lines = [headline(run), f"{steps} step{'s' * (steps > 1)} against {against}", ""]
+    lines += [*comparison.table().splitlines(), ""]
+    lines += [f"FAILED  {failure}" for failure in failures[:_TOLD]]
+    if len(failures) > _TOLD:
+        lines.append(f"FAILED  and {len(failures) - _TOLD} more")
+    if not failures:
+        how = "to the last bit" if comparison.same_bits else "within rounding"
+        lines.append(f"the layout does not change the training: everything is equal {how}")
+    _print("\n".join(lines))
+
+
+def _print(text: str) -> None:
+    """Print many lines; the launcher would put its tags into the middle of one if they came all at once."""
+    for line in text.splitlines():
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+        time.sleep(_PAUSE)
