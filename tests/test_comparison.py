@@ -64,7 +64,7 @@ def test_the_first_step_beyond_and_the_largest_difference() -> None:
     comparison = Comparison()
     for step, seen in ((1, 1.0), (2, 1.25), (3, 3.0)):
         comparison.number(step, "loss", seen=seen, expected=1.0, allowed=0.125)
-    assert comparison.failures() == ["loss is off by 0.25 at step 2, 2 times its bound"]
+    assert comparison.failures() == ["loss: is off by 0.25 at step 2, 2 times its bound"]
     assert "off by 2.0e+00 FAILED" in comparison.table()
 
 

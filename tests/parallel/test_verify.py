@@ -42,29 +42,52 @@ def test_nothing_changes(
 
 
 @pytest.mark.parametrize(
-    ("mistake", "found"),
+    ("mistake", "stages", "found"),
     [
-        ("averaging_forgets_a_layer", "block.1/attention_norm.weight: its gradient"),
-        ("averaging_is_a_mean", "block.1/narrow.weight: its gradient"),
-        ("averaging_is_of_replicas_means", "block.1/narrow.weight: its gradient"),
-        ("gradients_are_complete_too_early", "block.2/narrow.weight: its gradient"),
-        ("seeds_count_micro_batches_by_replica", "block.0/widen.weight: its gradient"),
-        ("seeds_forget_the_step", "block.0/widen.weight: its gradient"),
-        ("weights_follow_the_rank", "head/linear.weight: its weight"),
-        ("tie_loses_a_use", "embedding/tokens.weight: its gradient"),
-        ("tie_does_not_come_back", "head/linear.weight: its gradient"),
-        ("tie_begins_apart", "head/linear.weight: its weight"),
-        ("norm_forgets_a_parameter", "block.0/widen.weight: its weight"),
-        ("norm_is_of_a_stage", "head/norm.weight: its weight"),
+        ("averaging_forgets_a_layer", 1, "block.1/attention_norm.weight: its gradient"),
+        ("averaging_is_a_mean", 1, "block.1/narrow.weight: its gradient"),
+        ("averaging_is_of_replicas_means", 1, "block.1/narrow.weight: its gradient"),
+        ("gradients_are_complete_too_early", 1, "block.2/narrow.weight: its gradient"),
+        ("seeds_count_micro_batches_by_replica", 1, "block.0/widen.weight: its gradient"),
+        ("seeds_forget_the_step", 2, "block.0/widen.weight: its gradient"),
+        ("weights_follow_the_rank", 2, "head/linear.weight: its gradient"),
+        ("tie_loses_a_use", 2, "embedding/tokens.weight: its gradient"),
+        ("tie_does_not_come_back", 2, "head/linear.weight: its gradient"),
+        ("tie_begins_apart", 2, "head/linear.weight: its gradient"),
+        ("norm_forgets_a_parameter", 2, "block.0/widen.weight: its weight"),
+        ("norm_is_of_a_stage", 2, "head/norm.weight: its weight"),
     ],
 )
-def test_mistakes_are_found(mistake: str, found: str, small: list[str], tmp_path: Path) -> None:
-    result = verify(4, [*small, *GPT], tmp_path, mistake)
+def test_mistakes_are_found(mistake: str, stages: int, found: str, small: list[str], tmp_path: Path) -> None:
+    result = verify(2, [*small, *GPT, f"layout.stages={stages}"], tmp_path, mistake)
     assert result.code == 1, result.out + result.err
-    assert any(line.startswith(f"FAILED  {found}") for line in result.out.splitlines()), result.out
+    name, words = found.split(": ")
+    told = [line for line in result.out.splitlines() if line.startswith(f"FAILED  {name}: ")]
+    assert told, result.out
+    assert words in told[0]
     assert EQUAL not in result.out
     assert not result.messages
     assert "Traceback" not in result.err
+
+
+def test_statistics_of_one_replica_are_found(tmp_path: Path) -> None:
+    overrides = [
+        "model=custom",
+        "model.target=tests.fixtures.images:convolutional",
+        "data=custom",
+        "data.target=tests.fixtures.images:images",
+        "layout.stages=1",
+        "batch.global_size=15",
+        "train.steps=3",
+        "optimizer.lr=0.01",
+        "threads=1",
+        "device=cpu",
+    ]
+    assert EQUAL in verify(2, overrides, tmp_path).check().out
+    found = verify(2, overrides, tmp_path, "statistics_are_of_a_replica")
+    assert found.code == 1
+    assert "FAILED  convolution.0/1.running_mean: its buffer" in found.out
+    assert "FAILED  validation loss: is off by" in found.out
 
 
 def test_digests_of_another_launch(small: list[str], tmp_path: Path) -> None:

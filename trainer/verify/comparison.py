@@ -94,12 +94,13 @@ class Comparison:
             self.cells.setdefault(name, {})
 
     def failures(self) -> list[str]:
-        """Return what went beyond what is allowed, the earliest steps first, in words."""
-        failed = [
-            (cell.failed_at, f"{name}{f': its {kind}' if kind else ''} {cell.failure}")
-            for name, kind, cell in self._all()
-            if cell.failed_at is not None
-        ]
+        """Return by name what went beyond what is allowed, the earliest steps first, in words."""
+        failed = []
+        for name, cells in self.cells.items():
+            found = [(cell.failed_at, kind, cell) for kind, cell in cells.items() if cell.failed_at]
+            if found:
+                words = [f"its {kind} {cell.failure}" if kind else cell.failure for _, kind, cell in found]
+                failed.append((min(at for at, _, _ in found), f"{name}: {'; '.join(words)}"))
         return [text for _, text in sorted(failed, key=lambda entry: entry[0])]
 
     @property
