@@ -85,7 +85,7 @@ class Pipeline:
         schedule = training_schedule(self._schedule, self._count, micro_batches, self._ties)
         steps: list[Mapping[int, Tensor]] = []
         actions = merge_for_rank(schedule, range(self._count))
-        self.engine.train(actions, source, scale, steps.append)
+        self.engine.train(actions, source, scale, lambda losses: steps.append(losses) or 0.0)
         (losses,) = steps
         return [losses[i].item() for i in range(micro_batches)]
 

@@ -227,6 +227,7 @@ class RunConfig:
     """The run's folder."""
 
     dir: str = MISSING
+    trace: bool = False  # write trace.json: every action of every rank, for ui.perfetto.dev
 
 
 @dataclass

@@ -11,6 +11,7 @@ from trainer.generation import generate
 from trainer.metrics.folder import RunFolder
 from trainer.metrics.progress import Display, build_display
 from trainer.metrics.table import layout_table
+from trainer.metrics.trace import build_trace
 from trainer.run import Run
 from trainer.schedule.draw import draw_text
 from trainer.step import Stepper, StepResult
@@ -34,6 +35,7 @@ def train(run: Run) -> None:
             display.say(f"note: layer {cost.name}: {cost.warning}")
     display.say(f"run folder: {folder.path}{came_from}")
     stepper, prediction = Stepper(run, steps), run.prediction()
+    trace = build_trace(run)
     folder.write_text("schedule.txt", draw_text(run.schedule(len(run.micro_batches)), prediction))
     first, saved, buffers = step + 1, step, run.statistics.versions_of_others()
     while step < steps:
@@ -41,6 +43,7 @@ def train(run: Run) -> None:
         step, position = step + 1, position + config.batch.global_size
         _write(folder, step, result, prediction.bubble, config.batch.global_size)
         display.step(step, result)
+        trace.add(step)
         if step == first:
             _note_changed_buffers(run, display, buffers)
         if _due(step, config.eval.every) and step < steps:
@@ -51,6 +54,7 @@ def train(run: Run) -> None:
     _validate(run, folder, display, step)
     if saved != step:
         _save(run, folder, step, position)
+    trace.write(folder.path / "trace.json")
     text = generate(run)
     if text is not None:
         display.say(f"the model writes:\n{text}")

@@ -85,6 +85,7 @@ class Stepper:
         # How many gradient norms each rank of the group has to tell.
         self._owned = group.all_gather(np.array([owned]), [1] * group.size).tolist()
         self._cpu_clock = time.process_time()
+        self._left = time.perf_counter()  # when the ranks last parted, all at the same time
 
     def run(self, step: int, position: int) -> StepResult:
         """Do one step.
@@ -95,7 +96,6 @@ class Stepper:
         """
         start = time.perf_counter()
         run, config = self._run, self._run.config
-        waited = run.engine.waited
         samples = run.order.samples(position, config.batch.global_size)
         source = MicroBatches(
             run.data.training,
@@ -109,10 +109,12 @@ class Stepper:
 
         told: list[Told] = []
 
-        def update(losses: Mapping[int, Tensor]) -> None:
+        def update(losses: Mapping[int, Tensor]) -> float:
             self._observe()
-            told.append(self._exchange(self._total_loss(losses), count, run.engine.waited - waited))
+            waited = run.groups.model_parallel.waited
+            told.append(self._exchange(self._total_loss(losses), count, run.engine.observed.waited))
             self._update(step, told[0].grad_norm)
+            return run.groups.model_parallel.waited - waited
 
         clear_gradients(run.layers)
         run.engine.train(self._actions, source, scale, update)
@@ -141,9 +143,13 @@ class Stepper:
         """Tell the group this rank's norms and numbers, and learn everyone's."""
         norms = gradient_norms(self._run.layers)
         used, self._cpu_clock = time.process_time() - self._cpu_clock, time.process_time()
-        tail = np.array([loss, count, waited, used, peak_memory(self._run.devices)], dtype=np.float64)
+        arrived = time.perf_counter() - self._left
+        tail = np.array(
+            [loss, count, waited, arrived, used, peak_memory(self._run.devices)], dtype=np.float64
+        )
         lengths = [owned + len(tail) for owned in self._owned]
         everyone = self._run.groups.model_parallel.all_gather(np.concatenate([norms, tail]), lengths)
+        self._left = time.perf_counter()
         parts: list[NDArray[np.float64]] = np.split(everyone, np.cumsum(lengths)[:-1])
         tails = np.stack([part[-len(tail) :] for part in parts])
         global_count = int(tails[:, 1].sum())
@@ -151,9 +157,10 @@ class Stepper:
             loss=float(tails[:, 0].sum()) / global_count if global_count else 0.0,
             grad_norm=global_norm(np.concatenate([part[: -len(tail)] for part in parts])),
             count=global_count,
-            waited=tuple(tails[:, 2].tolist()),
-            cpu_seconds=tuple(tails[:, 3].tolist()),
-            peak_memory=tuple(int(memory) for memory in tails[:, 4]),
+            # They wait for the last of them here too.
+            waited=tuple((tails[:, 2] + tails[:, 3].max() - tails[:, 3]).tolist()),
+            cpu_seconds=tuple(tails[:, 4].tolist()),
+            peak_memory=tuple(int(memory) for memory in tails[:, 5]),
         )
 
     def _update(self, step: int, norm: float) -> None:

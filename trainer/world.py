@@ -27,23 +27,30 @@ _LONGEST_MESSAGE = 1 << 30  # bytes; MPI counts in 32 bits
 
 
 class Communicator:
-    """A group of ranks. Every call waits without spinning, so that signals and neighbours get their turn."""
+    """A group of ranks. Every call waits without spinning, so that signals and neighbours get their turn.
+
+    Attributes:
+        rank: This rank's number in the group.
+        size: The number of its ranks.
+        waited: Seconds that this rank has waited in calls, ever.
+    """
 
     def __init__(self, comm: "MPI.Comm") -> None:
         self.comm = comm
+        self.waited = 0.0
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
 
     def barrier(self) -> None:
         """Return when every rank of the group has called this."""
-        wait(self.comm.Ibarrier().Test)
+        self.waited += wait(self.comm.Ibarrier().Test)
 
     def all_gather(self, values: NDArray[Any], counts: list[int]) -> NDArray[Any]:
         """Return the vectors of all ranks behind one another; `counts` are their lengths by rank."""
         if self.size == 1:
             return values
         gathered = np.empty(sum(counts), dtype=values.dtype)
-        wait(self.comm.Iallgatherv(values, [gathered, counts]).Test)
+        self.waited += wait(self.comm.Iallgatherv(values, [gathered, counts]).Test)
         return gathered
 
     def all_gather_objects(self, value: Any) -> list[Any]:
@@ -56,17 +63,17 @@ class Communicator:
 
     def send_bytes(self, data: bytes, target: int) -> None:
         """Send bytes, however many, to a rank that calls `receive_bytes`."""
-        wait(self.comm.Isend(np.array([len(data)]), target).Test)
+        self.waited += wait(self.comm.Isend(np.array([len(data)]), target).Test)
         for start in range(0, len(data), _LONGEST_MESSAGE):
-            wait(self.comm.Isend(data[start : start + _LONGEST_MESSAGE], target).Test)
+            self.waited += wait(self.comm.Isend(data[start : start + _LONGEST_MESSAGE], target).Test)
 
     def receive_bytes(self, source: int) -> bytes:
         """Return what a rank sends with `send_bytes`."""
         length = np.zeros(1, dtype=np.int64)
-        wait(self.comm.Irecv(length, source).Test)
+        self.waited += wait(self.comm.Irecv(length, source).Test)
         data = np.empty(length[0], dtype=np.uint8)
         for start in range(0, len(data), _LONGEST_MESSAGE):
-            wait(self.comm.Irecv(data[start : start + _LONGEST_MESSAGE], source).Test)
+            self.waited += wait(self.comm.Irecv(data[start : start + _LONGEST_MESSAGE], source).Test)
         return data.tobytes()
 
 

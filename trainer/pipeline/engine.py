@@ -1,5 +1,6 @@
 """The engine: a small interpreter of actions. It knows nothing of MPI, Horovod, CUDA or the model."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,11 +10,15 @@ from torch import Tensor
 
 from trainer.models.model import Activation
 from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.pipeline.observed import Observed, Times
 from trainer.pipeline.source import Source
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import Transport
 from trainer.schedule.actions import Action, Kind
+
+# Takes the sums of the losses, updates the weights, and returns the seconds in which it waited for others.
+Update = Callable[[Mapping[int, Tensor]], float]
 
 
 class Gradients(Protocol):
@@ -38,7 +43,7 @@ class _Run:
 
     source: Source
     scale: float | None
-    step: Callable[[Mapping[int, Tensor]], None] | None
+    step: Update | None
     last_backward: Mapping[int, int]
     inputs: dict[tuple[int, int], tuple[list[Tensor], Nest]] = field(default_factory=dict)
     outputs: dict[tuple[int, int], tuple[list[Tensor], Nest]] = field(default_factory=dict)
@@ -59,6 +64,9 @@ class Engine:
         remote: Carries what goes to other ranks of the group.
         gradients: Averages over the replicas.
         ties: The tied parameters of this rank's stages.
+
+    Attributes:
+        observed: The times of the actions that were run last, or are being run.
     """
 
     def __init__(
@@ -78,6 +86,8 @@ class Engine:
         self._averaging = gradients
         self._ties = ties
         self._run: _Run
+        self.observed = Observed()
+        self._waited_in_updates = 0.0
         self._do: dict[Kind, Callable[[Action], None]] = {
             Kind.FORWARD: self._forward,
             Kind.BACKWARD: self._backward,
@@ -100,14 +110,14 @@ class Engine:
     @property
     def waited(self) -> float:
         """Return the seconds that this rank has waited for others, ever."""
-        return self._remote.waited + self._averaging.waited
+        return self._remote.waited + self._averaging.waited + self._waited_in_updates
 
     def train(
         self,
         actions: Sequence[Action],
         source: Source,
         scale: float,
-        step: Callable[[Mapping[int, Tensor]], None],
+        step: Update,
     ) -> None:
         """Run a training step.
 
@@ -129,7 +139,7 @@ class Engine:
         actions: Sequence[Action],
         source: Source,
         scale: float | None,
-        step: Callable[[Mapping[int, Tensor]], None] | None,
+        step: Update | None,
     ) -> dict[int, Tensor]:
         training = scale is not None
         last_backward = {a.stage: a.micro_batch for a in actions if a.kind is Kind.BACKWARD}
@@ -138,9 +148,13 @@ class Engine:
             stage.train(training)
         signatures = source.signatures() if 0 in self._stages else None
         self._remote.begin(actions, signatures, "training" if training else "inference")
+        self.observed = Observed(actions)
+        clock, note = time.perf_counter, self.observed.times.append
         with torch.set_grad_enabled(training):
             for action in actions:
+                start, waited = clock(), self.waited
                 self._do[action.kind](action)
+                note(Times(start, start + self.waited - waited, clock()))
         self._remote.finish()
         return self._run.losses
 
@@ -232,7 +246,7 @@ class Engine:
         self._run.ready_to_step.add(action.stage)
         if len(self._run.ready_to_step) == len(self._stages):
             assert self._run.step is not None
-            self._run.step(self._run.losses)
+            self._waited_in_updates += self._run.step(self._run.losses)
 
     def _sample(self, action: Action) -> None:
         tensors, nest = self._run.outputs.pop((action.stage, action.micro_batch))
