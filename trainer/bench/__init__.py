@@ -1,0 +1,1 @@
+"""Benchmarks: of schedules, and against other trainers."""

@@ -1,0 +1,144 @@
+"""`python -m trainer.bench.schedule`: true schedules on layers that sleep, ours and torch's, in turns.
+
+The share of a step in which ranks are idle is held against its closed form, (p - 1) / (m + p - 1) for both
+GPipe and 1F1B on p equal stages and m micro-batches, and against the simulated time of the very schedule.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.bench.sleeping import Sleep
+from trainer.schedule.assemble import training_schedule
+from trainer.schedule.orders import ORDERS
+from trainer.schedule.simulate import simulate
+
+SLEEP = Sleep()
+Case = tuple[str, int]  # schedule, micro-batches
+Seconds = dict[Case, list[float]]
+
+
+def main() -> None:
+    """Measure as the command line says, print the table, keep the raw times."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.bench.schedule", description=__doc__)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8], help="numbers of stages, one a rank")
+    parser.add_argument("--factors", type=int, nargs="+", default=[1, 2, 4], help="micro-batches a stage")
+    parser.add_argument("--rounds", type=int, default=2, help="launches of each, in turns")
+    parser.add_argument("--steps", type=int, default=5, help="steps of a launch that count")
+    parser.add_argument("--floats", type=int, default=256, help="numbers in a message")
+    parser.add_argument(
+        "--save", type=Path, default=Path("runs/bench-schedule.json"), help="file of raw times"
+    )
+    given = parser.parse_args()
+    raw = []
+    print(
+        _row(
+            "p",
+            "m",
+            "schedule",
+            "closed form",
+            "simulated",
+            "idle",
+            "step/simulated",
+            "torch idle",
+            "torch/ours",
+        )
+    )
+    for ranks in given.ranks:
+        counts = [factor * ranks for factor in given.factors]
+        ours, torchs = _measure(ranks, counts, given.rounds, given.steps, given.floats)
+        for case in ours:
+            print(_report(ranks, case, ours[case], torchs[case]), flush=True)
+            raw.append({"ranks": ranks, "case": case, "ours": ours[case], "torch": torchs[case]})
+    given.save.parent.mkdir(parents=True, exist_ok=True)
+    given.save.write_text(json.dumps({"floats": given.floats, "sleep": vars(SLEEP), "times": raw}) + "\n")
+    print(f"raw times: {given.save}")
+
+
+def _measure(
+    ranks: int, counts: Sequence[int], rounds: int, steps: int, floats: int
+) -> tuple[Seconds, Seconds]:
+    ours: Seconds = defaultdict(list)
+    torchs: Seconds = defaultdict(list)
+    for _ in range(rounds):
+        for seconds, launch in ((ours, _ours), (torchs, _torchs)):
+            for case, measured in launch(ranks, counts, steps, floats).items():
+                seconds[case] += measured
+    return ours, torchs
+
+
+def _ours(ranks: int, counts: Sequence[int], steps: int, floats: int) -> Seconds:
+    """Return the seconds of every step after the first, of one launch."""
+    cases = [(name, count) for name in ORDERS for count in counts]
+    with tempfile.TemporaryDirectory() as folder:
+        program = [sys.executable, "-m", "trainer", "-m", f"run.dir={folder}", f"layout.stages={ranks}"]
+        program += [f"schedule={','.join(ORDERS)}", f"batch.global_size={','.join(map(str, counts))}"]
+        program += ["model=custom", "model.target=trainer.bench.sleeping:model"]
+        program += [f"+model.options={{layers: {ranks}}}"]
+        program += ["data=custom", "data.target=trainer.bench.sleeping:data"]
+        program += [f"+data.options={{floats: {floats}}}", "batch.micro_size=1", f"train.steps={steps + 1}"]
+        program += ["optimizer=sgd", "threads=1", "eval.samples=1", "progress=off", "device=cpu"]
+        _run(["horovodrun", "-np", str(ranks), *program])
+        return {case: _step_seconds(Path(folder) / str(i))[1:] for i, case in enumerate(cases)}
+
+
+def _step_seconds(run: Path) -> list[float]:
+    entries = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [entry["step_seconds"] for entry in entries if "loss" in entry]
+
+
+def _torchs(ranks: int, counts: Sequence[int], steps: int, floats: int) -> Seconds:
+    given = {"micro_batches": counts, "steps": steps, "floats": floats, "sleep": vars(SLEEP)}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    out = _run([*launcher, "-m", "trainer.bench.torch_schedule", json.dumps(given)])
+    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    for each in found:
+        assert set(each["slept"].values()) == {each["micro_batches"]}, f"not once a micro-batch: {each}"
+    return {(each["schedule"], each["micro_batches"]): each["seconds"] for each in found}
+
+
+def _run(command: Sequence[str]) -> str:
+    """Run a command to its end; return what it printed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
+    return ended.stdout
+
+
+def _report(ranks: int, case: Case, ours: list[float], torchs: list[float]) -> str:
+    name, count = case
+    busy = count * (SLEEP.forward + SLEEP.input_gradient + SLEEP.weight_gradient)
+    backward = SLEEP.input_gradient + SLEEP.weight_gradient
+    simulated = simulate(
+        training_schedule(name, ranks, count), [SLEEP.forward] * ranks, [backward] * ranks
+    ).makespan
+    mine, theirs = statistics.median(ours), statistics.median(torchs)
+    return _row(
+        ranks,
+        count,
+        name,
+        f"{(ranks - 1) / (count + ranks - 1):.3f}",
+        f"{1 - busy / simulated:.3f}",
+        f"{1 - busy / mine:.3f}",
+        f"{mine / simulated:.3f}",
+        f"{1 - busy / theirs:.3f}",
+        f"{theirs / mine:.3f}",
+    )
+
+
+def _row(*cells: object) -> str:
+    widths = (3, 4, 9, 12, 10, 7, 15, 11, 11)
+    return "".join(str(cell).rjust(width) for cell, width in zip(cells, widths, strict=True))
+
+
+if __name__ == "__main__":
+    main()

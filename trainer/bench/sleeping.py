@@ -1,0 +1,123 @@
+"""A model whose layers wait instead of computing: it shows a true schedule on fewer cores than ranks.
+
+Every layer sleeps so long for a forward, and in its backward so long for the gradient of its input and so
+long for that of its weight. What it passes on is as large as the message is to be.
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from trainer.data.dataset import Data
+from trainer.models.model import Activation, Layer, Model
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """How long a layer sleeps, in seconds."""
+
+    forward: float = 0.02
+    input_gradient: float = 0.02
+    weight_gradient: float = 0.02
+
+
+def model(_data: Data, layers: int = 8, **seconds: float) -> Model:
+    """Return a model of so many layers; `seconds` are the fields of `Sleep`."""
+    sleep = Sleep(**seconds)
+    build = partial(SleepingLayer, sleep)
+    return Model(tuple(Layer(f"sleeping.{number}", build) for number in range(layers)), MeanOfSamples())
+
+
+def data(floats: int = 256, samples: int = 1024) -> Data:
+    """Return samples of so many numbers: what every message carries for each."""
+    return Data(Numbers(samples, floats), Numbers(8, floats), f"numbers {samples} {floats}")
+
+
+class Numbers:
+    """Samples of numbers that do not matter."""
+
+    def __init__(self, samples: int, floats: int) -> None:
+        self._samples = samples
+        self._floats = floats
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self._samples
+
+    def inputs(self, samples: NDArray[np.int64]) -> Tensor:
+        """Return float32 [samples, floats]."""
+        return torch.ones(len(samples), self._floats)
+
+    def targets(self, samples: NDArray[np.int64]) -> Tensor:
+        """Return float32 [samples]."""
+        return torch.zeros(len(samples))
+
+
+class MeanOfSamples:
+    """The mean of what comes out of the last layer."""
+
+    def count(self, target: Activation) -> int:
+        """Return the number of samples."""
+        return len(cast(Tensor, target))
+
+    def __call__(self, output: Activation, target: Activation) -> Tensor:
+        """Return the sum over the samples of the mean of each."""
+        return cast(Tensor, output).mean(1).sum()
+
+
+class SleepingLayer(nn.Module):
+    """Multiplies by its weight, and sleeps.
+
+    Attributes:
+        slept: How often it did, by what for.
+    """
+
+    def __init__(self, sleep: Sleep) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.slept: Counter[str] = Counter()
+        self._sleep = sleep
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [samples, floats] to the same shape."""
+        multiplied: Tensor = _Multiply.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
+        return multiplied
+
+    def rest(self, what: str, x: Tensor) -> None:
+        """Sleep for as long as a part of the work would take."""
+        if not x.is_meta:
+            self.slept[what] += 1
+            time.sleep(getattr(self._sleep, what))
+
+
+class _Multiply(Function):
+    """x * weight: asleep for as long as a real layer would compute."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: SleepingLayer) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.layer = layer
+        layer.rest("forward", x)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        of_input = of_weight = None
+        (gradient,) = gradients
+        # A real model's first layer has no input to differentiate; here its stage is as long as the others.
+        ctx.layer.rest("input_gradient", gradient)
+        if ctx.needs_input_grad[0]:
+            of_input = gradient * weight
+        if ctx.needs_input_grad[1]:
+            ctx.layer.rest("weight_gradient", gradient)
+            of_weight = (gradient * x).sum()
+        return of_input, of_weight, None

@@ -1,0 +1,79 @@
+r"""The sleeping layers under torch.distributed.pipelining: one process a rank, by torch's launcher.
+
+    python -m torch.distributed.run --nproc-per-node 8 \
+        -m trainer.bench.torch_schedule '{"micro_batches": [8]}'
+
+Rank 0 prints a line of JSON for every schedule and number of micro-batches: the seconds of every step, and
+how often its layer slept for a forward, an input's and a weight's gradient in the last one.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+from trainer.bench.sleeping import Sleep, SleepingLayer
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+
+
+def main() -> None:
+    """Run every schedule with every number of micro-batches."""
+    given = {"steps": 5, "floats": 256, "sleep": {}, "schedules": list(SCHEDULES)} | json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    try:
+        for name in given["schedules"]:
+            for micro_batches in given["micro_batches"]:
+                _measure(name, micro_batches, given)
+    finally:
+        dist.destroy_process_group()
+
+
+def _measure(name: str, micro_batches: int, given: dict[str, Any]) -> None:
+    rank, stages = dist.get_rank(), dist.get_world_size()
+    layer = SleepingLayer(Sleep(**given["sleep"]))
+    stage = PipelineStage(layer, rank, stages, torch.device("cpu"))
+    schedule = SCHEDULES[name](stage, micro_batches, loss_fn=_loss)
+    batch, target = torch.ones(micro_batches, given["floats"]), torch.zeros(micro_batches)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    seconds = []
+    for _ in range(given["steps"] + 1):  # the first one warms up
+        dist.barrier()
+        layer.slept.clear()
+        start = time.perf_counter()
+        _step(schedule, rank, stages, batch, target)
+        optimizer.step()
+        optimizer.zero_grad()
+        dist.barrier()
+        seconds.append(time.perf_counter() - start)
+    if rank == 0:
+        found = {
+            "schedule": name,
+            "micro_batches": micro_batches,
+            "seconds": seconds[1:],
+            "slept": layer.slept,
+        }
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
+
+
+def _step(schedule: Any, rank: int, stages: int, batch: Tensor, target: Tensor) -> None:
+    inputs = (batch,) if rank == 0 else ()
+    if rank == stages - 1:
+        schedule.step(*inputs, target=target, losses=[])
+    else:
+        schedule.step(*inputs)
+
+
+def _loss(output: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.mse_loss(output.mean(1), target)
+
+
+if __name__ == "__main__":
+    main()
