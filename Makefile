@@ -29,7 +29,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train verify test lint types format wheels clean
+.PHONY: help setup train verify bench-schedule test lint types format wheels clean
 
 ##@ Use
 help: ## List the targets
@@ -46,6 +46,10 @@ train: setup ## Train on NP ranks (default 4: 2 replicas x 2 stages); ARGS are t
 
 verify: setup ## Show on NP ranks that the layout does not change the training of the model that ARGS choose
 	$(IN_VENV) horovodrun -np $(NP) .venv/bin/python -m trainer.verify $(ARGS)
+
+##@ Benchmarks
+bench-schedule: setup ## True schedules on layers that sleep, in turns with torch's (ARGS="--ranks 4 8 16")
+	$(IN_VENV) .venv/bin/python -m trainer.bench.schedule $(ARGS)
 
 ##@ Clusters
 wheels: ## Fill a folder (WHEELS=wheels) for machines without network; PYTHON_VERSION=3.12 for theirs

@@ -8,15 +8,17 @@ import pickle
 import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from trainer import __version__, environment
+from trainer.doorbell import hang_up
 from trainer.errors import UserError
 from trainer.sharing import nap_in_background_threads
-from trainer.waiting import wait
+from trainer.waiting import listen, ring, wait
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -40,6 +42,12 @@ class Communicator:
         self.waited = 0.0
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
+        world = importlib.import_module("mpi4py.MPI").COMM_WORLD.Get_group()
+        self._members: list[int] = comm.Get_group().Translate_ranks(range(self.size), world)
+
+    def wake(self, *ranks: int) -> None:
+        """Wake ranks of the group that may be waiting for what this one has sent them."""
+        ring(self._members[rank] for rank in ranks)
 
     def barrier(self) -> None:
         """Return when every rank of the group has called this."""
@@ -50,7 +58,9 @@ class Communicator:
         if self.size == 1:
             return values
         gathered = np.empty(sum(counts), dtype=values.dtype)
-        self.waited += wait(self.comm.Iallgatherv(values, [gathered, counts]).Test)
+        request = self.comm.Iallgatherv(values, [gathered, counts])
+        self.wake(*range(self.size))
+        self.waited += wait(request.Test)
         return gathered
 
     def all_gather_objects(self, value: Any) -> list[Any]:
@@ -89,7 +99,16 @@ class World(Communicator):
         node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank: int = node.Get_rank()
         self.local_size: int = node.Get_size()
+        if self.local_size > 1:
+            self._hang_up_bell(Communicator(node))
         node.Free()
+
+    def _hang_up_bell(self, node: Communicator) -> None:
+        """Let ranks of a node wake each other from waiting; where they cannot, they look by themselves."""
+        told = node.all_gather_objects((self.rank, uuid4().hex))
+        bell = hang_up(job=told[0][1], rank=self.rank, neighbours=[rank for rank, _ in told])
+        if bell is not None:
+            listen(bell)
 
     def split(self, layout: "Layout") -> "Groups":
         """Return this rank's model-parallel and data-parallel group.

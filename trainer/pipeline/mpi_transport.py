@@ -107,6 +107,7 @@ class MpiTransport:
             )
         for tensor in tensors:
             self._start(_bytes_of(tensor.contiguous().cpu()), target, tag)
+        self._group.wake(target)
 
     def receive(self, action: Action) -> tuple[list[Tensor], Nest]:
         """Wait for a message; post the next receives of its channel behind it."""
@@ -149,6 +150,7 @@ class MpiTransport:
         message = pickle.dumps(tuple(signatures))
         for rank in others:
             self._start(b"" if message == self._told else message, rank, _SIGNATURES_TAG)
+        self._group.wake(*others)
         self._told = message
         return signatures
 
