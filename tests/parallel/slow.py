@@ -13,7 +13,7 @@ from trainer.models.gpt import gpt
 from trainer.models.model import Layer, Model
 
 _CHANCE = random.SystemRandom()
-_LONGEST = 0.02  # seconds
+_LONGEST = 0.005  # seconds
 
 
 def slowed_at_random(data: Data, **options: Any) -> Model:

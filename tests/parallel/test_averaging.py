@@ -1,4 +1,4 @@
-"""Gradients averaged across replicas: compressed, by Adasum, by three, and in the same order each time."""
+"""Gradients averaged across replicas: compressed, by Adasum, by three."""
 
 from pathlib import Path
 
@@ -33,14 +33,8 @@ def test_adasum_of_three(small: list[str], tmp_path: Path) -> None:
     assert_refused(result, tmp_path, "averaging.op=adasum", "3 replicas")
 
 
-def test_three_replicas_deterministic(trained: Trained) -> None:
-    """Of three numbers the order of summation shows in the bits; of two it never does."""
-    first, second = (
-        trained(3, "layout.stages=1", "train.deterministic=true", attempt=attempt) for attempt in (1, 2)
-    )
-    assert second.losses == first.losses
-    assert second.grad_norms == first.grad_norms
-    assert second.layer_files(6) == first.layer_files(6)
-    one = trained(1)
-    assert first.losses == pytest.approx(one.losses, rel=1e-6)
-    assert first.validation == pytest.approx(one.validation, rel=1e-6)
+def test_three_replicas(trained: Trained) -> None:
+    """Up to the order of the sum; that it is the same each time: test_deterministic.py."""
+    one, three = trained(1), trained(3, "layout.stages=1")
+    assert three.losses == pytest.approx(one.losses, rel=1e-6)
+    assert three.validation == pytest.approx(one.validation, rel=1e-6)
