@@ -34,7 +34,7 @@ endif
 ##@ Use
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
-		/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\nVariables, such as NP=8 or ARGS="layout.stages=4": see the top of Makefile.\n'
 
 setup: ## Make .venv: torch, MPI, Horovod built for that torch, the trainer
