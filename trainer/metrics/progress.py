@@ -14,6 +14,8 @@ _SOONEST_LINE = 1.0
 _LATEST_LINE = 30.0
 _SHARE_OF_RUN = 0.02
 
+_PAUSE = 0.002  # seconds between lines of one text
+
 
 class Display(Protocol):
     """Shows how far a run is."""
@@ -59,6 +61,18 @@ class Off:
         """Do nothing."""
 
 
+def write_lines(text: str) -> None:
+    """Write whole lines to standard output, each in a piece, for the launcher puts its tags between pieces.
+
+    It reads a few KiB at a time: lines that came all at once would be cut wherever such a portion ends.
+    """
+    for number, line in enumerate(text.split("\n")):
+        if number > 0:
+            time.sleep(_PAUSE)
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+
 class Lines:
     """Writes whole lines: for the first and the last step, and now and then in between."""
 
@@ -82,9 +96,8 @@ class Lines:
         )
 
     def say(self, text: str) -> None:
-        """Write a text, in one piece."""
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        """Write a text of whole lines."""
+        write_lines(text)
 
     def close(self) -> None:
         """Do nothing: a line is whole."""

@@ -1,12 +1,11 @@
 """Trains a few steps as launched, and compares each with one process, or with another launch's digests."""
 
-import sys
-import time
 from pathlib import Path
 from typing import Protocol
 
 from trainer.evaluation import evaluate
 from trainer.loop import last_step
+from trainer.metrics.progress import write_lines
 from trainer.metrics.table import headline
 from trainer.run import Run
 from trainer.step import Stepper, StepResult
@@ -17,9 +16,7 @@ from trainer.verify.values import Values
 from trainer.warm_start import warm_start
 
 _TOLD = 50  # failures
-_PAUSE = 0.002  # seconds
 _TOLD = 50  # failures
-_PAUSE = 0.002  # seconds
 LOSS, NORM, VALIDATION = "loss", "gradient norm", "validation loss"
 
 
@@ -200,12 +197,4 @@ def _report(run: Run, against: str, comparison: Comparison, between_replicas: li
     if not failures:
         how = "to the last bit" if comparison.same_bits else "within rounding"
         lines.append(f"the layout does not change the training: everything is equal {how}")
-    _print("\n".join(lines))
-
-
-def _print(text: str) -> None:
-    """Print many lines; the launcher would put its tags into the middle of one if they came all at once."""
-    for line in text.splitlines():
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-        time.sleep(_PAUSE)
+    write_lines("\n".join(lines))
