@@ -51,7 +51,9 @@ class Communicator:
 
     def barrier(self) -> None:
         """Return when every rank of the group has called this."""
-        self.waited += wait(self.comm.Ibarrier().Test)
+        request = self.comm.Ibarrier()
+        self.wake(*range(self.size))
+        self.waited += wait(request.Test)
 
     def all_gather(self, values: NDArray[Any], counts: list[int]) -> NDArray[Any]:
         """Return the vectors of all ranks behind one another; `counts` are their lengths by rank."""
@@ -73,9 +75,11 @@ class Communicator:
 
     def send_bytes(self, data: bytes, target: int) -> None:
         """Send bytes, however many, to a rank that calls `receive_bytes`."""
-        self.waited += wait(self.comm.Isend(np.array([len(data)]), target).Test)
-        for start in range(0, len(data), _LONGEST_MESSAGE):
-            self.waited += wait(self.comm.Isend(data[start : start + _LONGEST_MESSAGE], target).Test)
+        parts = [data[start : start + _LONGEST_MESSAGE] for start in range(0, len(data), _LONGEST_MESSAGE)]
+        for part in (np.array([len(data)]), *parts):
+            request = self.comm.Isend(part, target)
+            self.wake(target)
+            self.waited += wait(request.Test)
 
     def receive_bytes(self, source: int) -> bytes:
         """Return what a rank sends with `send_bytes`."""

@@ -25,6 +25,7 @@ class Offset(NamedTuple):
 
 def clock_offset(world: Communicator) -> Offset:
     """Return this rank's offset; every rank calls it, and rank 0 answers them one after another."""
+    world.barrier()  # who came earlier would spin below until the last is there
     if world.rank == 0:
         for rank in range(1, world.size):
             _answer(world, rank)
