@@ -43,7 +43,7 @@ def trained(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Train
     """Return a function that trains the GPT on some ranks, once a session for the same arguments."""
 
     @cache
-    def train(ranks: int, *overrides: str, attempt: int = 1) -> Finished:
+    def train(ranks: int, *overrides: str) -> Finished:
         folder = tmp_path_factory.mktemp("trained")
         result = launch(ranks, [*small, *GPT, *overrides], folder).check()
         return Finished(result, folder / "run")

@@ -21,6 +21,17 @@ from trainer.schedule.orders import ORDERS
 from trainer.schedule.simulate import simulate
 
 SLEEP = Sleep()
+_COLUMNS = {  # with their widths
+    "p": 3,
+    "m": 4,
+    "schedule": 9,
+    "closed form": 12,
+    "simulated": 10,
+    "idle": 7,
+    "step/simulated": 15,
+    "torch idle": 11,
+    "torch/ours": 11,
+}
 Case = tuple[str, int]  # schedule, micro-batches
 Seconds = dict[Case, list[float]]
 
@@ -38,19 +49,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     raw = []
-    print(
-        _row(
-            "p",
-            "m",
-            "schedule",
-            "closed form",
-            "simulated",
-            "idle",
-            "step/simulated",
-            "torch idle",
-            "torch/ours",
-        )
-    )
+    print(_row(*_COLUMNS))
     for ranks in given.ranks:
         counts = [factor * ranks for factor in given.factors]
         ours, torchs = _measure(ranks, counts, given.rounds, given.steps, given.floats)
@@ -136,8 +135,7 @@ def _report(ranks: int, case: Case, ours: list[float], torchs: list[float]) -> s
 
 
 def _row(*cells: object) -> str:
-    widths = (3, 4, 9, 12, 10, 7, 15, 11, 11)
-    return "".join(str(cell).rjust(width) for cell, width in zip(cells, widths, strict=True))
+    return "".join(str(cell).rjust(width) for cell, width in zip(cells, _COLUMNS.values(), strict=True))
 
 
 if __name__ == "__main__":
