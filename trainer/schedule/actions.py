@@ -3,12 +3,15 @@
 A schedule is plain data. The one list is validated, simulated, drawn and executed.
 """
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
 
 class Kind(Enum):
     """What a worker does. The value is the one-letter name that drawings and messages use."""
+
+    __hash__ = object.__hash__  # Enum's own hashes a text, in Python: half of what a simulation takes
 
     FORWARD = "F"
     BACKWARD = "B"
@@ -61,6 +64,25 @@ class Action:
         micro_batch = f".{self.micro_batch}" if self.micro_batch >= 0 else ""
         peer = "" if self.peer < 0 else f"{'>' if self.kind in SENDS else '<'}{self.peer}"
         return f"{self.kind.value}{self.stage}{micro_batch}{peer}"
+
+
+_ACTION = re.compile(r"([a-zA-Z]+)(\d+)(?:\.(\d+))?(?:[<>](\d+))?")
+
+
+def parse_action(text: str) -> Action:
+    """Return the action that `str` wrote.
+
+    Raises:
+        ValueError: The text is no action.
+    """
+    match = _ACTION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not an action such as F2.5, sa2.5>3 or A2")
+    kind, stage, micro_batch, peer = match.groups()
+    action = Action(Kind(kind), int(stage), int(micro_batch or -1), int(peer or -1))
+    if str(action) != text:
+        raise ValueError(f"{text!r} is not an action: is it {action}?")
+    return action
 
 
 @dataclass(frozen=True)

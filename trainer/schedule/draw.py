@@ -1,7 +1,7 @@
 """Draws a schedule as text."""
 
 from trainer.schedule.actions import Kind, Schedule
-from trainer.schedule.simulate import Timeline
+from trainer.schedule.timeline import Timeline
 
 IDLE = "."
 

@@ -10,7 +10,7 @@ simulator and the merging of lists alike. A send does not wait; what does wait:
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trainer.schedule.actions import RECEIVE_OF, SENDS, Action, Kind, Schedule
 
@@ -39,12 +39,9 @@ class Place(NamedTuple):
 # The sending end of every kind of receive.
 SEND_OF = {receive: send for send, receive in RECEIVE_OF.items()}
 
-
-class Token(NamedTuple):
-    """What one action gives and another waits for: a message, an AVERAGE, or a FINISH."""
-
-    what: Message | Kind
-    number: int  # the replica, but the stage of an AVERAGE: that is for all replicas
+# What one action gives and another waits for: a message, an AVERAGE or a FINISH. Plain tuples, for there are
+# as many as messages: (kind, source, target, micro-batch, replica), (AVERAGE, stage), (FINISH, replica).
+_Token = tuple[Any, ...]
 
 
 def message_of(action: Action) -> Message | None:
@@ -57,6 +54,97 @@ def message_of(action: Action) -> Message | None:
     return None
 
 
+class Wiring:
+    """Which actions wait for which, as numbers of what passes between them.
+
+    Args:
+        schedules: One for every replica.
+
+    Attributes:
+        schedules: The same.
+        lists: Of every worker of every replica in turn: the replica, the worker, and for each action of its
+            list the number of what it waits for and of what it gives; -1 for nothing.
+        givers: By number, how many actions give it: whoever waits, waits for all of them.
+    """
+
+    def __init__(self, schedules: Sequence[Schedule]) -> None:
+        self.schedules = schedules
+        self.lists: list[tuple[int, int, list[int], list[int]]] = []
+        self._numbers: dict[_Token, int] = {}
+        for replica, schedule in enumerate(schedules):
+            for worker, actions in enumerate(schedule.workers):
+                self.lists.append((replica, worker, *self._wire(replica, actions)))
+        self.givers = [1] * len(self._numbers)
+        for token, number in self._numbers.items():
+            if token[0] is Kind.AVERAGE:
+                self.givers[number] = len(schedules)
+            elif token[0] is Kind.FINISH:
+                self.givers[number] = schedules[token[-1]].stages
+
+    def _wire(self, replica: int, actions: Sequence[Action]) -> tuple[list[int], list[int]]:
+        waits, gives = [], []
+        for action in actions:
+            awaited, given = _tokens(replica, action)
+            waits.append(-1 if awaited is None else self._number(awaited))
+            gives.append(-1 if given is None else self._number(given))
+        return waits, gives
+
+    def _number(self, token: _Token) -> int:
+        return self._numbers.setdefault(token, len(self._numbers))
+
+    def causal_order(self) -> list[Place]:
+        """Return all actions of all replicas in an order in which they can happen; takes O(actions).
+
+        Raises:
+            ScheduleError: They cannot all happen; the message names the workers that wait for one another.
+        """
+        missing = list(self.givers)
+        at = [0] * len(self.lists)
+        waiting: defaultdict[int, list[int]] = defaultdict(list)
+        order: list[Place] = []
+        ready = deque(range(len(self.lists)))
+        while ready:
+            number = ready.popleft()
+            replica, worker, waits, gives = self.lists[number]
+            for position in range(at[number], len(waits)):
+                awaited = waits[position]
+                if awaited >= 0 and missing[awaited]:
+                    waiting[awaited].append(number)
+                    at[number] = position
+                    break
+                order.append(Place(replica, worker, position))
+                given = gives[position]
+                if given >= 0:
+                    missing[given] -= 1
+                    if not missing[given]:
+                        ready.extend(waiting.pop(given, ()))
+        if waiting:
+            self._tell(sorted((number, at[number]) for all_ in waiting.values() for number in all_))
+        return order
+
+    def _tell(self, blocked: Sequence[tuple[int, int]]) -> None:
+        """Raise an error that says who waits for whom, from the first that is blocked until one recurs."""
+        givers: dict[int, tuple[int, int]] = {}
+        for number, position in blocked:
+            for given in self.lists[number][3][position:]:
+                if given >= 0:
+                    givers.setdefault(given, (number, position))
+        place, seen, text = blocked[0], set[tuple[int, int]](), []
+        while place not in seen:
+            seen.add(place)
+            number, position = place
+            replica, worker, waits, _ = self.lists[number]
+            text.append(f"{self._name(number)} waits in {self.schedules[replica].workers[worker][position]}")
+            if waits[position] not in givers:
+                raise ScheduleError(f"deadlock: {', for '.join(text)}, for what nobody does")
+            place = givers[waits[position]]
+        raise ScheduleError(f"deadlock: {', for '.join(text)}, for {self._name(place[0])}")
+
+    def _name(self, number: int) -> str:
+        replica, worker, *_ = self.lists[number]
+        return f"worker {worker}" + (f" of replica {replica}" if len(self.schedules) > 1 else "")
+
+
 def causal_order(schedules: Sequence[Schedule]) -> list[Place]:
     """Return all actions of all replicas in an order in which they can happen; takes O(actions).
 
@@ -66,84 +154,21 @@ def causal_order(schedules: Sequence[Schedule]) -> list[Place]:
     Raises:
         ScheduleError: They cannot all happen; the message names the workers that wait for one another.
     """
-    lists = [
-        (replica, worker, actions)
-        for replica, schedule in enumerate(schedules)
-        for worker, actions in enumerate(schedule.workers)
-    ]
-    at = [0] * len(lists)
-    given: defaultdict[Token, int] = defaultdict(int)
-    waiting: defaultdict[Token, list[int]] = defaultdict(list)
-    order: list[Place] = []
-    ready = deque(range(len(lists)))
-    while ready:
-        number = ready.popleft()
-        replica, worker, actions = lists[number]
-        for index in range(at[number], len(actions)):
-            awaited = _waits(replica, actions[index])
-            if awaited is not None and given[awaited] < _times(awaited, schedules):
-                waiting[awaited].append(number)
-                at[number] = index
-                break
-            order.append(Place(replica, worker, index))
-            token = _gives(replica, actions[index])
-            if token is not None:
-                given[token] += 1
-                if given[token] >= _times(token, schedules):
-                    ready.extend(waiting.pop(token, ()))
-    if waiting:
-        blocked = [Place(*lists[number][:2], at[number]) for all_ in waiting.values() for number in all_]
-        raise ScheduleError(_deadlock(schedules, sorted(blocked)))
-    return order
+    return Wiring(schedules).causal_order()
 
 
-def _waits(replica: int, action: Action) -> Token | None:
-    if action.kind is Kind.FINISH:
-        return Token(Kind.AVERAGE, action.stage)
-    if action.kind is Kind.STEP:
-        return Token(Kind.FINISH, replica)
-    message = message_of(action) if action.kind in SEND_OF else None
-    return None if message is None else Token(message, replica)
-
-
-def _gives(replica: int, action: Action) -> Token | None:
-    if action.kind is Kind.AVERAGE:
-        return Token(Kind.AVERAGE, action.stage)
-    if action.kind is Kind.FINISH:
-        return Token(Kind.FINISH, replica)
-    message = message_of(action) if action.kind in SENDS else None
-    return None if message is None else Token(message, replica)
-
-
-def _times(token: Token, schedules: Sequence[Schedule]) -> int:
-    """Return how often a token must be given before it lets anyone go on."""
-    if token.what is Kind.AVERAGE:
-        return len(schedules)
-    if token.what is Kind.FINISH:
-        return schedules[token.number].stages
-    return 1
-
-
-def _deadlock(schedules: Sequence[Schedule], blocked: Sequence[Place]) -> str:
-    """Say who waits for whom, from the first worker that is blocked until one comes up again."""
-    givers: dict[Token, Place] = {}
-    for place in blocked:
-        actions = schedules[place.replica].workers[place.worker]
-        for action in actions[place.position :]:
-            token = _gives(place.replica, action)
-            if token is not None:
-                givers.setdefault(token, place)
-    place, seen, text = blocked[0], set[Place](), []
-    while place not in seen:
-        seen.add(place)
-        action = schedules[place.replica].workers[place.worker][place.position]
-        text.append(f"{_name(place, len(schedules))} waits in {action}")
-        awaited = _waits(place.replica, action)
-        if awaited is None or awaited not in givers:
-            return f"deadlock: {', for '.join(text)}, for what nobody does"
-        place = givers[awaited]
-    return f"deadlock: {', for '.join(text)}, for {_name(place, len(schedules))}"
-
-
-def _name(place: Place, replicas: int) -> str:
-    return f"worker {place.worker}" + (f" of replica {place.replica}" if replicas > 1 else "")
+def _tokens(replica: int, action: Action) -> tuple[_Token | None, _Token | None]:
+    """Return what an action waits for, and what it gives."""
+    kind = action.kind
+    if kind in SENDS:
+        return None, (kind, action.stage, action.peer, action.micro_batch, replica)
+    send = SEND_OF.get(kind)
+    if send is not None:
+        return (send, action.peer, action.stage, action.micro_batch, replica), None
+    if kind is Kind.AVERAGE:
+        return None, (kind, action.stage)
+    if kind is Kind.FINISH:
+        return (Kind.AVERAGE, action.stage), (kind, replica)
+    if kind is Kind.STEP:
+        return (Kind.FINISH, replica), None
+    return None, None

@@ -1,42 +1,27 @@
-"""Predicts when every action of a schedule starts and ends, from the very list that runs."""
+"""Predicts when every action of a schedule starts and ends, from the very list that runs.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+What waits is what `replay` says; how long it takes is what a `Machine` says:
+
+    message     leaves when its send is done and the link is free, arrives after latency + bytes / bandwidth
+    all-reduce  starts when a layer's last gradient is complete on every replica, the one before, of the same
+                rank, is done, and a cycle has passed; takes along every layer that is complete by then;
+                overlaps with whatever the rank does
+    STEP        needs FINISH of all stages of the replica, and an exchange of their norms
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
 
 from trainer.schedule.actions import Action, Kind, Schedule
-from trainer.schedule.replay import SEND_OF, Message, causal_order, message_of
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """When the actions happen, in the unit of the times that it was simulated with.
-
-    Attributes:
-        starts: By worker, in the order of its list: when the worker comes to the action.
-        ends: By worker, in the order of its list: when it goes on. A receive ends when the message is there.
-        busy: By worker, in the order of its list: how much of that it works, rather than waits.
-    """
-
-    starts: tuple[tuple[float, ...], ...]
-    ends: tuple[tuple[float, ...], ...]
-    busy: tuple[tuple[float, ...], ...]
-
-    @property
-    def makespan(self) -> float:
-        """Return when the last worker is done."""
-        return max((ends[-1] for ends in self.ends if ends), default=0.0)
-
-    @property
-    def bubble(self) -> float:
-        """Return the share of workers x makespan in which workers wait; 0 if nothing takes any time."""
-        total = len(self.ends) * self.makespan
-        return 1 - sum(map(sum, self.busy)) / total if total else 0.0
+from trainer.schedule.machine import Link, Machine, Network
+from trainer.schedule.replay import Wiring
+from trainer.schedule.timeline import AllReduce, Timeline
 
 
 def simulate(
     schedule: Schedule, forward: Sequence[float], backward: Sequence[float], message: float = 0.0
 ) -> Timeline:
-    """Return when the actions of one replica happen; takes O(actions).
+    """Return when the actions of one replica happen, where nothing else takes time.
 
     Args:
         schedule: What is done.
@@ -47,48 +32,138 @@ def simulate(
     Raises:
         ScheduleError: The schedule deadlocks.
     """
-    times = {Kind.FORWARD: forward, Kind.BACKWARD: backward}
-
-    def work(action: Action) -> float:
-        return times[action.kind][action.stage] if action.kind in times else 0.0
-
-    return simulate_with(schedule, work, lambda _: message)
+    work = {Kind.FORWARD: forward, Kind.BACKWARD: backward}
+    return simulate_on(Machine(work, network=Network(inside=Link(latency=message))), [schedule])[0]
 
 
-def simulate_with(
-    schedule: Schedule, work: Callable[[Action], float], travel: Callable[[Message], float]
-) -> Timeline:
-    """Return when the actions of one replica happen, with times of any kind.
+def simulate_on(machine: Machine, schedules: Sequence[Schedule]) -> list[Timeline]:
+    """Return when the actions of every replica happen; takes O(actions of replicas that differ).
 
     Args:
-        schedule: What is done.
-        work: How long an action keeps its worker.
-        travel: How long a message is under way once it is sent.
+        machine: What everything takes.
+        schedules: One for every replica, or one that stands for all of `machine.replicas`.
 
     Raises:
-        ScheduleError: The schedule deadlocks.
+        ScheduleError: The schedules deadlock.
     """
-    clocks = [0.0] * len(schedule.workers)
-    starts: list[list[float]] = [[] for _ in schedule.workers]
-    ends: list[list[float]] = [[] for _ in schedule.workers]
-    busy: list[list[float]] = [[] for _ in schedule.workers]
-    arrivals: dict[Message, float] = {}
-    finished = 0.0  # when the last stage's gradients are averaged; every STEP waits for it
-    for _, worker, index in causal_order([schedule]):
-        action = schedule.workers[worker][index]
-        start = ready = clocks[worker]
-        message = message_of(action)
-        if action.kind is Kind.STEP:
-            ready = max(start, finished)
-        elif message is not None and action.kind in SEND_OF:
-            ready = max(start, arrivals[message])
-        duration = work(action)
-        clocks[worker] = end = ready + duration
+    # Replicas with equal lists and equal links do the same at the same time.
+    patterns: dict[tuple[object, ...], int] = {}
+    kinds = [patterns.setdefault(_pattern(machine, *each), len(patterns)) for each in enumerate(schedules)]
+    firsts = [kinds.index(kind) for kind in range(len(patterns))]
+    simulation = _Simulation(machine, [schedules[replica] for replica in firsts], firsts)
+    timelines = simulation.run()
+    return [timelines[kind] for kind in kinds]
+
+
+def _pattern(machine: Machine, replica: int, schedule: Schedule) -> tuple[object, ...]:
+    """Return what two replicas have in common that do the same at the same time."""
+    workers = len(schedule.workers)
+    first, size = replica * workers, machine.network.ranks_per_node
+    nodes = (
+        () if size is None else tuple((first + worker) // size - first // size for worker in range(workers))
+    )
+    return id(schedule), nodes
+
+
+class _Simulation:
+    """The state of one simulation; see the module's text for its rules."""
+
+    def __init__(self, machine: Machine, schedules: Sequence[Schedule], replicas: Sequence[int]) -> None:
+        self._machine = machine
+        self._schedules = schedules
+        self._replicas = replicas
+        self._wiring = Wiring(schedules)
+        self._order = self._wiring.causal_order()
+        self._given = [0.0] * len(self._wiring.givers)  # when the last giver gave it
+        self._free: defaultdict[tuple[int, int, int], float] = defaultdict(float)  # a link, by its two ends
+        self._backward: dict[tuple[int, int], tuple[float, float]] = {}  # by replica and stage, the last one
+        self._complete: defaultdict[int, dict[int, list[float]]] = defaultdict(dict)  # by stage and replica
+        self._averaged: dict[int, list[float]] = {}  # by stage: when each of its buckets is
+        self._ring_free: defaultdict[int, float] = defaultdict(float)  # by worker
+
+    def run(self) -> list[Timeline]:
+        """Return the timeline of every replica."""
+        given, work = self._given, dict(self._machine.work)
+        numbers = {(replica, worker): n for n, (replica, worker, *_) in enumerate(self._wiring.lists)}
+        lists = self._wiring.lists
+        clocks = [0.0] * len(lists)
+        starts: list[list[float]] = [[] for _ in lists]
+        ends: list[list[float]] = [[] for _ in lists]
+        busy: list[list[float]] = [[] for _ in lists]
+        for replica, worker, position in self._order:
+            number = numbers[replica, worker]
+            _, _, waits, gives = lists[number]
+            action = self._schedules[replica].workers[worker][position]
+            kind = action.kind
+            start = ready = clocks[number]
+            if waits[position] >= 0:
+                ready = max(start, given[waits[position]])
+            durations = work.get(kind)
+            duration = durations[action.stage] if durations else 0.0
+            clocks[number] = end = ready + duration
+            if kind is Kind.BACKWARD:
+                self._backward[replica, action.stage] = ready, end
+            if gives[position] >= 0:
+                moment = self._give(action, replica, worker, end)
+                given[gives[position]] = max(given[gives[position]], moment)
+            starts[number].append(start)
+            ends[number].append(end)
+            busy[number].append(duration)
+        return [self._timeline(replica, starts, ends, busy) for replica in range(len(self._schedules))]
+
+    def _give(self, action: Action, replica: int, worker: int, end: float) -> float:
+        """Return when what an action gives is there."""
+        if action.kind is Kind.AVERAGE:
+            return self._average(action.stage, replica, worker, end)
         if action.kind is Kind.FINISH:
-            finished = max(finished, end)
-        elif message is not None and action.kind not in SEND_OF:
-            arrivals[message] = end + travel(message)
-        starts[worker].append(start)
-        ends[worker].append(end)
-        busy[worker].append(duration)
-    return Timeline(*(tuple(map(tuple, lists)) for lists in (starts, ends, busy)))
+            return end + self._machine.exchange
+        return self._send(action, replica, worker, end)
+
+    def _send(self, action: Action, replica: int, worker: int, end: float) -> float:
+        target = self._schedules[replica].placement[action.peer]
+        if target == worker:
+            return end
+        machine, workers = self._machine, len(self._schedules[replica].workers)
+        first = self._replicas[replica] * workers
+        latency, bandwidth = machine.network.link(first + worker, first + target)
+        way = replica, worker, target
+        size = machine.message_bytes.get((action.kind, action.stage, action.peer), 0)
+        self._free[way] = gone = max(end, self._free[way]) + size / bandwidth
+        return gone + latency
+
+    def _average(self, stage: int, replica: int, worker: int, end: float) -> float:
+        """Take in that a replica's gradients of a stage are complete; once all are, let the ring go round."""
+        machine = self._machine
+        buckets = machine.buckets[stage] if machine.buckets else ()
+        began, done = self._backward.get((replica, stage), (end, end))
+        everyone = self._complete[stage]
+        everyone[replica] = [
+            end if bucket.share is None else began + bucket.share * (done - began) for bucket in buckets
+        ]
+        if len(everyone) < len(self._schedules):
+            return end
+        complete = [max(starts) for starts in zip(*everyone.values(), strict=True)]
+        averaged = self._averaged.setdefault(stage, [])
+        while len(averaged) < len(buckets):
+            first = len(averaged)
+            begin = max(self._ring_free[worker], complete[first]) + machine.cycle
+            ready = sum(moment <= begin for moment in complete)  # they are in the order of starting
+            sizes = [bucket.bytes for bucket in buckets[first:ready]]
+            self._ring_free[worker] = begin + machine.all_reduce(sum(sizes))
+            averaged += [self._ring_free[worker]] * len(sizes)
+        return max(end, *averaged) if averaged else end
+
+    def _timeline(self, replica: int, *columns: Sequence[Sequence[float]]) -> Timeline:
+        numbers = [number for number, (of, *_) in enumerate(self._wiring.lists) if of == replica]
+        starts, ends, busy = (tuple(tuple(column[number]) for number in numbers) for column in columns)
+        reduces = tuple(self._all_reduces(replica, worker) for worker in range(len(numbers)))
+        return Timeline(starts, ends, busy, reduces, overhead=self._machine.begin + self._machine.end)
+
+    def _all_reduces(self, replica: int, worker: int) -> tuple[AllReduce, ...]:
+        placement, buckets = self._schedules[replica].placement, self._machine.buckets
+        return tuple(
+            AllReduce(bucket.layer, bucket.bytes, start, end)
+            for stage, ends in self._averaged.items()
+            if placement[stage] == worker and buckets
+            for bucket, start, end in zip(buckets[stage], self._complete[stage][replica], ends, strict=True)
+        )

@@ -1,0 +1,196 @@
+"""What a machine takes, learnt from steps that were observed on it.
+
+work      how long an action kept its worker: the mean within a step, the median of steps
+links     how long messages that someone waited for were under way, against their bytes
+ring      how long all-reduces took once every replica had joined, against their bytes
+buckets   how much of the stage's last backward was done when an all-reduce started
+"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+from trainer.schedule.actions import SENDS, Kind
+from trainer.schedule.machine import Bucket, Link, Machine, Network
+from trainer.schedule.replay import SEND_OF, message_of
+from trainer.schedule.timeline import RankTimeline
+
+_WAITED = 20e-6  # seconds; a receive that waits for less did not see its message arrive
+_SAME = 1e-3  # seconds; all-reduces that end closer together went as one
+_SPREAD = 1.5  # sizes closer to each other than this factor tell nothing about bandwidth
+
+Channel = tuple[Kind, int, int]  # the sending end's kind, source stage, target stage
+Point = tuple[int, float]  # bytes, seconds
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one rank has seen, and tells the others of its group.
+
+    Attributes:
+        work: Seconds of an action, by kind and stage.
+        begin: Seconds before a step's first action.
+        end: Seconds after its last one.
+        step: One usual step, the same on all ranks, all on one clock.
+        clock_error: How far this rank's clock may be off the first one's, in seconds.
+        sizes: Bytes of the messages that it sends, by channel.
+        reduced: Bytes and seconds of all-reduces, see `reduce_points`.
+        buckets: Of its stages.
+    """
+
+    work: Mapping[tuple[Kind, int], float]
+    begin: float
+    end: float
+    step: RankTimeline
+    clock_error: float = 0.0
+    sizes: Mapping[Channel, int] = field(default_factory=dict)
+    reduced: Sequence[Point] = ()
+    buckets: Mapping[int, Sequence[Bucket]] = field(default_factory=dict)
+
+
+def calibrate(
+    ranks: Sequence[Seen],
+    stages: int,
+    *,
+    replicas: int = 1,
+    first: int = 0,
+    ranks_per_node: int | None = None,
+) -> Machine:
+    """Return the machine on which the ranks of a group have seen what they have seen.
+
+    Args:
+        ranks: What each rank of one group has seen.
+        stages: The number of stages.
+        replicas: How many groups there are.
+        first: The number in the world of the group's first rank.
+        ranks_per_node: How many ranks a node has; None: all of them.
+    """
+    work: dict[Kind, list[float]] = defaultdict(lambda: [0.0] * stages)
+    buckets: list[Sequence[Bucket]] = [()] * stages
+    sizes: dict[Channel, int] = {}
+    for rank in ranks:
+        for (kind, stage), seconds in rank.work.items():
+            work[kind][stage] = seconds
+        for stage, of_stage in rank.buckets.items():
+            buckets[stage] = of_stage
+        sizes |= rank.sizes
+    network = Network(ranks_per_node=ranks_per_node)
+    inside, between = _travels([rank.step for rank in ranks], sizes, network, first)
+    cycle, bandwidth = fit_link([point for rank in ranks for point in rank.reduced])
+    return Machine(
+        work=dict(work),
+        message_bytes=sizes,
+        network=Network(fit_link(inside), fit_link(between or inside), ranks_per_node),
+        buckets=buckets if any(buckets) else (),
+        ring=Link(bandwidth=bandwidth * 2 * (replicas - 1) / replicas if replicas > 1 else inf),
+        cycle=cycle,
+        replicas=replicas,
+        exchange=min((_waited_in_step(rank.step) for rank in ranks), default=0.0),
+        begin=statistics.fmean(rank.begin for rank in ranks),
+        end=statistics.fmean(rank.end for rank in ranks),
+    )
+
+
+def work_times(steps: Iterable[RankTimeline]) -> dict[tuple[Kind, int], float]:
+    """Return the seconds that actions of a kind keep a rank, by kind and stage.
+
+    The mean within a step keeps its total; the median of steps leaves out what happened once.
+    """
+    means: dict[tuple[Kind, int], list[float]] = defaultdict(list)
+    for step in steps:
+        durations: dict[tuple[Kind, int], list[float]] = defaultdict(list)
+        for action, times in zip(step.actions, step.times, strict=True):
+            durations[action.kind, action.stage].append(times.end - times.ready)
+        for key, seconds in durations.items():
+            means[key].append(statistics.fmean(seconds))
+    return {key: statistics.median(seconds) for key, seconds in means.items()}
+
+
+def stage_buckets(step: RankTimeline, stage_of: Mapping[str, int]) -> dict[int, list[Bucket]]:
+    """Return what a rank averages, by stage.
+
+    Args:
+        step: A step of the rank.
+        stage_of: The stage of every layer, by the layer's name.
+    """
+    last_backward = {
+        action.stage: times
+        for action, times in zip(step.actions, step.times, strict=True)
+        if action.kind is Kind.BACKWARD
+    }
+    buckets: dict[int, list[Bucket]] = defaultdict(list)
+    for reduce in sorted(step.all_reduces, key=lambda reduce: reduce.start):
+        stage = stage_of[reduce.layer]
+        _, ready, end = last_backward[stage]
+        share = (reduce.start - ready) / (end - ready)
+        buckets[stage].append(Bucket(reduce.layer, reduce.bytes, share if 0 <= share <= 1 else None))
+    return dict(buckets)
+
+
+def reduce_points(step: RankTimeline, seconds: Sequence[float]) -> list[Point]:
+    """Return bytes and seconds of what a rank's ring did at a time; Horovod joins what comes close together.
+
+    Args:
+        step: A step of the rank.
+        seconds: Of each of its all-reduces, the least of any replica: who joins last waits for nobody.
+    """
+    points: list[Point] = []
+    free = end = -inf
+    for reduce, took in zip(step.all_reduces, seconds, strict=True):
+        if reduce.end - end > _SAME:
+            free, end = end, reduce.end
+            points.append((reduce.bytes, end - max(free, end - took)))
+        else:  # together with the one before, which started first
+            points[-1] = points[-1][0] + reduce.bytes, points[-1][1]
+    return points
+
+
+def fit_link(points: Sequence[Point]) -> Link:
+    """Return the link that fits the points best: seconds = latency + bytes / bandwidth, by least squares.
+
+    Where all sizes are much the same the median of the seconds counts as latency: it predicts these sizes,
+    and no others.
+    """
+    if not points:
+        return Link()
+    sizes = [size for size, _ in points]
+    times = [max(seconds, 0.0) for _, seconds in points]
+    if max(sizes) > _SPREAD * min(sizes):
+        fit = statistics.linear_regression(sizes, times)
+        if fit.slope > 0:
+            return Link(max(fit.intercept, 0.0), 1 / fit.slope)
+    return Link(statistics.median(times))
+
+
+def _travels(
+    ranks: Sequence[RankTimeline], sizes: Mapping[Channel, int], network: Network, first: int
+) -> tuple[list[Point], list[Point]]:
+    """Return the messages that were waited for, inside nodes and between them: bytes and seconds."""
+    sent = {
+        message_of(action): (first + number, times.end)
+        for number, rank in enumerate(ranks)
+        for action, times in zip(rank.actions, rank.times, strict=True)
+        if action.kind in SENDS
+    }
+    inside: list[Point] = []
+    between: list[Point] = []
+    for number, rank in enumerate(ranks, first):
+        for action, times in zip(rank.actions, rank.times, strict=True):
+            message = message_of(action) if action.kind in SEND_OF else None
+            if message is None or message not in sent or times.ready - times.start < _WAITED:
+                continue
+            source, gone = sent[message]
+            point = sizes.get((message.kind, message.source, message.target), 0), times.ready - gone
+            (between if network.crosses(source, number) else inside).append(point)
+    return inside, between
+
+
+def _waited_in_step(step: RankTimeline) -> float:
+    """Return how long a rank waited for the others' norms; who came last waited for the exchange alone."""
+    return sum(
+        times.ready - times.start
+        for action, times in zip(step.actions, step.times, strict=True)
+        if action.kind is Kind.STEP
+    )

@@ -1,0 +1,114 @@
+"""When the actions of a step happen: the same for a step that was measured and for one that was simulated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from trainer.schedule.actions import Action, Schedule
+
+
+class Times(NamedTuple):
+    """When one action happened, in seconds; of an observed one, of `time.perf_counter`.
+
+    Attributes:
+        start: The rank came to it.
+        ready: What it waits for was there.
+        end: It was done. On a GPU: it was handed over, for the host runs ahead of the device.
+    """
+
+    start: float
+    ready: float
+    end: float
+
+
+class AllReduce(NamedTuple):
+    """One all-reduce over the replicas: of a layer's gradients.
+
+    Attributes:
+        layer: The layer's name.
+        bytes: The size of what is sent, compressed if it is.
+        start: When this rank handed it over, in seconds.
+        end: When it was done; of an observed one, when this rank first saw it: it looks behind every layer.
+    """
+
+    layer: str
+    bytes: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class RankTimeline:
+    """What one rank did in a step; times are seconds since the step's begin, on one clock for all ranks.
+
+    Attributes:
+        actions: Its list of actions.
+        times: When each was come to, could begin, and was done.
+        all_reduces: Those of its layers' gradients, which overlap with the actions.
+    """
+
+    actions: tuple[Action, ...]
+    times: tuple[Times, ...]
+    all_reduces: tuple[AllReduce, ...] = ()
+
+    @property
+    def waited(self) -> float:
+        """Return the seconds in which the rank waited for others."""
+        return sum(times.ready - times.start for times in self.times)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When the actions of a replica happen, in the unit of the times that it was simulated with.
+
+    Attributes:
+        starts: By worker, in the order of its list: when the worker comes to the action.
+        ends: By worker, in the order of its list: when it goes on. A receive ends when the message is there.
+        busy: By worker, in the order of its list: how much of that it works, rather than waits.
+        all_reduces: By worker, in the order in which they start.
+        overhead: What a step takes before the first and after the last action.
+    """
+
+    starts: tuple[tuple[float, ...], ...]
+    ends: tuple[tuple[float, ...], ...]
+    busy: tuple[tuple[float, ...], ...]
+    all_reduces: tuple[tuple[AllReduce, ...], ...] = ()
+    overhead: float = 0.0
+
+    @property
+    def makespan(self) -> float:
+        """Return when the last worker is done with its last action."""
+        return max((ends[-1] for ends in self.ends if ends), default=0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the whole step takes."""
+        return self.makespan + self.overhead
+
+    @property
+    def bubble(self) -> float:
+        """Return the share of workers x step time in which workers wait; 0 if nothing takes any time."""
+        total = len(self.ends) * self.makespan
+        idle = total - sum(map(sum, self.busy))
+        return idle / (total + len(self.ends) * self.overhead) if total else 0.0
+
+    def by_rank(self, schedule: Schedule, begin: float = 0.0) -> tuple[RankTimeline, ...]:
+        """Return the same by rank, shifted to begin at a time."""
+        return tuple(
+            RankTimeline(
+                actions,
+                tuple(
+                    Times(begin + start, begin + end - busy, begin + end)
+                    for start, end, busy in zip(*columns, strict=True)
+                ),
+                tuple(
+                    reduce._replace(start=begin + reduce.start, end=begin + reduce.end) for reduce in reduces
+                ),
+            )
+            for actions, *columns, reduces in zip(
+                schedule.workers, self.starts, self.ends, self.busy, self._reduces(), strict=True
+            )
+        )
+
+    def _reduces(self) -> Sequence[tuple[AllReduce, ...]]:
+        return self.all_reduces or [()] * len(self.ends)
