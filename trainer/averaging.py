@@ -5,6 +5,7 @@ pipeline still drains. The loss is scaled by 1 / the global count before the bac
 over replicas is the gradient of the global mean, whatever share of the batch each replica has.
 """
 
+import time
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from trainer.errors import UserError
 from trainer.pipeline.stage import BuiltLayer
+from trainer.schedule.timeline import AllReduce
 from trainer.waiting import wait
 from trainer.world import horovod
 
@@ -44,10 +46,14 @@ class OneReplica:
 
     def __init__(self) -> None:
         self.waited = 0.0
+        self.all_reduces: list[AllReduce] = []
 
     def start(self, layer: BuiltLayer) -> None:
         """Complete the gradients, as with several replicas."""
         gradients_of(layer)
+
+    def progress(self) -> None:
+        """Do nothing."""
 
     def finish(self, layer: BuiltLayer) -> None:
         """Do nothing."""
@@ -63,10 +69,12 @@ class HorovodAveraging:
 
     def __init__(self, op: str, compression: str) -> None:
         self.waited = 0.0
+        self.all_reduces: list[AllReduce] = []
         self._horovod = horovod()
         self._op = {"average": self._horovod.Sum, "adasum": self._horovod.Adasum}[op]
         self._compression = getattr(self._horovod.Compression, compression)
         self._under_way: dict[str, tuple[Any, list[Tensor], list[Tensor], list[Any]]] = {}
+        self._unseen: dict[str, tuple[Any, int, float]] = {}  # not known to be done: handle, bytes, start
 
     def start(self, layer: BuiltLayer) -> None:
         """Start to average the gradients of the parameters that the layer owns and trains."""
@@ -76,6 +84,15 @@ class HorovodAveraging:
         compressed, contexts = zip(*map(self._compression.compress, gradients), strict=True)
         handle = self._horovod.grouped_allreduce_async_(list(compressed), name=layer.name, op=self._op)
         self._under_way[layer.name] = handle, gradients, list(compressed), list(contexts)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in compressed)
+        self._unseen[layer.name] = handle, size, time.perf_counter()
+
+    def progress(self) -> None:
+        """Look which all-reduces are done, and note it."""
+        for name, (handle, size, start) in list(self._unseen.items()):
+            if self._horovod.poll(handle):
+                del self._unseen[name]
+                self.all_reduces.append(AllReduce(name, size, start, time.perf_counter()))
 
     def finish(self, layer: BuiltLayer) -> None:
         """Wait for the layer's all-reduce without spinning, and put the result into the gradients."""
@@ -83,6 +100,7 @@ class HorovodAveraging:
             return
         handle, gradients, compressed, contexts = self._under_way.pop(layer.name)
         self.waited += wait(lambda: self._horovod.poll(handle))
+        self.progress()
         self._horovod.synchronize(handle)
         for gradient, small, context in zip(gradients, compressed, contexts, strict=True):
             if small is not gradient:

@@ -7,10 +7,11 @@ from pathlib import Path
 from trainer.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
 from trainer.errors import UserError
 from trainer.evaluation import evaluate
+from trainer.forecast import Forecast
 from trainer.generation import generate
 from trainer.metrics.folder import RunFolder
 from trainer.metrics.progress import Display, build_display
-from trainer.metrics.table import layout_table
+from trainer.metrics.table import headline, layout_table
 from trainer.metrics.trace import build_trace
 from trainer.run import Run
 from trainer.schedule.draw import draw_text
@@ -34,16 +35,17 @@ def train(run: Run) -> None:
         if cost.warning:
             display.say(f"note: layer {cost.name}: {cost.warning}")
     display.say(f"run folder: {folder.path}{came_from}")
-    stepper, prediction = Stepper(run, steps), run.prediction()
+    stepper, forecast = Stepper(run, steps), Forecast(run)
     trace = build_trace(run)
-    folder.write_text("schedule.txt", draw_text(run.schedule(len(run.micro_batches)), prediction))
+    folder.write_text("schedule.txt", draw_text(run.schedule(len(run.micro_batches)), forecast.timeline))
     first, saved, buffers = step + 1, step, run.statistics.versions_of_others()
     while step < steps:
         result = stepper.run(step + 1, position)
         step, position = step + 1, position + config.batch.global_size
-        _write(folder, step, result, prediction.bubble, config.batch.global_size)
+        _write(folder, step, result, forecast.timeline.bubble, config.batch.global_size)
         display.step(step, result)
         trace.add(step)
+        forecast.add(step)
         if step == first:
             _note_changed_buffers(run, display, buffers)
         if _due(step, config.eval.every) and step < steps:
@@ -55,6 +57,9 @@ def train(run: Run) -> None:
     if saved != step:
         _save(run, folder, step, position)
     trace.write(folder.path / "trace.json")
+    timeline = forecast.step_timeline(headline(run))
+    if timeline is not None and run.world.rank == 0:
+        timeline.save(folder.path / "timeline.json")
     text = generate(run)
     if text is not None:
         display.say(f"the model writes:\n{text}")

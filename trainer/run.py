@@ -1,5 +1,6 @@
 """A run, put together from the configuration: everything that training, evaluation and generation share."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -19,7 +20,7 @@ from trainer.models.build import build_model
 from trainer.models.freeze import freeze
 from trainer.optimization import build_optimizer, check_groups
 from trainer.pipeline.build import build_layer
-from trainer.pipeline.engine import Engine
+from trainer.pipeline.engine import Engine, Gradients
 from trainer.pipeline.mpi_transport import MpiTransport
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import BuiltLayer, Stage
@@ -29,7 +30,8 @@ from trainer.pipeline.transport import LocalTransport, Transport
 from trainer.schedule.actions import Action, Schedule
 from trainer.schedule.assemble import training_schedule
 from trainer.schedule.merge import by_rank
-from trainer.schedule.simulate import Timeline, simulate
+from trainer.schedule.simulate import simulate
+from trainer.schedule.timeline import Timeline
 from trainer.schedule.validate import validate
 from trainer.world import Groups, World, horovod, versions
 
@@ -56,6 +58,7 @@ class Run:
         statistics: Batch normalisation's, of these layers.
         optimizer: Of their parameters; None where there are none to train.
         randomness: What a forward's random numbers follow from.
+        transport: Carries what goes to other ranks of the group.
         engine: Runs schedules on the stages.
         sizes: The size in samples of every micro-batch of the global batch.
     """
@@ -115,6 +118,11 @@ class Run:
         if self.groups.model_parallel.size > 1:
             rank_of = [self.layout.group_rank_of(stage) for stage in range(self.layout.stages)]
             remote = MpiTransport(self.groups.model_parallel, rank_of, device_of)
+        self.transport = remote
+        averaging, several = config.averaging, self.layout.replicas > 1
+        gradients: Gradients = OneReplica()
+        if several:
+            gradients = HorovodAveraging(averaging.op, averaging.compression)
         last = self.layout.stages - 1
         self.stages = {
             stage: Stage(
@@ -123,21 +131,19 @@ class Run:
                 device_of[stage],
                 loss=self.model.loss if stage == last else None,
                 randomness=self.randomness,
-                between=remote.progress,
+                between=_both(remote.progress, gradients.progress),
             )
             for stage in mine
         }
         self.layers: list[BuiltLayer] = [layer for stage in self.stages.values() for layer in stage.layers]
         self.statistics = RunningStatistics(self.layers)
         self.optimizer = build_optimizer(config.optimizer, self.layers)
-        averaging = config.averaging
-        several = self.layout.replicas > 1
         self.engine = Engine(
             self.stages,
             last_stage=last,
             local=local,
             remote=remote,
-            gradients=HorovodAveraging(averaging.op, averaging.compression) if several else OneReplica(),
+            gradients=gradients,
             ties=TiedParameters(self.stages, layers, self.cut.stage_of),
         )
 
@@ -173,3 +179,11 @@ class Run:
         inputs = self.data.training.inputs(np.zeros(1, dtype=np.int64))
         assert isinstance(inputs, Tensor)
         return inputs.shape[1]
+
+
+def _both(one: Callable[[], None], other: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        one()
+        other()
+
+    return call

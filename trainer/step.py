@@ -118,7 +118,8 @@ class Stepper:
 
         clear_gradients(run.layers)
         run.engine.train(self._actions, source, scale, update)
-        return StepResult(lr=lr, seconds=time.perf_counter() - start, **vars(told[0]))
+        run.engine.observed.begin, run.engine.observed.end = start, time.perf_counter()
+        return StepResult(lr=lr, seconds=run.engine.observed.seconds, **vars(told[0]))
 
     def _count(self, source: MicroBatches) -> tuple[int, float]:
         """Return the global count and what losses are scaled by; on ranks without the last stage 0 and 1."""

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.metrics.clock import Offset, clock_offset
-from trainer.pipeline.observed import Observed, Times
+from trainer.pipeline.observed import Observed
 from trainer.run import Run
 from trainer.schedule.actions import RECEIVES, SENDS, Action, Kind
 from trainer.schedule.replay import message_of
+from trainer.schedule.timeline import Times
 
 _SHORTEST_WAIT = 20e-6  # seconds; shorter ones are no bars
 _NAMES = {

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from trainer.models.model import Activation
 from trainer.pipeline.activation import Nest, flatten, unflatten
-from trainer.pipeline.observed import Observed, Times
+from trainer.pipeline.observed import Observed
 from trainer.pipeline.source import Source
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import Transport
 from trainer.schedule.actions import Action, Kind
+from trainer.schedule.timeline import AllReduce, Times
 
 # Takes the sums of the losses, updates the weights, and returns the seconds in which it waited for others.
 Update = Callable[[Mapping[int, Tensor]], float]
@@ -26,12 +27,17 @@ class Gradients(Protocol):
 
     Attributes:
         waited: Seconds that this rank has waited for other replicas, ever.
+        all_reduces: Those of the step under way that are done.
     """
 
     waited: float
+    all_reduces: list[AllReduce]
 
     def start(self, layer: BuiltLayer) -> None:
         """Start to average a layer's gradients; they are complete."""
+
+    def progress(self) -> None:
+        """Take note of what is done; called behind every layer."""
 
     def finish(self, layer: BuiltLayer) -> None:
         """Return when the layer's gradients are averaged."""
@@ -148,7 +154,8 @@ class Engine:
             stage.train(training)
         signatures = source.signatures() if 0 in self._stages else None
         self._remote.begin(actions, signatures, "training" if training else "inference")
-        self.observed = Observed(actions)
+        self.observed = Observed(actions=actions)
+        self._averaging.all_reduces = self.observed.all_reduces
         clock, note = time.perf_counter, self.observed.times.append
         with torch.set_grad_enabled(training):
             for action in actions:

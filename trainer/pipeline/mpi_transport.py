@@ -73,6 +73,7 @@ class MpiTransport:
         self._signatures: Sequence[Hashable] = ()
         self._told: bytes = b""
         self._structures: dict[_Key, Structure] = {}
+        self.sizes: dict[tuple[Kind, int, int], int] = {}
         self._sends: deque[tuple[MPI.Request, Any]] = deque()  # each with the memory it reads
         self._expected: dict[Channel, deque[Action]] = {}
         self._posted: dict[Channel, deque[_Receive]] = {}
@@ -99,6 +100,7 @@ class MpiTransport:
         target, tag = self._rank_of[action.peer], self._tag(key[0])
         if known is None:
             self._structures[key] = shape
+            self._note_size(action, shape)
             self._start(pickle.dumps(shape), target, tag)
         elif known != shape:
             raise RuntimeError(
@@ -153,6 +155,11 @@ class MpiTransport:
         self._group.wake(*others)
         self._told = message
         return signatures
+
+    def _note_size(self, action: Action, shape: Structure) -> None:
+        channel = action.kind, action.stage, action.peer
+        size = sum(spec.bytes for spec in shape.tensors)
+        self.sizes[channel] = max(size, self.sizes.get(channel, 0))
 
     def _start(self, data: Any, target: int, tag: int) -> None:
         request = self._comm.Isend([data, self._mpi.BYTE], target, tag)

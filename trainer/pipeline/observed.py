@@ -2,31 +2,39 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from trainer.schedule.actions import Action
-
-
-class Times(NamedTuple):
-    """When one action happened, in seconds of `time.perf_counter`.
-
-    Attributes:
-        start: The rank came to it.
-        ready: What it waits for was there.
-        end: It was done. On a GPU: it was handed over, for the host runs ahead of the device.
-    """
-
-    start: float
-    ready: float
-    end: float
+from trainer.schedule.timeline import AllReduce, RankTimeline, Times
 
 
 @dataclass
 class Observed:
-    """The actions of one step and their times, in the order in which they were done."""
+    """The actions of one step and their times, in the order in which they were done.
+
+    Attributes:
+        actions: The actions of this rank.
+        times: Those of the actions, one each.
+        all_reduces: Those that the step started, in the order in which they were done.
+        begin: When the step began, in seconds of `time.perf_counter`.
+        end: When it was over.
+    """
 
     actions: Sequence[Action] = ()
     times: list[Times] = field(default_factory=list)
+    all_reduces: list[AllReduce] = field(default_factory=list)
+    begin: float = 0.0
+    end: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the step took."""
+        return self.end - self.begin
+
+    def timeline(self, shift: float = 0.0) -> RankTimeline:
+        """Return the same, with times moved by some seconds."""
+        times = (Times(*(moment + shift for moment in times)) for times in self.times)
+        reduces = (r._replace(start=r.start + shift, end=r.end + shift) for r in self.all_reduces)
+        return RankTimeline(tuple(self.actions), tuple(times), tuple(reduces))
 
     @property
     def waited(self) -> float:

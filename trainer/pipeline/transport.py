@@ -25,9 +25,11 @@ class Transport(Protocol):
 
     Attributes:
         waited: Seconds that this rank has waited in receives, ever.
+        sizes: The bytes of the largest message that was sent, by the send's kind, stage and peer.
     """
 
     waited: float
+    sizes: dict[tuple[Kind, int, int], int]
 
     def begin(self, actions: Sequence[Action], signatures: Sequence[Hashable] | None, mode: str) -> None:
         """Prepare for a schedule's messages, and post the first receives.
@@ -57,6 +59,7 @@ class LocalTransport:
 
     def __init__(self, devices: Mapping[int, torch.device]) -> None:
         self.waited = 0.0
+        self.sizes: dict[tuple[Kind, int, int], int] = {}  # what stays in a process is no message
         self._devices = devices
         self._queues: dict[Channel, deque[tuple[list[Tensor], Nest]]] = {}
 
