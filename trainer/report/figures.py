@@ -1,0 +1,43 @@
+"""`python -m trainer.report.figures`: the schedules that the docs show, drawn from the code that runs."""
+
+import argparse
+from pathlib import Path
+
+from trainer.report.gantt import schedules_gantt
+from trainer.report.style import FORMATS, save
+from trainer.schedule.assemble import training_schedule
+from trainer.schedule.orders import ORDERS
+from trainer.schedule.simulate import simulate
+
+STAGES, MICRO_BATCHES = 4, 8
+FORWARD, BACKWARD = 1.0, 2.0  # a backward computes two gradients, each as costly as the forward
+
+
+def main() -> None:
+    """Draw every schedule, alone and all together; running it again changes nothing."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.report.figures", description=__doc__)
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("docs/figures"), help="where to (default: docs/figures)"
+    )
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=FORMATS, help="default: all")
+    given = parser.parse_args()
+    for file in draw(given.folder, given.format):
+        print(file)
+
+
+def draw(folder: Path, formats: tuple[str, ...] = FORMATS) -> list[Path]:
+    """Draw the schedules into a folder; return the files."""
+    schedules = [training_schedule(name, STAGES, MICRO_BATCHES) for name in ORDERS]
+    simulated = [(each, simulate(each, [FORWARD] * STAGES, [BACKWARD] * STAGES)) for each in schedules]
+    step = (
+        f"a step of {STAGES} stages and {MICRO_BATCHES} micro-batches, a backward twice as long as a forward"
+    )
+    files = save(schedules_gantt(simulated, f"Schedules: {step}"), folder / "schedules", formats)
+    for schedule, timeline in simulated:
+        figure = schedules_gantt([(schedule, timeline)], f"{schedule.name}: {step}")
+        files += save(figure, folder / f"schedule-{schedule.name}", formats)
+    return files
+
+
+if __name__ == "__main__":
+    main()
