@@ -29,7 +29,8 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train verify bench-schedule test lint types format wheels clean
+.PHONY: help setup train verify report figures bench-schedule bench-pipeline bench-data bench-hybrid \
+	setup-deepspeed test lint types format wheels clean
 
 ##@ Use
 help: ## List the targets
@@ -47,9 +48,28 @@ train: setup ## Train on NP ranks (default 4: 2 replicas x 2 stages); ARGS are t
 verify: setup ## Show on NP ranks that the layout does not change the training of the model that ARGS choose
 	$(IN_VENV) horovodrun -np $(NP) .venv/bin/python -m trainer.verify $(ARGS)
 
+report: setup ## Draw a run: RUN=runs/...
+	$(IN_VENV) .venv/bin/python -m trainer.report $(RUN) $(ARGS)
+
 ##@ Benchmarks
 bench-schedule: setup ## True schedules on layers that sleep, in turns with torch's (ARGS="--ranks 4 8 16")
 	$(IN_VENV) .venv/bin/python -m trainer.bench.schedule $(ARGS)
+
+bench-pipeline: setup ## A pipeline of GPT stages beside torch.distributed.pipelining and DeepSpeed, in turns
+	$(IN_VENV) .venv/bin/python -m trainer.bench.peers pipeline $(ARGS)
+
+bench-data: setup ## Replicas of a GPT beside DistributedDataParallel, in turns
+	$(IN_VENV) .venv/bin/python -m trainer.bench.peers data $(ARGS)
+
+bench-hybrid: setup ## Replicated pipelines beside torch's with DistributedDataParallel, and DeepSpeed's, in turns
+	$(IN_VENV) .venv/bin/python -m trainer.bench.peers hybrid $(ARGS)
+
+setup-deepspeed: setup ## Make .venv-deepspeed, for DeepSpeed to take part in these benches
+	$(PYTHON) -m venv .venv-deepspeed
+	.venv-deepspeed/bin/pip install --quiet numpy omegaconf \
+		torch==$$(.venv/bin/python -c 'import torch; print(torch.__version__.partition("+")[0])')
+	DS_ACCELERATOR=cpu DS_BUILD_OPS=0 .venv-deepspeed/bin/pip install --quiet --no-build-isolation \
+		deepspeed==0.19.8
 
 ##@ Clusters
 wheels: ## Fill a folder (WHEELS=wheels) for machines without network; PYTHON_VERSION=3.12 for theirs
@@ -69,6 +89,9 @@ types: setup ## Check types
 format: setup ## Format the code and fix what can be fixed
 	@$(IN_VENV) .venv/bin/python -m ruff check --fix; .venv/bin/python -m ruff format
 
+figures: setup ## Draw the pictures of docs/ anew
+	$(IN_VENV) .venv/bin/python -m trainer.report.figures docs/figures
+
 clean: ## Remove .venv and what tools left; keeps runs/, wheels/ and the cache of built wheels
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv .venv-deepspeed build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

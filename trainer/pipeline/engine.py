@@ -72,6 +72,7 @@ class Engine:
         ties: The tied parameters of this rank's stages.
 
     Attributes:
+        remote: Carries what goes to other ranks of the group.
         observed: The times of the actions that were run last, or are being run.
     """
 
@@ -88,7 +89,7 @@ class Engine:
         self._stages = stages
         self._last_stage = last_stage
         self._local = local
-        self._remote = remote
+        self.remote = remote
         self._averaging = gradients
         self._ties = ties
         self._run: _Run
@@ -116,7 +117,7 @@ class Engine:
     @property
     def waited(self) -> float:
         """Return the seconds that this rank has waited for others, ever."""
-        return self._remote.waited + self._averaging.waited + self._waited_in_updates
+        return self.remote.waited + self._averaging.waited + self._waited_in_updates
 
     def train(
         self,
@@ -153,7 +154,7 @@ class Engine:
         for stage in self._stages.values():
             stage.train(training)
         signatures = source.signatures() if 0 in self._stages else None
-        self._remote.begin(actions, signatures, "training" if training else "inference")
+        self.remote.begin(actions, signatures, "training" if training else "inference")
         self.observed = Observed(actions=actions)
         self._averaging.all_reduces = self.observed.all_reduces
         clock, note = time.perf_counter, self.observed.times.append
@@ -162,11 +163,11 @@ class Engine:
                 start, waited = clock(), self.waited
                 self._do[action.kind](action)
                 note(Times(start, start + self.waited - waited, clock()))
-        self._remote.finish()
+        self.remote.finish()
         return self._run.losses
 
     def _route(self, action: Action) -> Transport:
-        return self._local if action.peer in self._stages else self._remote
+        return self._local if action.peer in self._stages else self.remote
 
     def _forward(self, action: Action) -> None:
         stage, i = self._stages[action.stage], action.micro_batch

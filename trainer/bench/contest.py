@@ -1,0 +1,182 @@
+"""Contestants, all started once, that take turns: the others' processes are stopped meanwhile.
+
+A machine's speed drifts by more than what is to be told apart. So every round asks everyone in turn, seconds
+apart, and what counts is the ratio within a round.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from trainer.bench.contestant import SOCKET
+
+_PATIENCE = 300.0  # seconds for ranks to start, or to do the steps of a turn
+_WARM_UP = 3  # steps
+# Freed memory stays with the process, as the trainer sees to by itself.
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Who takes part.
+
+    Attributes:
+        name: What the table calls it.
+        command: What starts its ranks.
+        copies: How often it is started: once where the command is a launcher, else once a rank.
+        variables: Of its environment, besides those of this process.
+    """
+
+    name: str
+    command: Sequence[str]
+    copies: int = 1
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a contestant took for a step.
+
+    Attributes:
+        seconds: From when all ranks start to when the last is done.
+        cpu_seconds: Processor time of all ranks together, all threads.
+    """
+
+    seconds: float
+    cpu_seconds: float
+
+
+class ContestError(RuntimeError):
+    """A contestant did not start, or ended; the message holds what it said."""
+
+
+class Contestant:
+    """An entry's ranks under way."""
+
+    def __init__(self, entry: Entry, folder: Path) -> None:
+        self.name = entry.name
+        self._log = folder / "log.txt"
+        address = str(folder / "orders")
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(address)
+        server.listen()
+        server.settimeout(1.0)
+        with self._log.open("wb") as log:
+            self._launched = [
+                subprocess.Popen(
+                    entry.command,
+                    env=_environment(entry, rank) | {SOCKET: address},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+                for rank in range(entry.copies)
+            ]
+        self._file = self._accept(server).makefile("rw")
+        self.take_turn(_WARM_UP)
+
+    def take_turn(self, steps: int) -> Turn:
+        """Return what each of so many steps took.
+
+        Raises:
+            ContestError: The ranks have ended.
+        """
+        self._signal("resume")
+        try:
+            self._file.write(json.dumps({"steps": steps}) + "\n")
+            self._file.flush()
+            line = self._file.readline()
+        except OSError as error:
+            raise self._error(str(error)) from None
+        if not line:
+            raise self._error("ended")
+        self._signal("suspend")
+        answer = json.loads(line)
+        return Turn(answer["seconds"] / steps, answer["cpu_seconds"] / steps)
+
+    def end(self) -> None:
+        """End the ranks, kindly at first."""
+        self._signal("resume")
+        self._file.close()
+        for process in self._launched:
+            try:
+                process.wait(10.0)
+            except subprocess.TimeoutExpired:
+                self._signal("kill")
+                process.wait()
+
+    def _accept(self, server: socket.socket) -> socket.socket:
+        """Return the connection of rank 0."""
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until:
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                if any(process.poll() is not None for process in self._launched):
+                    raise self._error("ended before its first step") from None
+                continue
+            connection.settimeout(_PATIENCE)
+            return connection
+        raise self._error("did not start")
+
+    def _signal(self, what: str) -> None:
+        """Suspend, resume or kill every process of the launch."""
+        for launched in self._launched:
+            try:
+                family = [psutil.Process(launched.pid)]
+                family += family[0].children(recursive=True)
+            except psutil.NoSuchProcess:
+                continue
+            for process in family:
+                try:
+                    getattr(process, what)()
+                except psutil.NoSuchProcess:
+                    continue
+
+    def _error(self, what: str) -> ContestError:
+        self._signal("kill")
+        return ContestError(f"{self.name} {what}:\n{self._log.read_text(errors='replace')[-3000:]}")
+
+
+@contextmanager
+def contest(entries: Sequence[Entry]) -> Iterator[list[Contestant]]:
+    """Start everyone; end them all when the context is left."""
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        contestants = []
+        for number, entry in enumerate(entries):
+            place = Path(folder) / str(number)
+            place.mkdir()
+            contestants.append(Contestant(entry, place))
+            stack.callback(contestants[-1].end)
+        yield contestants
+
+
+def take_turns(contestants: Sequence[Contestant], rounds: int, steps: int) -> dict[str, list[Turn]]:
+    """Return every contestant's turns, by round; every other round goes in the opposite order."""
+    turns: dict[str, list[Turn]] = {contestant.name: [] for contestant in contestants}
+    for number in range(rounds):
+        for contestant in contestants if number % 2 == 0 else reversed(contestants):
+            turns[contestant.name].append(contestant.take_turn(steps))
+    return turns
+
+
+def _environment(entry: Entry, rank: int) -> dict[str, Any]:
+    """Return the environment of a process that an entry starts."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_", "PMIX_"))}
+    tuned = {key: value for key, value in os.environ.items() if key.startswith(("OMPI_MCA_", "OMPI_ALLOW_"))}
+    programs = Path(sys.executable).parent
+    path = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(entry.copies)}
+    return inherited | tuned | path | {"OMP_NUM_THREADS": "1"} | _MEMORY | ranks | dict(entry.variables)

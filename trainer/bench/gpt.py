@@ -1,0 +1,146 @@
+"""The work that all contestants do: one GPT, one batch, one optimizer, told as plain values.
+
+Imports neither MPI nor Horovod: peers run in environments that have none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainer.config import GPTConfig
+from trainer.costs import layer_costs
+from trainer.data.dataset import Data
+from trainer.models.gpt import gpt
+from trainer.models.model import Layer, Model
+from trainer.partition import partition
+from trainer.seeds import derive
+
+LEARNING_RATE = 1e-4
+WEIGHT_DECAY = 0.1
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a training step is.
+
+    Attributes:
+        stages: Ranks that hold one model.
+        replicas: How often it is held.
+        blocks: Transformer blocks; an embedding and a head come with them.
+        width: Of the blocks.
+        heads: Of their attention.
+        context: Tokens a sample.
+        vocabulary: Different tokens.
+        micro_batch: Samples of one forward.
+        micro_batches: Of one replica's step.
+    """
+
+    stages: int = 2
+    replicas: int = 1
+    blocks: int = 8
+    width: int = 256
+    heads: int = 8
+    context: int = 128
+    vocabulary: int = 256
+    micro_batch: int = 2
+    micro_batches: int = 8
+
+    @property
+    def ranks(self) -> int:
+        """Return how many ranks do it."""
+        return self.stages * self.replicas
+
+    @property
+    def samples(self) -> int:
+        """Return the samples of a step, of all replicas."""
+        return self.replicas * self.micro_batches * self.micro_batch
+
+    def plain(self) -> dict[str, int]:
+        """Return the fields, for JSON."""
+        return asdict(self)
+
+    def data(self) -> Data:
+        """Return as many samples as a step takes."""
+        tokens = RandomTokens(self.samples, self.context, self.vocabulary)
+        return Data(tokens, tokens, fingerprint=f"random {self.plain()}", vocabulary=self.vocabulary)
+
+    def model(self) -> Model:
+        """Return the model: no dropout, no tie, learned positions."""
+        names = "blocks", "width", "heads", "context"
+        settings = {name: getattr(self, name) for name in names}
+        return gpt(GPTConfig(**settings, dropout=0.0, tied=False), self.data())
+
+    def parts(self, stages: int) -> list[tuple[Layer, ...]]:
+        """Return the model's layers in so many parts, cut where the trainer would cut it."""
+        model = self.model()
+        example = self.data().training.inputs(np.arange(self.micro_batch))
+        cuts = partition([cost.cost for cost in layer_costs(model, example)], stages)
+        firsts = [0, *cuts, len(model.layers)]
+        return [model.layers[first:last] for first, last in pairwise(firsts)]
+
+    def batch(self, replica: int) -> tuple[Tensor, Tensor]:
+        """Return a replica's inputs and targets, int64 [samples, context], the same in every step."""
+        share = self.micro_batches * self.micro_batch
+        samples = np.arange(share) + replica * share
+        tokens = self.data().training
+        inputs, targets = tokens.inputs(samples), tokens.targets(samples)
+        assert isinstance(inputs, Tensor)
+        assert isinstance(targets, Tensor)
+        return inputs, targets
+
+    def micro_batches_of(self, replica: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the same by micro-batch."""
+        parts = (torch.split(tokens, self.micro_batch) for tokens in self.batch(replica))
+        return list(zip(*parts, strict=True))
+
+
+class Part(nn.Sequential):
+    """Consecutive layers of the model, with the weights that the trainer gives them."""
+
+    def __init__(self, layers: Sequence[Layer], seed: int = 0) -> None:
+        modules = []
+        for layer in layers:
+            torch.manual_seed(derive(seed, "weights", layer.name))
+            modules.append(layer.build())
+        super().__init__(*modules)
+
+
+class RandomTokens:
+    """Samples of random tokens."""
+
+    def __init__(self, samples: int, context: int, vocabulary: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._tokens = torch.randint(vocabulary, (samples, context + 1), generator=generator)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._tokens)
+
+    def inputs(self, samples: NDArray[np.int64]) -> Tensor:
+        """Return int64 tokens [samples, context]."""
+        return self._tokens[torch.from_numpy(samples), :-1]
+
+    def targets(self, samples: NDArray[np.int64]) -> Tensor:
+        """Return the tokens that follow them, [samples, context]."""
+        return self._tokens[torch.from_numpy(samples), 1:]
+
+
+def random_tokens(**work: int) -> Data:
+    """Return the data of some work, for `data.target`."""
+    return Work(**work).data()
+
+
+def mean_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits [samples, context, vocabulary]."""
+    return F.cross_entropy(logits.flatten(0, -2), tokens.flatten())
+
+
+def adamw(module: nn.Module) -> torch.optim.AdamW:
+    """Return the optimizer of every contestant."""
+    return torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)

@@ -1,0 +1,179 @@
+"""`python -m trainer.bench.peers pipeline|data|hybrid`: the same GPT under this trainer and its peers.
+
+Same weights' shapes, batch, threads and optimizer; alternately in one run. The table tells every contestant's
+time over ours, round by round: the median and its 95 % interval. `share` is that of the limit: the time of
+the same ranks doing the same actions with every receive answered at once, over the true time.
+"""
+
+import argparse
+import json
+import socket
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.bench.contest import Entry, Turn, contest, take_turns
+from trainer.bench.gpt import LEARNING_RATE, WEIGHT_DECAY, Work
+from trainer.bench.ours import FREE
+from trainer.bench.statistics import Interval, median_interval
+from trainer.bench.torch_pipeline import SCHEDULES
+
+OURS, LIMIT, ONE = "ours", "free-running", "one process"
+DEEPSPEED = Path(".venv-deepspeed/bin/python")
+DEFAULTS = {
+    "pipeline": Work(stages=2, replicas=1),
+    "data": Work(stages=1, replicas=2, micro_batches=4),
+    "hybrid": Work(stages=2, replicas=2, micro_batches=4),
+}
+_ALL = {"pipeline": SCHEDULES, "data": ("ddp",), "hybrid": SCHEDULES}
+
+
+def main() -> None:
+    """Race as the command line says; print the table, keep the raw times and the picture."""
+    given = _command_line()
+    work = Work(**{name: getattr(given, name) for name in DEFAULTS["pipeline"].plain()})
+    entries = [*_ours(work, given.schedule), *_torchs(work, given.torch), *_deepspeed(work)]
+    print(f"{given.job}: {work.stages} stages x {work.replicas} replicas, {work.plain()}", flush=True)
+    with contest(entries) as contestants:
+        turns = take_turns(contestants, given.rounds, given.steps)
+    print(table(turns))
+    given.save.parent.mkdir(parents=True, exist_ok=True)
+    given.save.write_text(json.dumps(_raw(given, work, turns)) + "\n")
+    _draw(given.save.with_suffix(".png"), given.job, work, turns)
+    print(f"raw times: {given.save}, picture: {given.save.with_suffix('.png')}")
+
+
+def _command_line() -> Any:
+    parser = argparse.ArgumentParser(prog="python -m trainer.bench.peers", description=__doc__)
+    parser.add_argument("job", choices=DEFAULTS)
+    job = parser.parse_known_args()[0].job
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant")
+    parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
+    parser.add_argument("--schedule", default="1f1b", help="ours")
+    parser.add_argument("--torch", nargs="*", choices=_ALL[job], default=list(_ALL[job]), help="torch's")
+    parser.add_argument("--save", type=Path, default=Path(f"runs/bench-{job}.json"), help="file of raw times")
+    for name, value in DEFAULTS[job].plain().items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    return parser.parse_args()
+
+
+def _ours(work: Work, schedule: str) -> list[Entry]:
+    options = ", ".join(f"{name}: {value}" for name, value in work.plain().items())
+    overrides = [
+        f"layout.stages={work.stages}",
+        f"schedule={schedule}",
+        *(f"model.{name}={getattr(work, name)}" for name in ("blocks", "width", "heads", "context")),
+        *("model.dropout=0.0", "model.tied=false"),
+        *("data=custom", "data.target=trainer.bench.gpt:random_tokens", f"+data.options={{{options}}}"),
+        *(f"batch.global_size={work.samples}", f"batch.micro_size={work.micro_batch}"),
+        *(f"optimizer.lr={LEARNING_RATE}", f"optimizer.weight_decay={WEIGHT_DECAY}", "optimizer.clip=null"),
+        *("threads=1", "device=cpu", "train.steps=1"),
+    ]
+    program = [sys.executable, "-m", "trainer.bench.ours"]
+    launcher = ["horovodrun", "-np", str(work.ranks)]
+    alone = [*overrides, "layout.stages=1"]
+    return [
+        Entry(OURS, [*launcher, *program, *overrides]),
+        Entry(LIMIT, [*launcher, *program, *overrides], variables={FREE: "1"}),
+        Entry(ONE, [*program, *alone]),
+    ]
+
+
+def _torchs(work: Work, names: Sequence[str]) -> list[Entry]:
+    return [
+        _on_torch(f"torch {name}", [sys.executable, "-m", "trainer.bench.torch_pipeline", name], work)
+        for name in names
+    ]
+
+
+def _deepspeed(work: Work) -> list[Entry]:
+    """Return DeepSpeed's pipeline where `make setup-deepspeed` has been run."""
+    if not DEEPSPEED.exists() or work.stages == 1:
+        return []
+    variables = {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path.cwd())}
+    module = [str(DEEPSPEED), "-m", "trainer.bench.deepspeed_pipeline"]
+    return [_on_torch("DeepSpeed pipeline", module, work, variables)]
+
+
+def _on_torch(
+    name: str, program: Sequence[str], work: Work, variables: dict[str, str] | None = None
+) -> Entry:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [*program, json.dumps(work.plain())]
+    return Entry(name, command, copies=work.ranks, variables=place | (variables or {}))
+
+
+def ratios(turns: dict[str, list[Turn]], name: str, over: str = OURS) -> Interval:
+    """Return how much longer a contestant's steps take than another's, round by round."""
+    pairs = zip(turns[name], turns[over], strict=True)
+    return median_interval([mine.seconds / theirs.seconds for mine, theirs in pairs])
+
+
+def table(turns: dict[str, list[Turn]]) -> str:
+    """Return a row for every contestant."""
+    rows = [
+        f"{'contestant':22}{'seconds':>9}{'CPU seconds':>13}  {'time / ours, 95 %':26}{'share of the limit'}"
+    ]
+    cpu_of_one = statistics.median(turn.cpu_seconds for turn in turns[ONE])
+    for name, taken in turns.items():
+        cpu = statistics.median(turn.cpu_seconds for turn in taken)
+        seconds = statistics.median(turn.seconds for turn in taken)
+        share = "" if name in (LIMIT, ONE) else str(ratios(turns, LIMIT, over=name))
+        rows.append(f"{name:22}{seconds:9.3f}{cpu:13.3f}  {ratios(turns, name)!s:26}{share:26}")
+    cpu = statistics.median(
+        turn.cpu_seconds / one.cpu_seconds for turn, one in zip(turns[OURS], turns[ONE], strict=True)
+    )
+    rows.append(f"our CPU seconds over those of one process: {cpu:.3f} (medians of {cpu_of_one:.3f} s)")
+    return "\n".join(rows)
+
+
+def _raw(given: Any, work: Work, turns: dict[str, list[Turn]]) -> dict[str, Any]:
+    return {
+        "job": given.job,
+        "work": work.plain(),
+        "schedule": given.schedule,
+        "steps of a turn": given.steps,
+        "turns": {name: [vars(turn) for turn in taken] for name, taken in turns.items()},
+    }
+
+
+def _draw(path: Path, job: str, work: Work, turns: dict[str, list[Turn]]) -> None:
+    """Draw every contestant's ratio with its interval."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    names = [name for name in turns if name not in (OURS, ONE)]
+    figure = Figure(figsize=(8, 1.6 + 0.4 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for row, name in enumerate(names):
+        each = ratios(turns, name)
+        axes.plot([turn.seconds / ours.seconds for turn, ours in zip(turns[name], turns[OURS], strict=True)],
+                  [row] * len(turns[name]), "|", color="#9aa3ab")  # fmt: skip
+        colour = "#159d73" if name == LIMIT else "#2a6eb5"
+        axes.plot([each.low, each.high], [row, row], linewidth=5, color=colour, alpha=0.5)
+        axes.plot(each.median, row, "o", color=colour)
+        axes.annotate(
+            f"{each.median:.3f}", (each.median, row), (0, 9), textcoords="offset points", ha="center"
+        )
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.8)
+    axes.set_xlabel(
+        "time of a step over ours: right of 1 is slower. Points: medians; bars: 95 %; ticks: rounds"
+    )
+    axes.set_title(
+        f"{job}: GPT of {work.blocks} blocks, width {work.width}, {work.stages} stages x {work.replicas} "
+        f"replicas, {work.micro_batches} micro-batches each",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
