@@ -29,7 +29,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train verify report figures bench-schedule bench-pipeline bench-data bench-hybrid \
+.PHONY: help setup train verify report figures bench-schedule bench-overhead bench-pipeline bench-data bench-hybrid \
 	setup-deepspeed test lint types format wheels clean
 
 ##@ Use
@@ -54,6 +54,9 @@ report: setup ## Draw a run: RUN=runs/...
 ##@ Benchmarks
 bench-schedule: setup ## True schedules on layers that sleep, in turns with torch's (ARGS="--ranks 4 8 16")
 	$(IN_VENV) .venv/bin/python -m trainer.bench.schedule $(ARGS)
+
+bench-overhead: setup ## What an action of the engine costs beyond bare autograd
+	$(IN_VENV) .venv/bin/python -m trainer.bench.overhead $(ARGS)
 
 bench-pipeline: setup ## A pipeline of GPT stages beside torch.distributed.pipelining and DeepSpeed, in turns
 	$(IN_VENV) .venv/bin/python -m trainer.bench.peers pipeline $(ARGS)

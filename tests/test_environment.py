@@ -8,7 +8,17 @@ import pytest
 
 from tests.parallel.launch import REPOSITORY
 from trainer import environment
-from trainer.environment import launched, local_size, prepare, prepare_deterministic, rank, threads_per_rank
+from trainer.environment import (
+    cores,
+    launched,
+    local_size,
+    no_core_to_spare,
+    prepare,
+    prepare_deterministic,
+    rank,
+    slow_down_horovod,
+    threads_per_rank,
+)
 from trainer.errors import UserError
 
 MANY = 100_000  # ranks on a node, more than it has cores
@@ -52,7 +62,23 @@ def test_more_ranks_than_cores_do_not_spin() -> None:
     variables = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": str(MANY)}
     prepare(variables)
     assert variables["OMPI_MCA_mpi_yield_when_idle"] == "1"
-    assert float(variables["HOROVOD_CYCLE_TIME"]) >= 5  # milliseconds; of one, looking costs as much as work
+
+
+def test_horovod_looks_less_often_the_more_ranks_share_a_core() -> None:
+    few: dict[str, str] = {}
+    many: dict[str, str] = {}
+    slow_down_horovod(1, few)
+    slow_down_horovod(MANY, many)
+    # Milliseconds; at one, Horovod's own, looking costs as much as work.
+    assert 5 <= float(few["HOROVOD_CYCLE_TIME"]) < float(many["HOROVOD_CYCLE_TIME"])
+    slow_down_horovod(MANY, few)
+    assert float(few["HOROVOD_CYCLE_TIME"]) < float(many["HOROVOD_CYCLE_TIME"])  # what is set stays
+
+
+def test_threads_that_fill_the_node_leave_no_core() -> None:
+    assert no_core_to_spare(1, cores())
+    assert no_core_to_spare(cores(), 1)
+    assert not no_core_to_spare(1, cores() - 1)
 
 
 def test_ranks_with_a_core_each_are_left_alone() -> None:
@@ -66,7 +92,6 @@ def test_what_the_user_has_set_stays() -> None:
     variables = {
         "OMPI_COMM_WORLD_RANK": "0",
         "OMPI_COMM_WORLD_LOCAL_SIZE": str(MANY),
-        "HOROVOD_CYCLE_TIME": "7",
         "OMPI_MCA_mpi_yield_when_idle": "0",
     }
     before = dict(variables)

@@ -76,8 +76,17 @@ def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
         environment.setdefault("OMPI_MCA_ess_singleton_isolated", "1")
     if shares_cores(environment):
         environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
-        cycle_time = _CYCLE_TIME_PER_RANK * local_size(environment) / cores()
-        environment.setdefault("HOROVOD_CYCLE_TIME", f"{cycle_time:.0f}")
+
+
+def no_core_to_spare(ranks_on_node: int, threads: int) -> bool:
+    """Return whether ranks that compute with so many threads each leave no core of the node idle."""
+    return ranks_on_node * threads >= cores()
+
+
+def slow_down_horovod(ranks_on_node: int, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let Horovod's threads look less often, where that takes time from computing."""
+    cycle_time = _CYCLE_TIME_PER_RANK * max(1.0, ranks_on_node / cores())
+    environment.setdefault("HOROVOD_CYCLE_TIME", f"{cycle_time:.0f}")
 
 
 def keep_freed_memory() -> None:

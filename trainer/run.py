@@ -77,7 +77,8 @@ class Run:
         check_groups(config.optimizer.groups, self.model)
         self._lay_out()
         self._validate_schedules()
-        self.groups: Groups = world.split(self.layout)
+        on_gpu = config.device != "cpu" and torch.cuda.is_available()
+        self.groups: Groups = world.split(self.layout, threads=1 if on_gpu else self.threads)
         self._build()
 
     def _prepare_torch(self) -> None:

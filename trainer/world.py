@@ -98,8 +98,6 @@ class World(Communicator):
         # Before Horovod, so that mpi4py owns MPI and asks for the threads that both need.
         MPI = importlib.import_module("mpi4py.MPI")  # noqa: N806
         super().__init__(MPI.COMM_WORLD)
-        if environment.shares_cores():
-            nap_in_background_threads()
         node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank: int = node.Get_rank()
         self.local_size: int = node.Get_size()
@@ -114,16 +112,23 @@ class World(Communicator):
         if bell is not None:
             listen(bell)
 
-    def split(self, layout: "Layout") -> "Groups":
+    def split(self, layout: "Layout", threads: int = 1) -> "Groups":
         """Return this rank's model-parallel and data-parallel group.
 
         Horovod's whole world becomes the data-parallel group, so that equal stages share one ring. It is
         left out where there is one replica only, with nothing to average.
+
+        Args:
+            layout: Who holds what.
+            threads: How many each rank computes with; Horovod naps where that leaves it no core.
         """
         replica, position = layout.replica(self.rank), layout.group_rank(self.rank)
         model_parallel = self.comm.Split(replica, position)
         data_parallel = self.comm.Split(position, replica)
         if layout.replicas > 1:
+            if environment.no_core_to_spare(self.local_size, threads):
+                environment.slow_down_horovod(self.local_size)
+                nap_in_background_threads()
             _start_horovod(data_parallel)
         return Groups(Communicator(model_parallel), Communicator(data_parallel))
 

@@ -1,0 +1,147 @@
+"""`python -m trainer.bench.overhead`: what an action costs beyond the autograd that it has to do anyway.
+
+Layers that do next to nothing run through the engine, all stages in one process, and through a bare loop of
+autograd over the very same graphs: a leaf, the layer, its backward, for every layer and micro-batch.
+"""
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.averaging import OneReplica
+from trainer.bench.sleeping import MeanOfSamples, Numbers
+from trainer.layout import Layout
+from trainer.models.model import Layer
+from trainer.pipeline.engine import Engine
+from trainer.pipeline.micro_batches import MicroBatches
+from trainer.pipeline.randomness import Randomness
+from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.ties import TiedParameters
+from trainer.pipeline.transport import LocalTransport
+from trainer.schedule.actions import Action
+from trainer.schedule.assemble import training_schedule
+from trainer.schedule.merge import by_rank
+from trainer.schedule.orders import ORDERS
+
+_CPU = torch.device("cpu")
+_FLOATS = 256
+
+
+class Empty(nn.Module):
+    """Multiplies by a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map any shape to the same."""
+        return x * self.weight
+
+
+class Bench:
+    """An engine with so many empty stages in one process, and the bare loop over the same layers."""
+
+    def __init__(self, schedule: str, stages: int, micro_batches: int) -> None:
+        layers = [Layer(f"empty.{number}", Empty) for number in range(stages)]
+        self._built = [BuiltLayer(number, layer.name, layer.build()) for number, layer in enumerate(layers)]
+        self._loss = MeanOfSamples()
+        local = LocalTransport(dict.fromkeys(range(stages), _CPU))
+        on_rank = {
+            number: Stage(
+                number,
+                [built],
+                _CPU,
+                loss=self._loss if number == stages - 1 else None,
+                randomness=Randomness(0),
+                between=local.progress,
+            )
+            for number, built in enumerate(self._built)
+        }
+        self.engine = Engine(
+            on_rank,
+            last_stage=stages - 1,
+            local=local,
+            remote=local,
+            gradients=OneReplica(),
+            ties=TiedParameters(on_rank, layers, range(stages)),
+        )
+        whole = training_schedule(schedule, stages, micro_batches)
+        self.actions: tuple[Action, ...] = by_rank(whole, Layout(1, stages, stages)).workers[0]
+        samples = [np.array([number]) for number in range(micro_batches)]
+        data = Numbers(micro_batches, _FLOATS)
+        self._source = MicroBatches(data, samples, read_inputs=True, read_targets=True)
+        self._micro_batches = micro_batches
+
+    def step(self) -> None:
+        """Run the schedule once."""
+        self.engine.train(self.actions, self._source, 1.0, lambda _: 0.0)
+
+    def bare(self) -> None:
+        """Do the same forwards and backwards."""
+        for number in range(self._micro_batches):
+            tape: list[tuple[Tensor, Tensor]] = []
+            x = self._source.inputs(number)
+            assert isinstance(x, Tensor)
+            for built in self._built:
+                leaf = x.detach().requires_grad_()
+                x = built.module(leaf)
+                tape.append((leaf, x))
+            leaf = x.detach().requires_grad_()
+            tape.append((leaf, self._loss(leaf, self._source.targets(number))))
+            gradient: Tensor | None = None
+            while tape:
+                leaf, output = tape.pop()
+                torch.autograd.backward([output], None if gradient is None else [gradient])
+                gradient = leaf.grad
+
+
+def main() -> None:
+    """Measure as the command line says, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.bench.overhead", description=__doc__)
+    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--micro-batches", type=int, default=32)
+    parser.add_argument("--schedule", choices=ORDERS, default="1f1b")
+    parser.add_argument("--rounds", type=int, default=50)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print("stages  actions  microseconds an action: engine   bare autograd   overhead")
+    for stages in given.stages:
+        bench = Bench(given.schedule, stages, given.micro_batches)
+        engine, bare = _medians(given.rounds, bench.step, bench.bare)
+        count = len(bench.actions)
+        engine, bare = engine / count * 1e6, bare / count * 1e6
+        print(f"{stages:6}{count:9}{engine:32.1f}{bare:16.1f}{engine - bare:11.1f}")
+    print(f"\n{given.stages[-1]} stages, by kind: microseconds of an action, bare autograd included")
+    for kind, seconds in _by_kind(bench, given.rounds).items():
+        print(f"  {kind:20}{seconds * 1e6:8.1f}")
+
+
+def _medians(rounds: int, *ways: Callable[[], None]) -> list[float]:
+    """Return the median seconds of each way, taken in turns."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(rounds + 1):  # the first one warms up
+        for way, taken in zip(ways, seconds, strict=True):
+            start = time.perf_counter()
+            way()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken[1:]) for taken in seconds]
+
+
+def _by_kind(bench: Bench, rounds: int) -> dict[str, float]:
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        bench.step()
+        for action, times in zip(bench.engine.observed.actions, bench.engine.observed.times, strict=True):
+            seconds[action.kind.name.lower().replace("_", " ")].append(times.end - times.ready)
+    return {kind: statistics.median(taken) for kind, taken in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()
