@@ -1,37 +1,119 @@
-"""`run.trace=true` writes one file with every action of every rank."""
+"""`run.trace=true` writes one file with every action, message and all-reduce of every rank.
+
+The same run shows what else follows from its observed steps: `timeline.json`, and the forecast of the bubble.
+"""
 
 import json
+from collections import defaultdict
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.parallel.launch import launch
+from tests.parallel.runs import Finished
+from tests.trace_format import check_trace
+from trainer.metrics.timeline import StepTimeline
+from trainer.schedule.actions import Tied
+from trainer.schedule.assemble import training_schedule
 
 pytestmark = pytest.mark.parallel
 
-_NEEDED = {"X": {"name", "ts", "dur", "pid", "tid"}, "s": {"id", "ts", "pid", "tid"}, "f": {"id", "ts", "bp"}}
+RANKS, STAGES, MICRO_BATCHES = 4, 2, 4  # micro-batches of a replica
+STEPS, FIRST_FORECAST = 7, 5
+LAYERS = {0: {"embedding", "block.0", "block.1"}, 1: {"block.2", "block.3", "head"}}
+
+Event = dict[str, Any]
 
 
-def test_trace(small: list[str], tmp_path: Path) -> None:
-    overrides = [*small, "layout.stages=2", "train.steps=2", "run.trace=true", "generate.tokens=0"]
-    launch(4, overrides, tmp_path).check()
-    content = json.loads((tmp_path / "run" / "trace.json").read_text())
-    events = content["traceEvents"]
-    for event in events:
-        assert _NEEDED.get(event["ph"], set()) <= event.keys()
-    bars = [event for event in events if event["ph"] == "X"]
-    assert {(bar["pid"], bar["tid"]) for bar in bars} == {(0, 0), (0, 1), (1, 2), (1, 3)}
-    assert {bar["args"]["step"] for bar in bars} == {1, 2}
-    for rank in range(4):
-        mine = sorted((bar for bar in bars if bar["tid"] == rank), key=lambda bar: bar["ts"])
-        assert sum(bar["cat"] == "forward" for bar in mine) == 2 * 4  # 8 micro-batches of 2 replicas
+@pytest.fixture(scope="module")
+def run(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("trace")
+    overrides = [*small, f"layout.stages={STAGES}", f"train.steps={STEPS}", "run.trace=true", "eval.every=0"]
+    return Finished(launch(RANKS, [*overrides, "generate.tokens=0"], folder).check(), folder / "run")
+
+
+@pytest.fixture(scope="module")
+def trace(run: Finished) -> Event:
+    content: Event = json.loads((run.folder / "trace.json").read_text())
+    return content
+
+
+def bars(trace: Event) -> list[Event]:
+    return [event for event in trace["traceEvents"] if event["ph"] == "X"]
+
+
+def test_the_trace_keeps_the_rules_of_its_format(trace: Event) -> None:
+    check_trace(trace)
+
+
+def test_every_action_of_every_rank_is_there_and_none_overlap(trace: Event) -> None:
+    of_ranks = [bar for bar in bars(trace) if bar["cat"] != "all-reduce"]
+    assert {(bar["pid"], bar["tid"]) for bar in of_ranks} == {(0, 0), (0, 1), (1, 2), (1, 3)}
+    schedule = training_schedule("1f1b", STAGES, MICRO_BATCHES, [Tied(0, 1)])
+    for rank in range(RANKS):
+        mine = sorted((bar for bar in of_ranks if bar["tid"] == rank), key=lambda bar: bar["ts"])
+        done = [bar["args"]["action"] for bar in mine if bar["cat"] != "wait"]
+        assert done == [str(action) for action in schedule.workers[rank % STAGES]] * STEPS
+        assert [bar["args"]["step"] for bar in mine] == sorted(bar["args"]["step"] for bar in mine)
         for bar, following in pairwise(mine):
             assert bar["ts"] + bar["dur"] <= following["ts"] + 1e-3
-    begin = {event["id"]: event["ts"] for event in events if event["ph"] == "s"}
-    end = {event["id"]: event["ts"] for event in events if event["ph"] == "f"}
-    error = content["otherData"]["clock error of any rank, microseconds"]
-    assert begin.keys() == end.keys()
-    # In 2 steps: 8 micro-batches there and back, and in 2 replicas a tied weight's gradient there and back.
-    assert len(begin) == 2 * (8 * 2 + 2 * 2)
+
+
+def test_every_message_is_an_arrow(trace: Event) -> None:
+    begin = {event["id"]: event["ts"] for event in trace["traceEvents"] if event["ph"] == "s"}
+    end = {event["id"]: event["ts"] for event in trace["traceEvents"] if event["ph"] == "f"}
+    error = trace["otherData"]["clock error of any rank when measured, microseconds"]
+    # In each replica: its micro-batches there and back, and a tied weight's gradient there and back.
+    assert len(begin) == STEPS * 2 * (MICRO_BATCHES * 2 + 2)
     assert all(begin[message] < end[message] + 2 * error for message in begin)
+
+
+def test_every_all_reduce_is_a_bar_beneath_its_rank(trace: Event) -> None:
+    names = {e["tid"]: e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"}
+    layers: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
+    sizes: defaultdict[str, set[int]] = defaultdict(set)
+    for bar in bars(trace):
+        if bar["cat"] == "all-reduce":
+            args = bar["args"]
+            layers[names[bar["tid"]], args["step"]].append(args["layer"])
+            sizes[args["layer"]].add(args["bytes"])
+            assert 0 <= args["overlap"] <= 1
+            assert bar["pid"] == int(names[bar["tid"]].split()[1]) // STAGES
+    expected = {
+        (f"rank {rank} all-reduces", step): LAYERS[rank % STAGES]
+        for rank in range(RANKS)
+        for step in range(1, STEPS + 1)
+    }
+    assert {key: set(each) for key, each in layers.items()} == expected
+    assert all(len(each) == len(set(each)) for each in layers.values())
+    assert all(len(each) == 1 for each in sizes.values())  # the same on both replicas, in every step
+    width, vocabulary, context = 32, 256, 32
+    assert sizes["embedding"] == {4 * width * (vocabulary + context)}
+    assert sizes["head"] == {4 * 2 * width}  # its weight is tied: the embedding owns it
+
+
+def test_a_usual_step_is_kept_measured_and_predicted(run: Finished) -> None:
+    timeline = StepTimeline.load(run.folder / "timeline.json")
+    schedule = training_schedule("1f1b", STAGES, MICRO_BATCHES, [Tied(0, 1)])
+    assert tuple(rank.actions for rank in timeline.measured) == schedule.workers
+    assert tuple(rank.actions for rank in timeline.predicted) == schedule.workers
+    assert timeline.predicted_seconds > 0
+    assert 2 <= timeline.step <= STEPS
+    assert timeline.seconds == run.steps[timeline.step - 1]["step_seconds"]
+    for measured, predicted, layers in zip(
+        timeline.measured, timeline.predicted, LAYERS.values(), strict=True
+    ):
+        assert {reduce.layer for reduce in measured.all_reduces} == layers
+        assert {reduce.layer for reduce in predicted.all_reduces} == layers
+        for times, following in pairwise(measured.times):
+            assert times.start <= times.ready <= times.end <= following.start
+
+
+def test_the_bubble_is_forecast_anew_once_steps_were_observed(run: Finished) -> None:
+    """At first from the layers' FLOPs; behind the fifth step from what steps took."""
+    predicted = [step["bubble_predicted"] for step in run.steps]
+    assert len(set(predicted[:FIRST_FORECAST])) == 1
+    assert len(set(predicted[FIRST_FORECAST:])) == 1
+    assert predicted[0] != predicted[FIRST_FORECAST]
+    assert all(0 < bubble < 1 for bubble in predicted)

@@ -1,24 +1,30 @@
-"""One trace of all ranks, for ui.perfetto.dev or chrome://tracing: actions, waiting, messages as arrows.
+"""One trace of all ranks, for ui.perfetto.dev or chrome://tracing.
 
 It is the Trace Event Format (Google, "Trace Event Format", 2016): a process a replica, a thread a rank, times
-in microseconds of rank 0's clock. An action's bar begins when what it waits for is there; the wait before is
-a bar of its own.
+in microseconds of rank 0's clock. Actions are bars, messages arrows. An action's bar begins when what it
+waits for is there; the wait before is a bar of its own.
+
+A rank's all-reduces run beside its actions, and beside one another. Bars of one thread must nest, so they
+have threads of their own right beneath the rank, as many as keep them apart. (Asynchronous events, of phases
+b and e, may overlap. But Perfetto binds them to the process, and shows those of all its ranks together above
+the first.)
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from trainer.metrics.clock import Offset, clock_offset
+from trainer.metrics.clock import Clock, clock_offset
 from trainer.pipeline.observed import Observed
 from trainer.run import Run
-from trainer.schedule.actions import RECEIVES, SENDS, Action, Kind
-from trainer.schedule.replay import message_of
-from trainer.schedule.timeline import Times
+from trainer.schedule.actions import SENDS, Action, Kind
+from trainer.schedule.replay import Message, message_of
+from trainer.schedule.timeline import AllReduce, RankTimeline, Times
 
 _SHORTEST_WAIT = 20e-6  # seconds; shorter ones are no bars
+_JUST_BEFORE = 1e-6  # seconds before a receive's end that an arrow ends
 _NAMES = {
     Kind.FORWARD: "forward",
     Kind.BACKWARD: "backward",
@@ -36,14 +42,45 @@ class RankTrace:
     Attributes:
         replica: Its replica.
         rank: Its number in the world.
-        offset: Of its clock.
+        clock: Its clock.
         steps: Number, actions and times of every step.
     """
 
     replica: int
     rank: int
-    offset: Offset
+    clock: Clock
     steps: list[tuple[int, Observed]]
+
+    def timelines(self, begin: float = 0.0) -> Iterator[tuple[int, RankTimeline]]:
+        """Yield number and timeline of every step, in seconds of rank 0's clock since `begin`."""
+        for step, seen in self.steps:
+            times = (Times(*(self.clock.read(moment) - begin for moment in each)) for each in seen.times)
+            reduces = (
+                reduce._replace(
+                    start=self.clock.read(reduce.start) - begin, end=self.clock.read(reduce.end) - begin
+                )
+                for reduce in seen.all_reduces
+            )
+            yield step, RankTimeline(tuple(seen.actions), tuple(times), tuple(reduces))
+
+
+class _Reduced(NamedTuple):
+    """An all-reduce, its step, and the share of it in which the rank worked rather than waited."""
+
+    step: int
+    reduce: AllReduce
+    overlap: float
+
+
+class _Arrows:
+    """Numbers messages, for both ends of an arrow to have one number: Perfetto drops arrows with a text."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[int, int, Message], int] = {}
+
+    def number(self, step: int, thread: _Event, message: Message) -> int:
+        """Return the number of a message, from 1."""
+        return self._numbers.setdefault((step, thread["pid"], message), len(self._numbers) + 1)
 
 
 class Trace:
@@ -51,16 +88,19 @@ class Trace:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._mine = RankTrace(run.replica, run.world.rank, clock_offset(run.world), [])
+        self._offset = clock_offset(run.world)
+        self._steps: list[tuple[int, Observed]] = []
 
     def add(self, step: int) -> None:
         """Take in the step that the run has just done."""
-        self._mine.steps.append((step, self._run.engine.observed))
+        self._steps.append((step, self._run.engine.observed))
 
     def write(self, path: Path) -> None:
         """Write the file; every rank calls it."""
-        everyone = self._run.world.all_gather_objects(self._mine)
-        if self._run.world.rank == 0:
+        run = self._run
+        clock = Clock(self._offset, clock_offset(run.world))
+        everyone = run.world.all_gather_objects(RankTrace(run.replica, run.world.rank, clock, self._steps))
+        if run.world.rank == 0:
             path.write_text(json.dumps(trace_events(everyone)) + "\n")
 
 
@@ -79,52 +119,109 @@ def build_trace(run: Run) -> Trace | NoTrace:
     return Trace(run) if run.config.run.trace else NoTrace()
 
 
-def trace_events(ranks: list[RankTrace]) -> _Event:
-    """Return the content of a trace file."""
+def trace_events(ranks: Sequence[RankTrace]) -> _Event:
+    """Return the content of a trace file.
+
+    Args:
+        ranks: What every rank of the world has seen, by rank.
+    """
     begin = min(
-        (t.start + rank.offset.seconds for rank in ranks for _, seen in rank.steps for t in seen.times[:1]),
-        default=0.0,
+        (rank.clock.read(seen.times[0].start) for rank in ranks for _, seen in rank.steps), default=0.0
     )
-    events = [event for rank in ranks for event in _events(rank, rank.offset.seconds - begin)]
-    error = max((rank.offset.error for rank in ranks), default=0.0)
-    return {
-        "traceEvents": events,
-        "displayTimeUnit": "ms",
-        "otherData": {"clock error of any rank, microseconds": round(error * 1e6, 1)},
+    lanes = [_lanes(rank.timelines(begin)) for rank in ranks]
+    most = max(map(len, lanes), default=0)
+    events: list[_Event] = []
+    arrows = _Arrows()
+    for rank, of_rank in zip(ranks, lanes, strict=True):
+        # A viewer may take thread numbers for those of the whole machine: no two threads have the same.
+        threads = [{"pid": rank.replica, "tid": rank.rank + i * len(ranks)} for i in range(1 + len(of_rank))]
+        events += _names(rank, threads, rank.rank * (1 + most))
+        for step, timeline in rank.timelines(begin):
+            events += _actions(step, timeline, threads[0], arrows)
+        for lane, thread in zip(of_rank, threads[1:], strict=True):
+            events += [_all_reduce(reduced, thread) for reduced in lane]
+    error = max((rank.clock.error for rank in ranks), default=0.0)
+    drift = max((abs(rank.clock.drift) for rank in ranks), default=0.0)
+    facts = {
+        "clock error of any rank when measured, microseconds": _microseconds(error),
+        "clock drift of any rank, taken out as if even, microseconds": _microseconds(drift),
     }
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": facts}
 
 
-def _events(rank: RankTrace, shift: float) -> Iterator[_Event]:
-    where = {"pid": rank.replica, "tid": rank.rank}
-    for what, name in (("process_name", f"replica {rank.replica}"), ("thread_name", f"rank {rank.rank}")):
-        yield {"ph": "M", "name": what, "args": {"name": name}, **where}
-    for step, seen in rank.steps:
-        for action, times in zip(seen.actions, seen.times, strict=True):
-            moved = Times(*((moment + shift) * 1e6 for moment in times))
-            yield from _bars(action, moved, step, where)
-            yield from _arrow(action, moved, f"{step}/{rank.replica}", where)
+def _microseconds(seconds: float) -> float:
+    """Return a time in the format's unit, to the nanosecond."""
+    return round(seconds * 1e9) / 1e3
 
 
-def _bars(action: Action, times: Times, step: int, where: _Event) -> Iterator[_Event]:
-    name = _NAMES.get(action.kind, action.kind.name.lower().replace("_", " "))
-    facts = {"action": str(action), "step": step}
-    label = name if action.micro_batch < 0 else f"{name} {action.micro_batch}"
-    if times.ready - times.start > _SHORTEST_WAIT * 1e6:
-        bar = {"ph": "X", "name": "wait", "cat": "wait", "ts": times.start, "dur": times.ready - times.start}
-        yield {**bar, "args": facts, **where}
-    bar = {"ph": "X", "name": label, "cat": name, "ts": times.ready, "dur": times.end - times.ready}
-    yield {**bar, "args": facts, **where}
+def _lanes(timelines: Iterator[tuple[int, RankTimeline]]) -> list[list[_Reduced]]:
+    """Deal a rank's all-reduces to as few lanes as keep those of a lane apart."""
+    reduced = (
+        _Reduced(step, reduce, _overlap(timeline, reduce))
+        for step, timeline in timelines
+        for reduce in timeline.all_reduces
+    )
+    lanes: list[list[_Reduced]] = []
+    for each in sorted(reduced, key=lambda each: each.reduce.start):
+        lane = next((lane for lane in lanes if lane[-1].reduce.end <= each.reduce.start), None)
+        if lane is None:
+            lanes.append([each])
+        else:
+            lane.append(each)
+    return lanes
 
 
-def _arrow(action: Action, times: Times, scope: str, where: _Event) -> Iterator[_Event]:
-    """Yield one end of a message's arrow: both ends have the same name."""
-    if (message := message_of(action)) is None:
-        return
-    kind, source, target, micro_batch = message
-    arrow = {"cat": "message", "name": kind.name.lower().replace("_", " ")}
-    arrow["id"] = f"{scope}/{kind.value}{source}>{target}.{micro_batch}"
+def _overlap(timeline: RankTimeline, reduce: AllReduce) -> float:
+    """Return the share of an all-reduce in which the rank worked rather than waited."""
+    worked = sum(
+        max(min(times.end, reduce.end) - max(times.ready, reduce.start), 0.0) for times in timeline.times
+    )
+    length = reduce.end - reduce.start
+    return worked / length if length else 0.0
+
+
+def _names(rank: RankTrace, threads: Sequence[_Event], first: int) -> Iterator[_Event]:
+    """Yield the names and the order of a rank's threads: its actions', and its all-reduces' beneath."""
+    facts: list[tuple[str, dict[str, str | int], _Event]] = [
+        ("process_name", {"name": f"replica {rank.replica}"}, threads[0]),
+        ("process_sort_index", {"sort_index": rank.replica}, threads[0]),
+    ]
+    for i, thread in enumerate(threads):
+        name = f"rank {rank.rank} all-reduces" if i else f"rank {rank.rank}"
+        facts.append(("thread_name", {"name": name}, thread))
+        facts.append(("thread_sort_index", {"sort_index": first + i}, thread))
+    for what, args, thread in facts:
+        yield {"ph": "M", "name": what, "args": args, "ts": 0, **thread}
+
+
+def _bar(name: str, category: str, start: float, end: float) -> _Event:
+    ts = _microseconds(start)
+    return {"ph": "X", "name": name, "cat": category, "ts": ts, "dur": round(_microseconds(end) - ts, 3)}
+
+
+def _actions(step: int, timeline: RankTimeline, thread: _Event, arrows: _Arrows) -> Iterator[_Event]:
+    for action, times in zip(timeline.actions, timeline.times, strict=True):
+        name = _NAMES.get(action.kind, action.kind.name.lower().replace("_", " "))
+        facts = {"args": {"action": str(action), "step": step}, **thread}
+        label = name if action.micro_batch < 0 else f"{name} {action.micro_batch}"
+        if times.ready - times.start > _SHORTEST_WAIT:
+            yield {**_bar("wait", "wait", times.start, times.ready), **facts}
+        yield {**_bar(label, name, times.ready, times.end), **facts}
+        if (message := message_of(action)) is not None:
+            name = message.kind.name.lower().replace("_", " ")
+            arrow = {"cat": "message", "name": name, "id": arrows.number(step, thread, message)}
+            yield {**arrow, **_end_of_arrow(action, times), **thread}
+
+
+def _end_of_arrow(action: Action, times: Times) -> _Event:
+    """Return one end of a message's arrow; it lies inside the bar which it is bound to."""
     if action.kind in SENDS:
-        yield {"ph": "s", **arrow, "ts": times.ready, **where}
-    elif action.kind in RECEIVES:
-        # It ends inside the receive's bar, for that is the bar which it is bound to.
-        yield {"ph": "f", "bp": "e", **arrow, "ts": times.end - (times.end - times.ready) / 16, **where}
+        return {"ph": "s", "ts": _microseconds(times.ready)}
+    before = min(_JUST_BEFORE, (times.end - times.ready) / 2)
+    return {"ph": "f", "bp": "e", "ts": _microseconds(times.end - before)}
+
+
+def _all_reduce(reduced: _Reduced, thread: _Event) -> _Event:
+    step, (layer, size, start, end), overlap = reduced
+    args = {"layer": layer, "bytes": size, "overlap": round(overlap, 3), "step": step}
+    return {**_bar(f"all-reduce {layer}", "all-reduce", start, end), "args": args, **thread}
