@@ -1,9 +1,10 @@
 """The orders of computing, as staircases that can be seen, and the lists that are made from them."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.schedule.actions import Action, Kind, Schedule, Tied
+from trainer.schedule.actions import RECEIVES, SENDS, Action, Kind, Schedule, Tied, parse_action
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
 from trainer.schedule.draw import draw_text
 from trainer.schedule.orders import ORDERS
@@ -107,3 +108,42 @@ def test_a_drawing_that_is_too_wide_is_cut_to_fit() -> None:
 
 def test_a_schedule_of_nothing_is_drawn_empty() -> None:
     assert staircase(evaluation_schedule(2, 0)) == ["0 ||", "1 ||"]
+
+
+# --- actions as text
+
+MICRO_BATCHES = st.one_of(st.just(-1), st.integers(0, 10**6))
+PEERS = st.one_of(st.just(-1), st.integers(0, 10**6))
+
+
+@pytest.mark.parametrize("kind", Kind)
+@given(st.integers(0, 10**6), MICRO_BATCHES, PEERS)
+def test_every_action_reads_back(kind: Kind, stage: int, micro_batch: int, peer: int) -> None:
+    action = Action(kind, stage, micro_batch, peer)
+    assert parse_action(str(action)) == action
+
+
+def test_every_kind_has_a_text_of_its_own() -> None:
+    texts = {str(Action(kind, 2, 5, 3 if kind in SENDS | RECEIVES else -1)) for kind in Kind}
+    assert len(texts) == len(Kind)
+    assert texts >= {"F2.5", "B2.5", "sa2.5>3", "rg2.5<3", "sT2.5>3", "A2.5"}
+
+
+@given(NAMES, st.integers(1, 5), st.integers(1, 6))
+def test_whole_lists_read_back(name: str, p: int, m: int) -> None:
+    schedule = training_schedule(name, p, m, [Tied(0, p - 1)])
+    for actions in schedule.workers:
+        assert tuple(map(parse_action, words(actions).split())) == actions
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "F", "2.5", "F.5", "F2.", "F2.5.1", "F-1.0", "F2.-1", "F2.5>", "F2.5 ", " F2.5", "F2.5\n"),
+        *("Q2.5", "f2.5", "SA2.5>3", "F02.5", "F2.05", "sa2.5>03", "F\N{ARABIC-INDIC DIGIT TWO}.5"),
+        *("sa2.5<3", "ra2.5>3", "sa2.5=3", "F2.5>3"),  # an arrow that points the wrong way
+    ],
+)
+def test_a_text_that_is_no_action_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  (whatever it says)
+        parse_action(text)

@@ -60,6 +60,19 @@ def test_any_action_can_take_time() -> None:
     assert timeline.seconds == timeline.makespan + 7 + 5
 
 
+@pytest.mark.parametrize("tied", [0, 50, 2000])
+def test_norms_are_exchanged_when_the_last_rank_has_come(tied: int) -> None:
+    """By hand: forward and backward of both stages, the tied gradient on its way back, an exchange."""
+    schedule = training_schedule("gpipe", 2, 1, [Tied(0, 1)])
+    work = {Kind.FORWARD: (1, 1), Kind.BACKWARD: (1, 1), Kind.STEP: (5, 3)}
+    sizes = {(Kind.SEND_TIED, 0, 1): tied}
+    machine = Machine(work, message_bytes=sizes, network=Network(Link(bandwidth=2.0)), exchange=10)
+    (timeline,) = simulate_on(machine, [schedule])
+    assert timeline.ends[1][-2] == 4 + tied / 2  # the last to come waits for the exchange alone
+    assert [starts[-1] for starts in timeline.starts] == [4, 4 + tied / 2]
+    assert [ends[-1] for ends in timeline.ends] == [4 + tied / 2 + 10 + 5, 4 + tied / 2 + 10 + 3]
+
+
 def test_nothing_takes_no_time() -> None:
     timeline = simulate(evaluation_schedule(3, 0), [1] * 3, [])
     assert (timeline.makespan, timeline.bubble) == (0, 0)

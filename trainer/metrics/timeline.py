@@ -4,13 +4,16 @@ A run writes one of its last steps, which took a usual time, to `timeline.json` 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.errors import UserError
 from trainer.schedule.actions import parse_action
 from trainer.schedule.timeline import AllReduce, RankTimeline, Times
+
+_Type = TypeVar("_Type")
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,8 @@ class StepTimeline:
             UserError: The file is not one.
         """
         try:
-            content = json.loads(path.read_text())
-            for name in ("measured", "predicted"):
-                content[name] = tuple(_rank(rank) for rank in content[name])
-            return cls(**content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return _step_timeline(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path} is not a step's timeline: {error}") from error
 
 
@@ -69,9 +69,57 @@ def _plain(rank: RankTimeline) -> dict[str, Any]:
     return {"actions": actions, "all_reduces": [list(reduce) for reduce in rank.all_reduces]}
 
 
-def _rank(content: dict[str, Any]) -> RankTimeline:
-    return RankTimeline(
-        actions=tuple(parse_action(name) for name, *_ in content["actions"]),
-        times=tuple(Times(*times) for _, *times in content["actions"]),
-        all_reduces=tuple(AllReduce(*reduce) for reduce in content["all_reduces"]),
+def _step_timeline(content: Any) -> StepTimeline:
+    names = {field.name for field in fields(StepTimeline)}
+    if not isinstance(content, dict) or content.keys() != names:
+        raise ValueError(f"it must be an object with {', '.join(sorted(names))}")
+    measured, predicted = (_ranks(content, name) for name in ("measured", "predicted"))
+    if len(measured) != len(predicted):
+        raise ValueError(f"{len(measured)} ranks were measured, but {len(predicted)} predicted")
+    return StepTimeline(
+        title=_of_type(str, content["title"], "title"),
+        step=_of_type(int, content["step"], "step"),
+        seconds=_number(content["seconds"], "seconds"),
+        predicted_seconds=_number(content["predicted_seconds"], "predicted_seconds"),
+        measured=measured,
+        predicted=predicted,
+        clock_error=_number(content["clock_error"], "clock_error"),
     )
+
+
+def _ranks(content: dict[str, Any], name: str) -> tuple[RankTimeline, ...]:
+    ranks = _of_type(list, content[name], name)
+    if not ranks:
+        raise ValueError(f"{name} has no rank")
+    return tuple(_rank(_of_type(dict, rank, name), f"{name}, rank {i}") for i, rank in enumerate(ranks))
+
+
+def _rank(content: dict[str, Any], name: str) -> RankTimeline:
+    actions = _of_type(list, content.get("actions"), f"{name}, actions")
+    reduces = _of_type(list, content.get("all_reduces"), f"{name}, all_reduces")
+    return RankTimeline(
+        actions=tuple(parse_action(action) for action, *_ in actions),
+        times=tuple(
+            Times(*(_number(each, f"{name}, {action}") for each in times)) for action, *times in actions
+        ),
+        all_reduces=tuple(_all_reduce(name, *reduce) for reduce in reduces),
+    )
+
+
+def _all_reduce(name: str, layer: Any, size: Any, start: Any, end: Any) -> AllReduce:
+    what = f"{name}, all-reduce {layer}"
+    return AllReduce(
+        _of_type(str, layer, what), _of_type(int, size, what), _number(start, what), _number(end, what)
+    )
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise ValueError(f"{what}: {value!r} is not a number of seconds")
+    return float(value)
+
+
+def _of_type(kind: type[_Type], value: Any, what: str) -> _Type:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{what}: {value!r} is not of type {kind.__name__}")
+    return value

@@ -1,7 +1,8 @@
 """What a machine takes, learnt from steps that were observed on it.
 
 work      how long an action kept its worker: the mean within a step, the median of steps
-links     how long messages that someone waited for were under way, against their bytes
+links     how long messages that someone waited for, and that had their link to themselves, were under way,
+          against their bytes
 ring      how long all-reduces took once every replica had joined, against their bytes
 buckets   how much of the stage's last backward was done when an all-reduce started
 """
@@ -10,15 +11,17 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from math import inf
 
 from trainer.schedule.actions import SENDS, Kind
 from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.replay import SEND_OF, message_of
-from trainer.schedule.timeline import RankTimeline
+from trainer.schedule.timeline import RankTimeline, Times
 
 _WAITED = 20e-6  # seconds; a receive that waits for less did not see its message arrive
-_SAME = 1e-3  # seconds; all-reduces that end closer together went as one
+_SAME = 1e-4  # seconds; all-reduces seen to end closer together were seen at one look
+_ROUNDING = 1e-6  # of a backward
 _SPREAD = 1.5  # sizes closer to each other than this factor tell nothing about bandwidth
 
 Channel = tuple[Kind, int, int]  # the sending end's kind, source stage, target stage
@@ -123,67 +126,104 @@ def stage_buckets(step: RankTimeline, stage_of: Mapping[str, int]) -> dict[int, 
     buckets: dict[int, list[Bucket]] = defaultdict(list)
     for reduce in sorted(step.all_reduces, key=lambda reduce: reduce.start):
         stage = stage_of[reduce.layer]
-        _, ready, end = last_backward[stage]
-        share = (reduce.start - ready) / (end - ready)
-        buckets[stage].append(Bucket(reduce.layer, reduce.bytes, share if 0 <= share <= 1 else None))
+        share = _share(reduce.start, last_backward[stage])
+        buckets[stage].append(Bucket(reduce.layer, reduce.bytes, share))
     return dict(buckets)
 
 
+def _share(moment: float, backward: Times) -> float | None:
+    """Return how much of a backward was done at a moment; None behind it."""
+    length = backward.end - backward.ready
+    if moment > backward.end + _ROUNDING * length:
+        return None
+    return min((moment - backward.ready) / length, 1.0) if length else 1.0
+
+
 def reduce_points(step: RankTimeline, seconds: Sequence[float]) -> list[Point]:
-    """Return bytes and seconds of what a rank's ring did at a time; Horovod joins what comes close together.
+    """Return bytes and seconds of what a rank's ring did at a time.
+
+    All-reduces that were seen to end at one look count as one: Horovod joins what is complete when it looks.
 
     Args:
         step: A step of the rank.
         seconds: Of each of its all-reduces, the least of any replica: who joins last waits for nobody.
     """
     points: list[Point] = []
-    free = end = -inf
+    begin = seen = -inf
     for reduce, took in zip(step.all_reduces, seconds, strict=True):
-        if reduce.end - end > _SAME:
-            free, end = end, reduce.end
-            points.append((reduce.bytes, end - max(free, end - took)))
-        else:  # together with the one before, which started first
-            points[-1] = points[-1][0] + reduce.bytes, points[-1][1]
+        size = reduce.bytes
+        if reduce.end - seen > _SAME:
+            begin = max(seen, reduce.end - took)
+        else:  # it came along with the one before
+            size += points.pop()[0]
+        seen = reduce.end
+        points.append((size, seen - begin))
     return points
 
 
 def fit_link(points: Sequence[Point]) -> Link:
-    """Return the link that fits the points best: seconds = latency + bytes / bandwidth, by least squares.
+    """Return the link that fits the points: seconds = latency + bytes / bandwidth.
 
-    Where all sizes are much the same the median of the seconds counts as latency: it predicts these sizes,
-    and no others.
+    Medians of each size, of the slopes between sizes, and of what is left (Theil, 1950; Sen, 1968): what was
+    held up by chance does not bend the line. Where all sizes are much the same, all seconds are put down to
+    the bytes: that predicts these sizes, also how they stand in line, and no others.
     """
-    if not points:
-        return Link()
-    sizes = [size for size, _ in points]
-    times = [max(seconds, 0.0) for _, seconds in points]
-    if max(sizes) > _SPREAD * min(sizes):
-        fit = statistics.linear_regression(sizes, times)
-        if fit.slope > 0:
-            return Link(max(fit.intercept, 0.0), 1 / fit.slope)
-    return Link(statistics.median(times))
+    points = [(size, max(seconds, 0.0)) for size, seconds in points]
+    slopes = _slopes(points)
+    slope = _median(slopes)
+    latency = _median(seconds - slope * size for size, seconds in points)
+    if slope > 0 and latency >= 0:
+        return Link(latency, 1 / slope)
+    a_byte = _median(seconds / size for size, seconds in points if size)
+    if (slopes and slope <= 0) or not a_byte:  # larger ones take no longer
+        return Link(_median(seconds for _, seconds in points))
+    return Link(bandwidth=1 / a_byte)
+
+
+def _slopes(points: Sequence[Point]) -> list[float]:
+    """Return the seconds a byte between any two sizes that differ enough."""
+    by_size: dict[int, list[float]] = defaultdict(list)
+    for size, seconds in points:
+        by_size[size].append(seconds)
+    return [
+        (_median(by_size[large]) - _median(by_size[small])) / (large - small)
+        for small, large in combinations(sorted(by_size), 2)
+        if large > _SPREAD * small
+    ]
+
+
+def _median(numbers: Iterable[float]) -> float:
+    return statistics.median([*numbers] or [0.0])
 
 
 def _travels(
     ranks: Sequence[RankTimeline], sizes: Mapping[Channel, int], network: Network, first: int
 ) -> tuple[list[Point], list[Point]]:
-    """Return the messages that were waited for, inside nodes and between them: bytes and seconds."""
-    sent = {
-        message_of(action): (first + number, times.end)
+    """Return the messages that were waited for, inside nodes and between them: bytes and seconds.
+
+    One that was sent before the one before it on its way had been taken up may have stood in line behind it:
+    it is left out.
+    """
+    taken = {
+        message_of(action): (number, times)
         for number, rank in enumerate(ranks)
         for action, times in zip(rank.actions, rank.times, strict=True)
-        if action.kind in SENDS
+        if action.kind in SEND_OF
     }
     inside: list[Point] = []
     between: list[Point] = []
-    for number, rank in enumerate(ranks, first):
+    for source, rank in enumerate(ranks):
+        free: dict[int, float] = {}  # by target, when the message before was there at the latest
         for action, times in zip(rank.actions, rank.times, strict=True):
-            message = message_of(action) if action.kind in SEND_OF else None
-            if message is None or message not in sent or times.ready - times.start < _WAITED:
+            message = message_of(action) if action.kind in SENDS else None
+            if message is None or message not in taken:
                 continue
-            source, gone = sent[message]
-            point = sizes.get((message.kind, message.source, message.target), 0), times.ready - gone
-            (between if network.crosses(source, number) else inside).append(point)
+            target, there = taken[message]
+            alone = free.get(target, -inf) <= times.end
+            free[target] = there.ready
+            if target != source and alone and there.ready - there.start >= _WAITED:
+                point = sizes.get((message.kind, message.source, message.target), 0), there.ready - times.end
+                (between if network.crosses(first + source, first + target) else inside).append(point)
     return inside, between
 
 

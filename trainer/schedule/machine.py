@@ -74,7 +74,7 @@ class Machine:
         cycle: Seconds from when gradients are complete to when Horovod's thread takes them, with all others
             that are complete by then.
         replicas: How many the ring joins.
-        exchange: Seconds from the last FINISH of a group to all of its ranks' STEP.
+        exchange: Seconds from when the last rank of a group comes to STEP to when they all do it.
         begin: Seconds of a step before the first action.
         end: Seconds of a step after the last one.
     """

@@ -6,7 +6,7 @@ What waits is what `replay` says; how long it takes is what a `Machine` says:
     all-reduce  starts when a layer's last gradient is complete on every replica, the one before, of the same
                 rank, is done, and a cycle has passed; takes along every layer that is complete by then;
                 overlaps with whatever the rank does
-    STEP        needs FINISH of all stages of the replica, and an exchange of their norms
+    STEP        needs all ranks of the replica to come to it, and an exchange of their norms
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from trainer.schedule.actions import Action, Kind, Schedule
 from trainer.schedule.machine import Link, Machine, Network
-from trainer.schedule.replay import Wiring
+from trainer.schedule.replay import Place, Wiring
 from trainer.schedule.timeline import AllReduce, Timeline
 
 
@@ -73,13 +73,18 @@ class _Simulation:
         self._schedules = schedules
         self._replicas = replicas
         self._wiring = Wiring(schedules)
-        self._order = self._wiring.causal_order()
+        # Nothing but STEPs follows a STEP: they are left for last, when it is known who comes to them when.
+        self._order = sorted(self._wiring.causal_order(), key=lambda place: self._kind(place) is Kind.STEP)
         self._given = [0.0] * len(self._wiring.givers)  # when the last giver gave it
         self._free: defaultdict[tuple[int, int, int], float] = defaultdict(float)  # a link, by its two ends
         self._backward: dict[tuple[int, int], tuple[float, float]] = {}  # by replica and stage, the last one
         self._complete: defaultdict[int, dict[int, list[float]]] = defaultdict(dict)  # by stage and replica
         self._averaged: dict[int, list[float]] = {}  # by stage: when each of its buckets is
         self._ring_free: defaultdict[int, float] = defaultdict(float)  # by worker
+        self._exchanged: dict[int, float] = {}  # by replica: when its ranks know each other's norms
+
+    def _kind(self, place: Place) -> Kind:
+        return self._schedules[place.replica].workers[place.worker][place.position].kind
 
     def run(self) -> list[Timeline]:
         """Return the timeline of every replica."""
@@ -98,6 +103,8 @@ class _Simulation:
             start = ready = clocks[number]
             if waits[position] >= 0:
                 ready = max(start, given[waits[position]])
+            if kind is Kind.STEP:
+                ready = max(ready, self._exchange(replica, clocks))
             durations = work.get(kind)
             duration = durations[action.stage] if durations else 0.0
             clocks[number] = end = ready + duration
@@ -116,8 +123,17 @@ class _Simulation:
         if action.kind is Kind.AVERAGE:
             return self._average(action.stage, replica, worker, end)
         if action.kind is Kind.FINISH:
-            return end + self._machine.exchange
+            return end
         return self._send(action, replica, worker, end)
+
+    def _exchange(self, replica: int, clocks: Sequence[float]) -> float:
+        """Return when the ranks of a replica, all of which have come to STEP, have exchanged their norms."""
+        if replica not in self._exchanged:
+            come = [
+                clock for clock, (of, *_) in zip(clocks, self._wiring.lists, strict=True) if of == replica
+            ]
+            self._exchanged[replica] = max(come) + self._machine.exchange
+        return self._exchanged[replica]
 
     def _send(self, action: Action, replica: int, worker: int, end: float) -> float:
         target = self._schedules[replica].placement[action.peer]

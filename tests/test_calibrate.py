@@ -1,0 +1,345 @@
+"""What is learnt from steps on a known machine is that machine: it predicts the same step.
+
+The truth is simulated on a machine whose every number is known. The ranks tell what they would have seen of
+it, and nothing else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from trainer.layout import Layout
+from trainer.schedule.actions import Action, Kind, Schedule, Tied
+from trainer.schedule.assemble import training_schedule
+from trainer.schedule.calibrate import (
+    Seen,
+    calibrate,
+    fit_link,
+    reduce_points,
+    stage_buckets,
+    work_times,
+)
+from trainer.schedule.machine import Bucket, Link, Machine, Network
+from trainer.schedule.merge import by_rank
+from trainer.schedule.simulate import simulate_on
+from trainer.schedule.timeline import AllReduce, RankTimeline, Times
+
+STAGES, PER_NODE, REPLICAS = 4, 2, 2
+SMALL, LARGE = 40_000, 400_000  # bytes
+ACTIVATIONS = {(Kind.SEND_ACTIVATION, stage, stage + 1): LARGE for stage in range(STAGES - 1)}
+GRADIENTS = {(Kind.SEND_GRADIENT, stage, stage - 1): SMALL for stage in range(1, STAGES)}
+TIE = {(Kind.SEND_TIE, 3, 0): LARGE, (Kind.SEND_TIED, 0, 3): LARGE}
+
+# Times in seconds, as of a small model on a few cores; stages differ in all of them.
+TRUTH = Machine(
+    work={
+        Kind.FORWARD: (0.010, 0.012, 0.009, 0.011),
+        Kind.BACKWARD: (0.021, 0.023, 0.020, 0.026),
+        Kind.SEND_ACTIVATION: (1e-4, 2e-4, 1e-4, 0.0),
+        Kind.SEND_GRADIENT: (0.0, 2e-4, 1e-4, 3e-4),
+        Kind.RECEIVE_ACTIVATION: (0.0, 5e-5, 6e-5, 7e-5),
+        Kind.RECEIVE_GRADIENT: (5e-5, 6e-5, 7e-5, 0.0),
+        Kind.AVERAGE: (1e-4, 2e-4, 3e-4, 4e-4),
+        Kind.FINISH: (4e-4, 3e-4, 2e-4, 1e-4),
+        Kind.STEP: (0.003, 0.002, 0.002, 0.004),
+    },
+    message_bytes=ACTIVATIONS | GRADIENTS,
+    network=Network(inside=Link(3e-5, 2e9), between=Link(2e-4, 1e8), ranks_per_node=PER_NODE),
+    buckets=[
+        [Bucket(f"{stage}.b", 2_000_000, 0.4), Bucket(f"{stage}.a", 600_000, 0.9)] for stage in range(STAGES)
+    ],
+    ring=Link(bandwidth=4e8),
+    cycle=0.001,
+    replicas=REPLICAS,
+    exchange=0.0005,
+    begin=0.002,
+    end=0.001,
+)
+
+
+def seen_on(
+    machine: Machine, schedules: Sequence[Schedule], replica: int = 0, clock: float = 0.0
+) -> list[Seen]:
+    """Return what the ranks of a replica would tell of a step on the machine.
+
+    Args:
+        machine: Where the step happens.
+        schedules: One for every replica.
+        replica: Whose ranks.
+        clock: How far ahead of the step's begin all clocks are.
+    """
+    timelines = simulate_on(machine, schedules)
+    everyone = [
+        timeline.by_rank(schedule, machine.begin + clock)
+        for timeline, schedule in zip(timelines, schedules, strict=True)
+    ]
+    placement = schedules[replica].placement
+    stage_of = {bucket.layer: stage for stage, each in enumerate(machine.buckets) for bucket in each}
+    seen = []
+    for worker, step in enumerate(everyone[replica]):
+        took = [
+            min(ranks[worker].all_reduces[i].end - ranks[worker].all_reduces[i].start for ranks in everyone)
+            for i in range(len(step.all_reduces))
+        ]
+        seen.append(
+            Seen(
+                work=work_times([step]),
+                begin=machine.begin,
+                end=machine.end,
+                step=step,
+                sizes={
+                    key: size for key, size in machine.message_bytes.items() if placement[key[1]] == worker
+                },
+                reduced=reduce_points(step, took),
+                buckets=stage_buckets(step, stage_of),
+            )
+        )
+    return seen
+
+
+def learn(machine: Machine, schedules: Sequence[Schedule], replica: int = 0) -> Machine:
+    """Return the machine that a replica's ranks learn from one step."""
+    workers = len(schedules[replica].workers)
+    return calibrate(
+        seen_on(machine, schedules, replica, clock=1234.5),
+        schedules[replica].stages,
+        replicas=machine.replicas,
+        first=replica * workers,
+        ranks_per_node=machine.network.ranks_per_node,
+    )
+
+
+def check_same_step(learnt: Machine, truth: Machine, schedules: Sequence[Schedule]) -> None:
+    """Hold a prediction against the truth: the step, its bubble, and every moment of every replica."""
+    for predicted, true in zip(simulate_on(learnt, schedules), simulate_on(truth, schedules), strict=True):
+        assert predicted.seconds == pytest.approx(true.seconds, rel=1e-9)
+        assert predicted.bubble == pytest.approx(true.bubble, abs=1e-9)
+        for mine, theirs in ((predicted.starts, true.starts), (predicted.ends, true.ends)):
+            for worker, moments in enumerate(mine):
+                assert moments == pytest.approx(theirs[worker], abs=1e-9)
+
+
+def schedules_of(*micro_batches: int, name: str = "1f1b", ties: Sequence[Tied] = ()) -> list[Schedule]:
+    return [training_schedule(name, STAGES, number, ties) for number in micro_batches]
+
+
+@pytest.mark.parametrize("name", ["1f1b", "gpipe"])
+@pytest.mark.parametrize("micro_batches", [(8, 8), (8, 7), (1, 1)])
+def test_a_machine_is_learnt_from_one_step(name: str, micro_batches: tuple[int, ...]) -> None:
+    schedules = schedules_of(*micro_batches, name=name)
+    learnt = learn(TRUTH, schedules)
+    for kind, seconds in TRUTH.work.items():
+        assert learnt.work[kind] == pytest.approx(seconds, abs=1e-9), kind
+    assert learnt.message_bytes == TRUTH.message_bytes
+    assert learnt.network.ranks_per_node == PER_NODE
+    assert learnt.network.inside == pytest.approx(TRUTH.network.inside, rel=1e-6)
+    assert learnt.network.between == pytest.approx(TRUTH.network.between, rel=1e-6)
+    assert learnt.ring == pytest.approx(TRUTH.ring, rel=1e-6)
+    assert learnt.cycle == pytest.approx(TRUTH.cycle, rel=1e-6)
+    assert learnt.replicas == REPLICAS
+    for mine, true in zip(learnt.buckets, TRUTH.buckets, strict=True):
+        assert [bucket[:2] for bucket in mine] == [bucket[:2] for bucket in true]
+        assert [bucket.share for bucket in mine] == pytest.approx([bucket.share for bucket in true])
+    assert learnt.exchange == pytest.approx(TRUTH.exchange)
+    assert (learnt.begin, learnt.end) == pytest.approx((TRUTH.begin, TRUTH.end))
+    check_same_step(learnt, TRUTH, schedules)
+
+
+def test_every_replica_learns_the_machine() -> None:
+    schedules = schedules_of(6, 6)
+    check_same_step(learn(TRUTH, schedules, replica=1), TRUTH, schedules)
+
+
+def test_where_nothing_crosses_a_node() -> None:
+    truth = replace(TRUTH, network=replace(TRUTH.network, ranks_per_node=None))
+    schedules = schedules_of(6, 6)
+    learnt = learn(truth, schedules)
+    assert learnt.network.inside == pytest.approx(TRUTH.network.inside, rel=1e-6)
+    check_same_step(learnt, truth, schedules)
+
+
+def test_one_replica_averages_nothing() -> None:
+    truth = replace(TRUTH, replicas=1, buckets=(), cycle=0.0, ring=Link())
+    schedules = schedules_of(6)
+    learnt = learn(truth, schedules)
+    assert learnt.buckets == ()
+    check_same_step(learnt, truth, schedules)
+
+
+@pytest.mark.parametrize("size", [LARGE, 0])
+def test_messages_of_one_size_predict_themselves(size: int) -> None:
+    """Latency and bandwidth cannot be told apart, and need not be."""
+    truth = replace(TRUTH, message_bytes=dict.fromkeys(TRUTH.message_bytes, size))
+    schedules = schedules_of(8, 8)
+    check_same_step(learn(truth, schedules), truth, schedules)
+
+
+SLOW = Link(1e-3, LARGE / 0.05)  # a large message takes five times as long as a forward
+
+
+def test_a_link_slower_than_the_stages() -> None:
+    """Messages stand in line, and arrive later than latency and bandwidth alone would have them."""
+    truth = replace(TRUTH, network=Network(SLOW, SLOW))
+    schedules = schedules_of(8, 8, name="gpipe")
+    check_same_step(learn(truth, schedules), truth, schedules)
+
+
+def test_a_link_slower_than_the_stages_and_messages_of_one_size() -> None:
+    """What is latency, here 1 of 51 ms, cannot be told from bandwidth: it is counted for each in line."""
+    sizes = dict.fromkeys(TRUTH.message_bytes, LARGE)
+    truth = replace(TRUTH, message_bytes=sizes, network=Network(SLOW, SLOW))
+    schedules = schedules_of(8, 8, name="gpipe")
+    (predicted, _), (true, _) = (simulate_on(each, schedules) for each in (learn(truth, schedules), truth))
+    assert true.seconds < predicted.seconds < 1.02 * true.seconds
+
+
+def test_ties_cross_the_whole_group() -> None:
+    """The owner's gradients are complete only when the use's have come; the use steps last."""
+    buckets = [[*TRUTH.buckets[0], Bucket("0.tied", 4_000_000, None)], *TRUTH.buckets[1:]]
+    truth = replace(TRUTH, buckets=buckets, message_bytes=TRUTH.message_bytes | TIE)
+    schedules = schedules_of(6, 6, ties=[Tied(0, 3)])
+    learnt = learn(truth, schedules)
+    assert [bucket.share for bucket in learnt.buckets[0]] == pytest.approx([0.4, 0.9, None])
+    check_same_step(learnt, truth, schedules)
+
+
+@pytest.mark.parametrize("shares", [(0.99, 0.992, 0.994), (0.0, 0.5, 1.0), (1.0, 1.0, 1.0)])
+def test_all_reduces_that_go_as_one(shares: tuple[float, ...]) -> None:
+    """Those that are complete when one is taken up come along."""
+    sizes = (500_000, 300_000, 700_000)
+    buckets = [
+        [
+            Bucket(f"{stage}.{i}", size * (1 + stage), share)
+            for i, (size, share) in enumerate(zip(sizes, shares, strict=True))
+        ]
+        for stage in range(STAGES)
+    ]
+    truth = replace(TRUTH, buckets=buckets)
+    schedules = schedules_of(6, 5)
+    check_same_step(learn(truth, schedules), truth, schedules)
+
+
+@pytest.mark.parametrize("bandwidth", [1e8, 1e9, 1e10])
+def test_many_all_reduces_close_together(bandwidth: float) -> None:
+    """Also where each takes less time than Horovod's cycle, or than a look at them."""
+    buckets = [
+        [Bucket(f"{stage}.{i}", 10_000 * (i + 1), (i + 1) / 20) for i in range(20)] for stage in range(STAGES)
+    ]
+    truth = replace(TRUTH, buckets=buckets, ring=Link(bandwidth=bandwidth), cycle=2e-4)
+    schedules = schedules_of(6, 6)
+    check_same_step(learn(truth, schedules), truth, schedules)
+
+
+@pytest.mark.parametrize("cycle", [0.0, 0.0005, 0.002])
+@pytest.mark.parametrize("bandwidth", [3e8, 1e9])
+def test_all_reduces_of_one_size(bandwidth: float, cycle: float) -> None:
+    """Cycle and bandwidth cannot be told apart, and need not be."""
+    buckets = [
+        [Bucket(f"{stage}.{i}", 1_000_000, 0.3 * (i + 1)) for i in range(3)] for stage in range(STAGES)
+    ]
+    truth = replace(TRUTH, buckets=buckets, ring=Link(bandwidth=bandwidth), cycle=cycle)
+    schedules = schedules_of(6, 6)
+    check_same_step(learn(truth, schedules), truth, schedules)
+
+
+def test_all_reduces_of_one_size_that_queue() -> None:
+    buckets = [
+        [Bucket(f"{stage}.{i}", 1_000_000, 0.25 * (i + 1)) for i in range(4)] for stage in range(STAGES)
+    ]
+    truth = replace(TRUTH, buckets=buckets, ring=Link(bandwidth=2e8), cycle=0.001)
+    schedules = schedules_of(6, 6)
+    check_same_step(learn(truth, schedules), truth, schedules)
+
+
+def test_ranks_that_hold_several_stages() -> None:
+    """Two ranks with two stages each; what a rank sends itself is no message."""
+    schedule = by_rank(training_schedule("1f1b", STAGES, 6), Layout(4, STAGES, devices_per_rank=2))
+    truth = replace(TRUTH, network=replace(TRUTH.network, ranks_per_node=1))
+    learnt = learn(truth, [schedule, schedule])
+    assert learnt.network.between == pytest.approx(TRUTH.network.between, rel=1e-6)
+    check_same_step(learnt, truth, [schedule, schedule])
+
+
+def test_a_step_that_something_held_up_changes_nothing() -> None:
+    """Of several steps one took ten times as long; the step that is looked at closely is a usual one."""
+    schedules = schedules_of(6, 6)
+    held_up = replace(TRUTH, work={kind: [10 * each for each in times] for kind, times in TRUTH.work.items()})
+    usual, wild = seen_on(TRUTH, schedules), seen_on(held_up, schedules)
+    ranks = [
+        replace(mine, work=work_times([mine.step, theirs.step, mine.step, mine.step]))
+        for mine, theirs in zip(usual, wild, strict=True)
+    ]
+    check_same_step(calibrate(ranks, STAGES, replicas=2, ranks_per_node=PER_NODE), TRUTH, schedules)
+
+
+# --- the parts, by hand
+
+
+def test_work_is_the_mean_of_a_step_and_the_median_of_steps() -> None:
+    """Steps with means of 2, 5 and 3 seconds; the time before `ready` is no work."""
+    forwards = (Action(Kind.FORWARD, 1, 0), Action(Kind.FORWARD, 1, 1))
+    steps = [
+        RankTimeline(forwards, (Times(0, 4, 4 + first), Times(10, 10, 10 + second)))
+        for first, second in ((1, 3), (5, 5), (2, 4))
+    ]
+    assert work_times(steps) == {(Kind.FORWARD, 1): 3}
+
+
+def test_links_are_told_by_sizes_that_differ() -> None:
+    assert fit_link([(100, 2.0), (300, 4.0), (500, 6.0)]) == Link(1.0, 100.0)
+    assert fit_link([]) == Link()
+
+
+def test_one_message_that_was_held_up_does_not_bend_the_line() -> None:
+    points = [(100, 2.0), (300, 4.0), (500, 6.0)]
+    assert fit_link([*points, *points, (300, 1000.0)]) == Link(1.0, 100.0)
+    assert fit_link([(100, 2.0), (200, 3.0), (300, 50.0), (400, 5.0), (500, 6.0)]) == Link(1.0, 100.0)
+
+
+def test_a_rare_size_does_not_spoil_what_is_known_of_the_usual_one() -> None:
+    usual = [(100, 2.0)] * 9
+    for rare in ([(50, 40.0)], [(50, 0.1)], [(200, 40.0)], [(200, 0.1)], [(0, 40.0)]):
+        latency, bandwidth = fit_link([*usual, *rare])
+        assert latency + 100 / bandwidth == pytest.approx(2.0)
+
+
+def test_sizes_that_are_much_the_same_are_put_down_to_bandwidth() -> None:
+    assert fit_link([(100, 2.0), (100, 2.0), (100, 9.0)]) == Link(0.0, 50.0)
+    assert fit_link([(100, 2.0), (110, 2.2)]) == Link(0.0, pytest.approx(50.0))
+
+
+def test_links_without_a_sensible_line() -> None:
+    assert fit_link([(100, 3.0), (1000, 3.0)]) == Link(3.0)  # large ones take no longer
+    assert fit_link([(100, 3.0), (1000, 2.0)]) == Link(2.5)
+    assert fit_link([(0, 3.0), (0, 4.0)]) == Link(3.5)
+    assert fit_link([(100, 0.5), (1000, 10.0)]).latency == 0.0  # no less than nothing
+    assert fit_link([(100, -1.0), (100, -2.0)]) == Link()  # sooner than sent, by clocks that differ
+
+
+def test_all_reduces_count_from_when_the_ring_was_free() -> None:
+    """a: until 4, of which the last replica took 2; b stood behind it until 7; d and e came along with c."""
+    all_reduces = (
+        AllReduce("a", 10, 1.0, 4.0),
+        AllReduce("b", 20, 3.0, 7.0),
+        AllReduce("c", 30, 9.0, 12.0),
+        AllReduce("d", 40, 10.0, 12.00005),
+        AllReduce("e", 50, 11.0, 12.0001),
+    )
+    points = reduce_points(RankTimeline((), (), all_reduces), [2.0, 4.0, 2.5, 2.0, 1.0])
+    assert points == [(10, 2.0), (20, 3.0), (120, pytest.approx(2.5001))]
+
+
+def test_buckets_are_in_the_order_of_their_start() -> None:
+    """The last backward takes from 10 to 20; the tied layer's gradients are complete behind it."""
+    actions = tuple(Action(Kind.BACKWARD, 2, i) for i in range(2))
+    times = (Times(0.0, 0.0, 5.0), Times(5.0, 10.0, 20.0))
+    all_reduces = (
+        AllReduce("tied", 3, 21.0, 22.0),
+        AllReduce("late", 2, 20.0, 23.0),
+        AllReduce("early", 1, 12.5, 30.0),
+    )
+    step = RankTimeline(actions, times, all_reduces)
+    assert stage_buckets(step, {"early": 2, "late": 2, "tied": 2}) == {
+        2: [Bucket("early", 1, 0.25), Bucket("late", 2, 1.0), Bucket("tied", 3, None)]
+    }
