@@ -93,7 +93,7 @@ format: setup ## Format the code and fix what can be fixed
 	@$(IN_VENV) .venv/bin/python -m ruff check --fix; .venv/bin/python -m ruff format
 
 figures: setup ## Draw the pictures of docs/ anew
-	$(IN_VENV) .venv/bin/python -m trainer.report.figures docs/figures
+	$(IN_VENV) .venv/bin/python -m trainer.report.figures docs/figures --format svg
 
 clean: ## Remove .venv and what tools left; keeps runs/, wheels/ and the cache of built wheels
 	rm -rf .venv .venv-deepspeed build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -3,6 +3,7 @@
 config.yaml       the configuration, resolved
 metrics.jsonl     one object a step, and one a validation
 superseded.jsonl  what metrics.jsonl held of steps that a resumed run did again
+timeline.json     one usual step of the first replica, measured and predicted, for `trainer.report`
 schedule.txt      the step of the first replica, drawn as predicted
 trace.json        with run.trace: every action of every rank, for ui.perfetto.dev
 logs/rank0.log    what each rank logs
