@@ -19,7 +19,7 @@ _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # the number of Linux's system
 _RESET_ON_FORK = 1  # threads made later, such as Horovod's, have turns of the usual length
 
 _LIBRARY = "libopen-pal.so.40"  # of every Open MPI 4
-_NAP = float(os.environ.get("X_NAP", "200e-6"))  # seconds
+_NAP = 200e-6  # seconds
 
 
 def compute_longer_at_a_time() -> None:

@@ -31,17 +31,18 @@ def ring(ranks: Iterable[int]) -> None:
 
 
 def wait(ready: Callable[[], object]) -> float:
-    """Return once `ready()` is true, with the seconds waited (0.0 where it was true at once)."""
-    if ready():
-        return 0.0
+    """Return once `ready()` is true, with the seconds that it took.
+
+    Asking counts as waiting: where ranks share cores, MPI may give the core away meanwhile.
+    """
     start = time.perf_counter()
-    waited = 0.0
-    for bell in _bells:
-        bell.forget()  # what it rang for before is nothing to wake up for; what rings from now on is
-    while not any(ready() for _ in range(_QUESTIONS)):
-        _sleep(min(max(waited * _SHARE, _SHORTEST), _LONGEST))
-        waited = time.perf_counter() - start
-    return waited
+    if not ready():
+        for bell in _bells:
+            bell.forget()  # what it rang for before is nothing to wake up for; what rings from now on is
+        while not any(ready() for _ in range(_QUESTIONS)):
+            waited = time.perf_counter() - start
+            _sleep(min(max(waited * _SHARE, _SHORTEST), _LONGEST))
+    return time.perf_counter() - start
 
 
 def _sleep(seconds: float) -> None:

@@ -77,6 +77,7 @@ class MpiTransport:
         self._sends: deque[tuple[MPI.Request, Any]] = deque()  # each with the memory it reads
         self._expected: dict[Channel, deque[Action]] = {}
         self._posted: dict[Channel, deque[_Receive]] = {}
+        self._drained: list[Channel] = []  # may have fewer receives posted than they should
         largest = self._tag((_KINDS[-1], len(rank_of), len(rank_of)))
         limit = MPI.COMM_WORLD.Get_attr(MPI.TAG_UB)
         if limit is not None and largest > limit:
@@ -87,6 +88,7 @@ class MpiTransport:
         self._mode = mode
         self._signatures = self._agree_on(signatures)
         self._expected = {}
+        self._drained = []
         for action in actions:
             if action.kind in RECEIVES and self._rank_of[action.peer] != self._group.rank:
                 self._expected.setdefault(channel_of(action), deque()).append(action)
@@ -110,9 +112,14 @@ class MpiTransport:
         for tensor in tensors:
             self._start(_bytes_of(tensor.contiguous().cpu()), target, tag)
         self._group.wake(target)
+        self._post_drained()
 
     def receive(self, action: Action) -> tuple[list[Tensor], Nest]:
-        """Wait for a message; post the next receives of its channel behind it."""
+        """Wait for a message; the next receives of its channel are posted behind the next send.
+
+        Who waits for that send should not wait for this too; one receive is posted until then.
+        """
+        self._post_drained()
         key = self._key(action)
         channel = key[0]
         if not self._posted.get(channel):
@@ -121,7 +128,7 @@ class MpiTransport:
             self._post(channel)
         receive = self._posted[channel].popleft()
         self.waited += wait(lambda: self._mpi.Request.Testall(receive.requests))
-        self._post(channel)
+        self._drained.append(channel)
         device = self._devices[action.stage]
         tensors = [
             buffer.to(device, non_blocking=True).requires_grad_(spec.requires_grad)
@@ -164,6 +171,10 @@ class MpiTransport:
     def _start(self, data: Any, target: int, tag: int) -> None:
         request = self._comm.Isend([data, self._mpi.BYTE], target, tag)
         self._sends.append((request, data))
+
+    def _post_drained(self) -> None:
+        while self._drained:
+            self._post(self._drained.pop())
 
     def _post(self, channel: Channel) -> None:
         """Post the channel's next receives, as far as their structures are known [3]."""
