@@ -16,6 +16,7 @@ from trainer.environment import (
     prepare,
     prepare_deterministic,
     rank,
+    reads_memory_of_others,
     slow_down_horovod,
     threads_per_rank,
 )
@@ -81,11 +82,24 @@ def test_threads_that_fill_the_node_leave_no_core() -> None:
     assert not no_core_to_spare(1, cores() - 1)
 
 
-def test_ranks_with_a_core_each_are_left_alone() -> None:
+def test_ranks_with_a_core_each_do_not_yield_it() -> None:
     variables = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
-    before = dict(variables)
     prepare(variables)
-    assert variables == before
+    assert "OMPI_MCA_mpi_yield_when_idle" not in variables
+
+
+def test_messages_go_at_once_where_memory_cannot_be_read() -> None:
+    given = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
+    denied = given | {"OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
+    many = denied | {"OMPI_COMM_WORLD_LOCAL_SIZE": str(10**9)}  # no room in shared memory for so many
+    for variables in (given, denied, many):
+        prepare(variables)
+    assert int(given["OMPI_MCA_btl_tcp_eager_limit"]) >= 1 << 20
+    eager, segment = "OMPI_MCA_btl_vader_eager_limit", "OMPI_MCA_btl_vader_segment_size"
+    assert int(denied[eager]) >= 1 << 20
+    assert int(denied[segment]) >= 16 * int(denied[eager])
+    assert eager not in many
+    assert (eager in given) == (not reads_memory_of_others())
 
 
 def test_what_the_user_has_set_stays() -> None:
@@ -93,6 +107,9 @@ def test_what_the_user_has_set_stays() -> None:
         "OMPI_COMM_WORLD_RANK": "0",
         "OMPI_COMM_WORLD_LOCAL_SIZE": str(MANY),
         "OMPI_MCA_mpi_yield_when_idle": "0",
+        "OMPI_MCA_btl_tcp_eager_limit": "70000",
+        "OMPI_MCA_btl_vader_eager_limit": "4096",
+        "OMPI_MCA_btl_vader_segment_size": "4194304",
     }
     before = dict(variables)
     prepare(variables)

@@ -32,7 +32,7 @@ _SIGNATURES_TAG = 0
 _POSTED_AHEAD = 2  # receives a channel; more would hold memory that 1F1B is there to save
 _KINDS = tuple(kind for kind in Kind if kind in RECEIVES)
 
-_Key = tuple[Channel, str, Hashable]  # channel, mode, signature
+_Key = tuple[Channel, str, int]  # channel, mode, the signature's number
 
 
 def _bytes_of(tensor: Tensor) -> Any:
@@ -70,7 +70,8 @@ class MpiTransport:
         self._rank_of = rank_of
         self._devices = devices
         self._mode = ""
-        self._signatures: Sequence[Hashable] = ()
+        self._signatures: Sequence[int] = ()  # by micro-batch: a number for each that differs
+        self._numbers: dict[Hashable, int] = {}
         self._told: bytes = b""
         self._structures: dict[_Key, Structure] = {}
         self.sizes: dict[tuple[Kind, int, int], int] = {}
@@ -86,7 +87,7 @@ class MpiTransport:
     def begin(self, actions: Sequence[Action], signatures: Sequence[Hashable] | None, mode: str) -> None:
         """Agree on the signatures [1] and post the first receives."""
         self._mode = mode
-        self._signatures = self._agree_on(signatures)
+        self._agree_on(signatures)
         self._expected = {}
         self._drained = []
         for action in actions:
@@ -150,18 +151,20 @@ class MpiTransport:
 
         wait(gone)
 
-    def _agree_on(self, signatures: Sequence[Hashable] | None) -> Sequence[Hashable]:
+    def _agree_on(self, signatures: Sequence[Hashable] | None) -> None:
         """Tell, or learn, the signatures; an empty message says that they are the last step's."""
-        others = [rank for rank in range(self._group.size) if rank != self._rank_of[0]]
         if signatures is None:
             message = self._receive_bytes(self._rank_of[0], _SIGNATURES_TAG)
-            return pickle.loads(message) if message else self._signatures
-        message = pickle.dumps(tuple(signatures))
-        for rank in others:
-            self._start(b"" if message == self._told else message, rank, _SIGNATURES_TAG)
-        self._group.wake(*others)
-        self._told = message
-        return signatures
+        else:
+            told, self._told = self._told, pickle.dumps(tuple(signatures))
+            message = b"" if told == self._told else self._told
+            others = [rank for rank in range(self._group.size) if rank != self._rank_of[0]]
+            for rank in others:
+                self._start(message, rank, _SIGNATURES_TAG)
+            self._group.wake(*others)
+        if message:
+            numbers = self._numbers
+            self._signatures = [numbers.setdefault(each, len(numbers)) for each in pickle.loads(message)]
 
     def _note_size(self, action: Action, shape: Structure) -> None:
         channel = action.kind, action.stage, action.peer
@@ -214,7 +217,7 @@ class MpiTransport:
         return bytes(data)
 
     def _key(self, action: Action) -> _Key:
-        signature = self._signatures[action.micro_batch] if action.micro_batch >= 0 else None
+        signature = self._signatures[action.micro_batch] if action.micro_batch >= 0 else -1
         return channel_of(action), self._mode, signature
 
     def _tag(self, channel: Channel) -> int:
