@@ -22,7 +22,8 @@ import psutil
 from trainer.bench.contestant import SOCKET
 
 _PATIENCE = 300.0  # seconds for ranks to start, or to do the steps of a turn
-_WARM_UP = 3  # steps
+_FIRST_STEPS = 2
+_WARM_UP = 1  # steps of every turn that do not count: a process that was stopped finds its caches cold
 # Freed memory stays with the process, as the trainer sees to by itself.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
@@ -36,12 +37,14 @@ class Entry:
         command: What starts its ranks.
         copies: How often it is started: once where the command is a launcher, else once a rank.
         variables: Of its environment, besides those of this process.
+        required: Whether there is no contest without it; else it is left out if it cannot do a step.
     """
 
     name: str
     command: Sequence[str]
     copies: int = 1
     variables: Mapping[str, str] = field(default_factory=dict)
+    required: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Contestant:
                 for rank in range(entry.copies)
             ]
         self._file = self._accept(server).makefile("rw")
-        self.take_turn(_WARM_UP)
+        self.take_turn(_FIRST_STEPS)
 
     def take_turn(self, steps: int) -> Turn:
         """Return what each of so many steps took.
@@ -95,7 +98,7 @@ class Contestant:
         """
         self._signal("resume")
         try:
-            self._file.write(json.dumps({"steps": steps}) + "\n")
+            self._file.write(json.dumps({"warm_up": _WARM_UP, "steps": steps}) + "\n")
             self._file.flush()
             line = self._file.readline()
         except OSError as error:
@@ -152,15 +155,33 @@ class Contestant:
 
 @contextmanager
 def contest(entries: Sequence[Entry]) -> Iterator[list[Contestant]]:
-    """Start everyone; end them all when the context is left."""
+    """Start everyone; end them all when the context is left.
+
+    Raises:
+        ContestError: A contestant that is required did not start, or could not do its first steps.
+    """
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         contestants = []
         for number, entry in enumerate(entries):
             place = Path(folder) / str(number)
             place.mkdir()
-            contestants.append(Contestant(entry, place))
+            try:
+                contestants.append(Contestant(entry, place))
+            except ContestError as error:
+                if entry.required:
+                    raise
+                print(
+                    f"left out: {str(error).strip().splitlines()[0]} ({_last_error(str(error))})", flush=True
+                )
+                continue
             stack.callback(contestants[-1].end)
         yield contestants
+
+
+def _last_error(text: str) -> str:
+    """Return what a traceback ends with."""
+    errors = [line for line in text.splitlines() if "Error" in line]
+    return errors[-1].strip() if errors else "no error told"
 
 
 def take_turns(contestants: Sequence[Contestant], rounds: int, steps: int) -> dict[str, list[Turn]]:

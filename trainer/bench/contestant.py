@@ -3,8 +3,7 @@
 Rank 0 connects to the socket that `SOCKET` names and serves orders, a line of JSON each, until there are no
 more:
 
-    {"steps": 3}  ->  {"seconds": 1.21, "cpu_seconds": 2.31}      of three steps together
-    {"slept"...}      anything else that a contestant adds to its answer
+    {"warm_up": 1, "steps": 3}  ->  {"seconds": 1.21, "cpu_seconds": 2.31}    of the three steps together
 
 Between orders no rank computes; `contest` stops their processes, so that they take nothing from the others.
 """
@@ -35,6 +34,8 @@ def serve(rank: int, gather: Gather, step: Callable[[], None]) -> None:
         order = gather(line.read() if line else None)[0]
         if order is None:
             return
+        for _ in range(order["warm_up"]):
+            step()
         gather(None)  # all start together
         start, cpu = time.perf_counter(), time.process_time()
         for _ in range(order["steps"]):

@@ -79,6 +79,10 @@ class Bench:
         self._source = MicroBatches(data, samples, read_inputs=True, read_targets=True)
         self._micro_batches = micro_batches
 
+    def weights(self) -> list[Tensor]:
+        """Return the parameters of all stages."""
+        return [parameter for built in self._built for parameter in built.module.parameters()]
+
     def step(self) -> None:
         """Run the schedule once."""
         self.engine.train(self.actions, self._source, 1.0, lambda _: 0.0)

@@ -104,7 +104,7 @@ def _on_torch(
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     command = [*program, json.dumps(work.plain())]
-    return Entry(name, command, copies=work.ranks, variables=place | (variables or {}))
+    return Entry(name, command, copies=work.ranks, variables=place | (variables or {}), required=False)
 
 
 def ratios(turns: dict[str, list[Turn]], name: str, over: str = OURS) -> Interval:

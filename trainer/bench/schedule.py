@@ -21,6 +21,11 @@ from trainer.schedule.orders import ORDERS
 from trainer.schedule.simulate import simulate
 
 SLEEP = Sleep()
+TRANSPORTS: dict[str, dict[str, str]] = {
+    "auto": {},
+    "copy": {"OMPI_MCA_btl": "self,vader", "OMPI_MCA_btl_vader_single_copy_mechanism": "none"},
+    "tcp": {"OMPI_MCA_btl": "self,tcp"},
+}
 _COLUMNS = {  # with their widths
     "p": 3,
     "m": 4,
@@ -39,11 +44,12 @@ Seconds = dict[Case, list[float]]
 def main() -> None:
     """Measure as the command line says, print the table, keep the raw times."""
     parser = argparse.ArgumentParser(prog="python -m trainer.bench.schedule", description=__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8], help="numbers of stages, one a rank")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16], help="numbers of stages")
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 2, 4], help="micro-batches a stage")
     parser.add_argument("--rounds", type=int, default=2, help="launches of each, in turns")
     parser.add_argument("--steps", type=int, default=5, help="steps of a launch that count")
-    parser.add_argument("--floats", type=int, default=256, help="numbers in a message")
+    parser.add_argument("--floats", type=int, default=256, help="numbers in a message, of 4 bytes each")
+    parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="what carries our messages")
     parser.add_argument(
         "--save", type=Path, default=Path("runs/bench-schedule.json"), help="file of raw times"
     )
@@ -52,12 +58,16 @@ def main() -> None:
     print(_row(*_COLUMNS))
     for ranks in given.ranks:
         counts = [factor * ranks for factor in given.factors]
+        os.environ |= TRANSPORTS[given.transport]
         ours, torchs = _measure(ranks, counts, given.rounds, given.steps, given.floats)
         for case in ours:
             print(_report(ranks, case, ours[case], torchs[case]), flush=True)
             raw.append({"ranks": ranks, "case": case, "ours": ours[case], "torch": torchs[case]})
     given.save.parent.mkdir(parents=True, exist_ok=True)
-    given.save.write_text(json.dumps({"floats": given.floats, "sleep": vars(SLEEP), "times": raw}) + "\n")
+    given.save.write_text(
+        json.dumps({"floats": given.floats, "transport": given.transport, "sleep": vars(SLEEP), "times": raw})
+        + "\n"
+    )
     print(f"raw times: {given.save}")
 
 

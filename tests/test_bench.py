@@ -1,0 +1,96 @@
+"""Benchmarks compare what they say they compare."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.parallel.launch import REPOSITORY
+from trainer.bench.contest import ContestError, Entry, contest, take_turns
+from trainer.bench.gpt import Part, Work
+from trainer.bench.overhead import Bench
+from trainer.bench.statistics import median_interval
+from trainer.bench.torch_pipeline import SCHEDULES
+
+_CONTESTANT = """
+import sys, time
+from trainer.bench.contestant import serve
+def step():
+    open(sys.argv[2], "a").write("step ")
+    time.sleep(float(sys.argv[1]))
+serve(0, lambda value: [value], step)
+"""
+
+
+@pytest.mark.parametrize(("n", "k"), [(6, 1), (8, 1), (9, 2), (15, 4), (20, 6), (30, 10)])
+def test_interval_of_a_median(n: int, k: int) -> None:
+    """The ranks that tables of the binomial test give (Conover, "Practical Nonparametric Statistics")."""
+    interval = median_interval([float(value) for value in reversed(range(1, n + 1))])
+    assert (interval.low, interval.high) == (k, n + 1 - k)
+    assert interval.median == (n + 1) / 2
+
+
+def test_few_values_give_their_range() -> None:
+    assert str(median_interval([3.0, 1.0, 2.0])) == "2.000 (1.000 .. 3.000)"
+
+
+def _entry(name: str, seconds: float, folder: Path) -> Entry:
+    command = [sys.executable, "-c", _CONTESTANT, str(seconds), str(folder / name)]
+    return Entry(name, command, variables={"PYTHONPATH": str(REPOSITORY)})
+
+
+def test_contestants_take_turns(tmp_path: Path) -> None:
+    with contest([_entry("quick", 0.02, tmp_path), _entry("slow", 0.2, tmp_path)]) as contestants:
+        turns = take_turns(contestants, rounds=3, steps=2)
+    assert {name: len(taken) for name, taken in turns.items()} == {"quick": 3, "slow": 3}
+    for name, seconds in (("quick", 0.02), ("slow", 0.2)):
+        assert all(turn.seconds >= seconds > turn.cpu_seconds for turn in turns[name])
+        assert len((tmp_path / name).read_text().split()) == 3 + 3 * (
+            1 + 2
+        )  # the first steps, and those of the turns
+
+
+def test_a_contestant_that_fails_is_told(tmp_path: Path) -> None:
+    broken = Entry("broken", [sys.executable, "-c", "raise SystemExit('it is out of order')"])
+    with pytest.raises(ContestError, match=r"broken ended(.|\n)*it is out of order"), contest([broken]):
+        pass
+
+
+def test_a_peer_that_cannot_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = Entry("broken", [sys.executable, "-c", "raise ValueError('no such schedule')"], required=False)
+    with contest([broken, _entry("quick", 0.02, tmp_path)]) as contestants:
+        assert [contestant.name for contestant in contestants] == ["quick"]
+    assert "left out: broken ended" in capsys.readouterr().out
+
+
+def test_the_bare_loop_computes_what_the_engine_computes() -> None:
+    bench = Bench("1f1b", stages=3, micro_batches=4)
+    gradients = []
+    for way in (bench.step, bench.bare):
+        for weight in bench.weights():
+            weight.grad = None
+        way()
+        gradients.append([weight.grad for weight in bench.weights()])
+    assert all(gradient is not None and gradient.abs() > 0 for gradient in gradients[0])
+    assert torch.equal(torch.stack(gradients[0]), torch.stack(gradients[1]))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4])
+def test_every_peer_has_the_whole_model(stages: int) -> None:
+    work = Work(stages=stages, blocks=3, width=32, heads=2, context=16)
+    names = [layer.name for part in work.parts(stages) for layer in part]
+    assert names == ["embedding", "block.0", "block.1", "block.2", "head"]
+    inputs, targets = work.batch(0)
+    assert len(inputs) == len(targets) == work.samples
+    x = inputs
+    for part in work.parts(stages):
+        x = Part(part)(x)
+    assert x.shape == (work.samples, 16, work.vocabulary)
+
+
+def test_torchs_schedules_are_all_there() -> None:
+    from torch.distributed.pipelining import schedules  # noqa: PLC0415
+
+    theirs = [name for name in vars(schedules) if name.startswith("Schedule")]
+    assert len(SCHEDULES) == len(theirs)
