@@ -29,7 +29,14 @@ NEVER_LESS = 50e6  # bytes that a process with torch holds
 def test_folder(trained: Trained) -> None:
     folder = trained(3, "layout.stages=3").folder
     found = {path.name for path in folder.iterdir()}
-    assert found == {"config.yaml", "metrics.jsonl", "schedule.txt", "logs", "checkpoints"}
+    assert found == {
+        "config.yaml",
+        "metrics.jsonl",
+        "timeline.json",
+        "schedule.txt",
+        "logs",
+        "checkpoints",
+    }
     assert {path.name for path in (folder / "logs").iterdir()} == {"rank0.log", "rank1.log", "rank2.log"}
     beside = {path.name for path in folder.parent.iterdir() if path.suffix != ".txt"}
     assert beside == {"run"}
