@@ -8,7 +8,6 @@ simulate their group's schedule on it.
 import statistics
 from collections import deque
 
-from trainer.layout import deal
 from trainer.metrics.clock import clock_offset
 from trainer.metrics.timeline import StepTimeline
 from trainer.pipeline.observed import Observed
@@ -81,15 +80,15 @@ class Forecast:
         group = run.groups.model_parallel
         offset = clock_offset(group)
         begin = group.all_gather_objects(steps[usual].begin)[0]
-        step = steps[usual].timeline(offset.seconds - begin)
+        step = steps[usual].timeline.on(lambda moment: moment + offset.seconds - begin)
         stage_of = {layer.name: stage for stage in run.stages for layer in run.stages[stage].layers}
         seen = Seen(
-            work=work_times(each.timeline() for each in steps),
+            work=work_times(each.timeline for each in steps),
             begin=statistics.median(each.times[0].start - each.begin for each in steps),
             end=statistics.median(each.end - each.times[-1].end for each in steps),
             step=step,
             clock_error=offset.error,
-            sizes=run.transport.sizes,
+            sizes=run.engine.remote.sizes,
             reduced=self._reduced(step),
             buckets=stage_buckets(step, stage_of),
         )
@@ -115,6 +114,4 @@ class Forecast:
 
     def _simulate(self, machine: Machine) -> Timeline:
         run = self._run
-        replicas = run.layout.replicas
-        shares = [len(deal(len(run.sizes), replicas, replica)) for replica in range(replicas)]
-        return simulate_on(machine, [run.schedule(share) for share in shares])[run.replica]
+        return simulate_on(machine, [run.schedule(share) for share in run.shares])[run.replica]

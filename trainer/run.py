@@ -58,7 +58,6 @@ class Run:
         statistics: Batch normalisation's, of these layers.
         optimizer: Of their parameters; None where there are none to train.
         randomness: What a forward's random numbers follow from.
-        transport: Carries what goes to other ranks of the group.
         engine: Runs schedules on the stages.
         sizes: The size in samples of every micro-batch of the global batch.
     """
@@ -102,9 +101,7 @@ class Run:
         self.ties = tied_stages(layers, self.cut.stage_of)
 
     def _validate_schedules(self) -> None:
-        replicas = self.layout.replicas
-        shares = {len(deal(len(self.sizes), replicas, replica)) for replica in range(replicas)}
-        validate([self.schedule(share) for share in sorted(shares, reverse=True)], self.ties)
+        validate([self.schedule(share) for share in sorted(set(self.shares), reverse=True)], self.ties)
 
     def _build(self) -> None:
         """Build this rank's layers, and what runs them."""
@@ -119,7 +116,6 @@ class Run:
         if self.groups.model_parallel.size > 1:
             rank_of = [self.layout.group_rank_of(stage) for stage in range(self.layout.stages)]
             remote = MpiTransport(self.groups.model_parallel, rank_of, device_of)
-        self.transport = remote
         averaging, several = config.averaging, self.layout.replicas > 1
         gradients: Gradients = OneReplica()
         if several:
@@ -147,6 +143,12 @@ class Run:
             gradients=gradients,
             ties=TiedParameters(self.stages, layers, self.cut.stage_of),
         )
+
+    @property
+    def shares(self) -> list[int]:
+        """Return how many micro-batches each replica gets."""
+        replicas = self.layout.replicas
+        return [len(deal(len(self.sizes), replicas, replica)) for replica in range(replicas)]
 
     @property
     def holds_first_stage(self) -> bool:

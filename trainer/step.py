@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.devices import peak_memory
-from trainer.layout import deal
 from trainer.optimization import (
     all_gradients,
     clear_gradients,
@@ -76,9 +75,7 @@ class Stepper:
         self._run = run
         self._observe = observe
         self._steps = steps
-        layout = run.layout
-        shares = [deal(len(run.sizes), layout.replicas, replica) for replica in range(layout.replicas)]
-        self._shares = [len(share) for share in shares]
+        self._shares = run.shares
         self._actions = run.schedule(len(run.micro_batches)).workers[run.groups.model_parallel.rank]
         owned = sum(len(layer.trained()) for layer in run.layers)
         group = run.groups.model_parallel

@@ -87,8 +87,14 @@ class Contestant:
                 )
                 for rank in range(entry.copies)
             ]
-        self._file = self._accept(server).makefile("rw")
-        self.take_turn(_FIRST_STEPS)
+        try:
+            self._file = self._accept(server).makefile("rw")
+            self.take_turn(_FIRST_STEPS)
+        except BaseException:
+            self._signal("kill")
+            raise
+        finally:
+            server.close()
 
     def take_turn(self, steps: int) -> Turn:
         """Return what each of so many steps took.

@@ -109,8 +109,11 @@ def _on_torch(
 
 def ratios(turns: dict[str, list[Turn]], name: str, over: str = OURS) -> Interval:
     """Return how much longer a contestant's steps take than another's, round by round."""
-    pairs = zip(turns[name], turns[over], strict=True)
-    return median_interval([mine.seconds / theirs.seconds for mine, theirs in pairs])
+    return median_interval(_by_round(turns, name, over))
+
+
+def _by_round(turns: dict[str, list[Turn]], name: str, over: str) -> list[float]:
+    return [mine.seconds / theirs.seconds for mine, theirs in zip(turns[name], turns[over], strict=True)]
 
 
 def table(turns: dict[str, list[Turn]]) -> str:
@@ -152,8 +155,7 @@ def _draw(path: Path, job: str, work: Work, turns: dict[str, list[Turn]]) -> Non
     axes = figure.add_subplot()
     for row, name in enumerate(names):
         each = ratios(turns, name)
-        axes.plot([turn.seconds / ours.seconds for turn, ours in zip(turns[name], turns[OURS], strict=True)],
-                  [row] * len(turns[name]), "|", color="#9aa3ab")  # fmt: skip
+        axes.plot(_by_round(turns, name, OURS), [row] * len(turns[name]), "|", color="#9aa3ab")
         colour = "#159d73" if name == LIMIT else "#2a6eb5"
         axes.plot([each.low, each.high], [row, row], linewidth=5, color=colour, alpha=0.5)
         axes.plot(each.median, row, "o", color=colour)

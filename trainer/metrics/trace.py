@@ -21,7 +21,7 @@ from trainer.pipeline.observed import Observed
 from trainer.run import Run
 from trainer.schedule.actions import SENDS, Action, Kind
 from trainer.schedule.replay import Message, message_of
-from trainer.schedule.timeline import AllReduce, RankTimeline, Times
+from trainer.schedule.timeline import AllReduce, RankTimeline, Times, lanes
 
 _SHORTEST_WAIT = 20e-6  # seconds; shorter ones are no bars
 _JUST_BEFORE = 1e-6  # seconds before a receive's end that an arrow ends
@@ -54,14 +54,7 @@ class RankTrace:
     def timelines(self, begin: float = 0.0) -> Iterator[tuple[int, RankTimeline]]:
         """Yield number and timeline of every step, in seconds of rank 0's clock since `begin`."""
         for step, seen in self.steps:
-            times = (Times(*(self.clock.read(moment) - begin for moment in each)) for each in seen.times)
-            reduces = (
-                reduce._replace(
-                    start=self.clock.read(reduce.start) - begin, end=self.clock.read(reduce.end) - begin
-                )
-                for reduce in seen.all_reduces
-            )
-            yield step, RankTimeline(tuple(seen.actions), tuple(times), tuple(reduces))
+            yield step, seen.timeline.on(lambda moment: self.clock.read(moment) - begin)
 
 
 class _Reduced(NamedTuple):
@@ -128,11 +121,11 @@ def trace_events(ranks: Sequence[RankTrace]) -> _Event:
     begin = min(
         (rank.clock.read(seen.times[0].start) for rank in ranks for _, seen in rank.steps), default=0.0
     )
-    lanes = [_lanes(rank.timelines(begin)) for rank in ranks]
-    most = max(map(len, lanes), default=0)
+    dealt = [_lanes(rank.timelines(begin)) for rank in ranks]
+    most = max(map(len, dealt), default=0)
     events: list[_Event] = []
     arrows = _Arrows()
-    for rank, of_rank in zip(ranks, lanes, strict=True):
+    for rank, of_rank in zip(ranks, dealt, strict=True):
         # A viewer may take thread numbers for those of the whole machine: no two threads have the same.
         threads = [{"pid": rank.replica, "tid": rank.rank + i * len(ranks)} for i in range(1 + len(of_rank))]
         events += _names(rank, threads, rank.rank * (1 + most))
@@ -161,14 +154,11 @@ def _lanes(timelines: Iterator[tuple[int, RankTimeline]]) -> list[list[_Reduced]
         for step, timeline in timelines
         for reduce in timeline.all_reduces
     )
-    lanes: list[list[_Reduced]] = []
-    for each in sorted(reduced, key=lambda each: each.reduce.start):
-        lane = next((lane for lane in lanes if lane[-1].reduce.end <= each.reduce.start), None)
-        if lane is None:
-            lanes.append([each])
-        else:
-            lane.append(each)
-    return lanes
+    ordered = sorted(reduced, key=lambda each: each.reduce.start)
+    dealt: dict[int, list[_Reduced]] = {}
+    for each, lane in zip(ordered, lanes([each.reduce for each in ordered]), strict=True):
+        dealt.setdefault(lane, []).append(each)
+    return list(dealt.values())
 
 
 def _overlap(timeline: RankTimeline, reduce: AllReduce) -> float:

@@ -30,11 +30,10 @@ class Observed:
         """Return how long the step took."""
         return self.end - self.begin
 
-    def timeline(self, shift: float = 0.0) -> RankTimeline:
-        """Return the same, with times moved by some seconds."""
-        times = (Times(*(moment + shift for moment in times)) for times in self.times)
-        reduces = (r._replace(start=r.start + shift, end=r.end + shift) for r in self.all_reduces)
-        return RankTimeline(tuple(self.actions), tuple(times), tuple(reduces))
+    @property
+    def timeline(self) -> RankTimeline:
+        """Return the same, on this rank's clock."""
+        return RankTimeline(tuple(self.actions), tuple(self.times), tuple(self.all_reduces))
 
     @property
     def waited(self) -> float:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 
 from trainer.report.style import ALL_REDUCE, FAINT, LINE, OTHER, Look, clean, look_of, text_colour
-from trainer.schedule.timeline import AllReduce, RankTimeline
+from trainer.schedule.timeline import AllReduce, RankTimeline, lanes
 
 WAITING: dict[str, Any] = {"facecolor": "#f6f7f8", "edgecolor": "#ccd1d8", "hatch": "/////", "linewidth": 0.0}
 WAIT = "waiting"
@@ -114,7 +114,7 @@ def draw_panel(axes: Axes, panel: Panel, scale: Scale) -> list[Look]:
         panel: What.
         scale: How large.
     """
-    lanes = max((lane + 1 for rank in panel.ranks for lane in _lanes(rank.all_reduces)), default=1)
+    strips = max((lane + 1 for rank in panel.ranks for lane in lanes(rank.all_reduces)), default=1)
     used: dict[str, Look] = {}
     length = axes.get_xlim()[1]
     offset, height = scale.bar
@@ -127,7 +127,7 @@ def draw_panel(axes: Axes, panel: Panel, scale: Scale) -> list[Look]:
             _draw_texts(axes, bars, top + height / 2, scale.fonts.get(look.name, 0.0), scale.time)
         if rank.all_reduces:
             used[ALL_REDUCE.name] = ALL_REDUCE
-            _draw_all_reduces(axes, name, rank.all_reduces, panel.scale, (top + height, lanes))
+            _draw_all_reduces(axes, name, rank.all_reduces, panel.scale, (top + height, strips))
     axes.axvline(panel.end * panel.scale, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
     _dress(axes, panel, offset + height / 2)
     return list(used.values())
@@ -157,17 +157,6 @@ def _bars(rank: RankTimeline, scale: float, shortest: float) -> dict[Look, list[
         text = "" if look is OTHER or action.micro_batch < 0 else str(action.micro_batch)
         bars[look].append(Bar(times.ready * scale, width, look.shades[shade % 2], text))
     return bars
-
-
-def _lanes(all_reduces: Sequence[AllReduce]) -> list[int]:
-    """Return a lane for each, so that none covers another that is under way at the same time."""
-    free_from: list[float] = []
-    lanes = []
-    for reduce in all_reduces:
-        lane = next((i for i, end in enumerate(free_from) if end <= reduce.start), len(free_from))
-        free_from[lane:] = [reduce.end, *free_from[lane + 1 :]]
-        lanes.append(lane)
-    return lanes
 
 
 def _draw_waits(
@@ -202,10 +191,10 @@ def _draw_texts(axes: Axes, bars: list[Bar], middle: float, size: float, points:
 def _draw_all_reduces(
     axes: Axes, name: str, all_reduces: Sequence[AllReduce], scale: float, strip: tuple[float, int]
 ) -> None:
-    top, lanes = strip
-    height = _STRIP * 0.8 / lanes
+    top, strips = strip
+    height = _STRIP * 0.8 / strips
     by_lane = defaultdict(list)
-    for reduce, lane in zip(all_reduces, _lanes(all_reduces), strict=True):
+    for reduce, lane in zip(all_reduces, lanes(all_reduces), strict=True):
         by_lane[lane].append((reduce.start * scale, (reduce.end - reduce.start) * scale))
     for lane, spans in by_lane.items():
         where = (top + _STRIP * 0.2 + lane * height, height * 0.8)

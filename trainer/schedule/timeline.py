@@ -1,6 +1,6 @@
 """When the actions of a step happen: the same for a step that was measured and for one that was simulated."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,6 +56,12 @@ class RankTimeline:
         """Return the seconds in which the rank waited for others."""
         return sum(times.ready - times.start for times in self.times)
 
+    def on(self, clock: Callable[[float], float]) -> "RankTimeline":
+        """Return the same with every moment read on another clock."""
+        times = (Times(*map(clock, each)) for each in self.times)
+        reduces = (each._replace(start=clock(each.start), end=clock(each.end)) for each in self.all_reduces)
+        return RankTimeline(self.actions, tuple(times), tuple(reduces))
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -97,14 +103,9 @@ class Timeline:
         return tuple(
             RankTimeline(
                 actions,
-                tuple(
-                    Times(begin + start, begin + end - busy, begin + end)
-                    for start, end, busy in zip(*columns, strict=True)
-                ),
-                tuple(
-                    reduce._replace(start=begin + reduce.start, end=begin + reduce.end) for reduce in reduces
-                ),
-            )
+                tuple(Times(start, end - busy, end) for start, end, busy in zip(*columns, strict=True)),
+                reduces,
+            ).on(lambda moment: begin + moment)
             for actions, *columns, reduces in zip(
                 schedule.workers, self.starts, self.ends, self.busy, self._reduces(), strict=True
             )
@@ -112,3 +113,14 @@ class Timeline:
 
     def _reduces(self) -> Sequence[tuple[AllReduce, ...]]:
         return self.all_reduces or [()] * len(self.ends)
+
+
+def lanes(all_reduces: Sequence[AllReduce]) -> list[int]:
+    """Return a lane for each, from 0, so that none covers another that is under way at the same time."""
+    free_from: list[float] = []
+    chosen = []
+    for reduce in all_reduces:
+        lane = next((i for i, end in enumerate(free_from) if end <= reduce.start), len(free_from))
+        free_from[lane:] = [reduce.end, *free_from[lane + 1 :]]
+        chosen.append(lane)
+    return chosen
