@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.errors import UserError
 from trainer.pipeline.stage import BuiltLayer
 from trainer.schedule.timeline import AllReduce
+from trainer.sharing import background_work
 from trainer.waiting import wait
 from trainer.world import horovod
 
@@ -82,6 +83,7 @@ class HorovodAveraging:
         if not gradients:
             return
         compressed, contexts = zip(*map(self._compression.compress, gradients), strict=True)
+        background_work.set()
         handle = self._horovod.grouped_allreduce_async_(list(compressed), name=layer.name, op=self._op)
         self._under_way[layer.name] = handle, gradients, list(compressed), list(contexts)
         size = sum(tensor.numel() * tensor.element_size() for tensor in compressed)
@@ -102,6 +104,8 @@ class HorovodAveraging:
         self.waited += wait(lambda: self._horovod.poll(handle))
         self.progress()
         self._horovod.synchronize(handle)
+        if not self._under_way:
+            background_work.clear()
         for gradient, small, context in zip(gradients, compressed, contexts, strict=True):
             if small is not gradient:
                 gradient.copy_(self._compression.decompress(small, context))

@@ -20,6 +20,7 @@ _RESET_ON_FORK = 1  # threads made later, such as Horovod's, have turns of the u
 
 _LIBRARY = "libopen-pal.so.40"  # of every Open MPI 4
 _NAP = 200e-6  # seconds
+_REST = 0.05
 
 
 def compute_longer_at_a_time() -> None:
@@ -43,14 +44,18 @@ def _set_attributes(system_call: int) -> bool:
     return bool(ctypes.CDLL(None).syscall(system_call, 0, attributes, 0) == 0)
 
 
+background_work = threading.Event()  # set while Horovod's thread has something to do
+
+
 @lru_cache(maxsize=1)
 def nap_in_background_threads() -> bool:
     """Let Horovod's thread sleep where it waits in MPI; return whether this MPI has a way.
 
     Every few milliseconds the thread meets those of the other replicas in a small all-reduce, and the first
     to come spins until the last is there. Open MPI's progress loop calls functions of low priority every
-    eighth time around; ours sleeps a moment, on any thread but the main one, which never waits inside MPI
-    (see `trainer.waiting`). To be called once MPI has started.
+    eighth time around; ours sleeps, on any thread but the main one, which never waits inside MPI (see
+    `trainer.waiting`). While there is `background_work` it naps; else it rests until there is: the meetings
+    alone took 15 ms of every 600 from the computing. To be called once MPI has started.
     """
     try:
         library = ctypes.CDLL(_LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
@@ -61,7 +66,10 @@ def nap_in_background_threads() -> bool:
 
     def nap() -> int:
         if threading.get_ident() != main:
-            time.sleep(_NAP)
+            if background_work.is_set():
+                time.sleep(_NAP)
+            else:
+                background_work.wait(_REST)
         return 0
 
     callback = ctypes.CFUNCTYPE(ctypes.c_int)(nap)
