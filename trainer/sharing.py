@@ -19,8 +19,8 @@ _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # the number of Linux's system
 _RESET_ON_FORK = 1  # threads made later, such as Horovod's, have turns of the usual length
 
 _LIBRARY = "libopen-pal.so.40"  # of every Open MPI 4
-_NAP = 200e-6  # seconds
-_REST = 0.05
+_NAP = 500e-6  # seconds
+_REST = 50e-3  # seconds, at most
 
 
 def compute_longer_at_a_time() -> None:
