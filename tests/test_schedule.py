@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.schedule.actions import RECEIVES, SENDS, Action, Kind, Schedule, Tied, parse_action
+from trainer.schedule.actions import (
+    COMPLETES,
+    PASSES_ON,
+    RECEIVES,
+    SENDS,
+    Action,
+    Kind,
+    Schedule,
+    Tied,
+    parse_action,
+)
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
 from trainer.schedule.draw import draw_text
 from trainer.schedule.orders import ORDERS
@@ -47,6 +57,23 @@ def test_1f1b_with_backwards_twice_as_long() -> None:
     ]
 
 
+def test_zb_h1() -> None:
+    """A part of a split backward takes half of a whole one's time."""
+    assert staircase(training_schedule("zb_h1", 3, 5), backward=2) == [
+        "0 |0   1   2   ........(0)     3   (1)     4   (2)     (3)     (4)     |",
+        "1 |....0   1   ....(0) 2   (1) {0} 3   (2) {1} 4   (3) {2} (4) {3} {4} |",
+        "2 |........0   (0) 1   (1) 2   (2) {0} 3   (3) {1} 4   (4) {2} {3} {4} |",
+    ]
+
+
+@given(st.integers(1, 8), st.integers(0, 12))
+def test_zb_h1_leaves_one_unit_a_stage_idle_within_1f1b_memory(p: int, more: int) -> None:
+    m = p + more
+    schedule = training_schedule("zb_h1", p, m)
+    assert simulate(schedule, [1.0] * p, [2.0] * p).makespan == 3 * m + p - 1
+    assert max(peak_live(schedule)) == max(peak_live(training_schedule("1f1b", p, m)))
+
+
 def test_evaluation() -> None:
     assert staircase(evaluation_schedule(3, 4)) == [
         "0 |0 1 2 3 ....|",
@@ -82,7 +109,8 @@ def test_every_stage_computes_every_micro_batch_once_and_backwards_in_order(
     for stage in range(p):
         order = ORDERS[name](stage, p, m)
         assert sorted(a.micro_batch for a in order if a.kind is Kind.FORWARD) == list(range(m))
-        assert [a.micro_batch for a in order if a.kind is Kind.BACKWARD] == list(range(m))
+        assert [a.micro_batch for a in order if a.kind in PASSES_ON] == list(range(m))
+        assert [a.micro_batch for a in order if a.kind in COMPLETES] == list(range(m))
 
 
 @given(st.integers(1, 8), st.integers(1, 20))

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.schedule.actions import RECEIVE_OF, RECEIVES, SENDS, Action, Kind, Schedule, Tied
+from trainer.schedule.actions import (
+    COMPLETES,
+    PASSES_ON,
+    RECEIVE_OF,
+    RECEIVES,
+    SENDS,
+    Action,
+    Kind,
+    Schedule,
+    Tied,
+)
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
 from trainer.schedule.merge import merge_for_rank
 from trainer.schedule.orders import ORDERS
@@ -40,6 +50,7 @@ class Interpreter:
         self.world = world
         self.values: dict[tuple[object, ...], object] = {}
         self.gradients: defaultdict[tuple[int, int], list[object]] = defaultdict(list)
+        self.put_off: defaultdict[tuple[int, int], list[object]] = defaultdict(list)
         self.queues: defaultdict[tuple[object, ...], deque[object]] = defaultdict(deque)
         self.averages: defaultdict[tuple[int, int], list[object]] = defaultdict(list)
         self.finished: dict[tuple[int, int], int] = {}
@@ -75,13 +86,14 @@ class Interpreter:
         elif kind is Kind.FORWARD:
             assert (replica, "F", s, i) not in self.values
             self.values[replica, "F", s, i] = ("F", s, self.input(replica, s, i))
-        elif kind is Kind.BACKWARD:
-            self.backward(replica, s, i)
+        elif kind in PASSES_ON | COMPLETES:
+            self.backward(replica, action)
         elif kind is Kind.SAMPLE:
             self.values[replica, "S", s, i] = ("S", self.values[replica, "F", s, i])
         elif kind is Kind.AVERAGE:
             self.values[replica, "A", s] = len(self.averages[replica, worker])
-            self.averages[replica, worker].append(tuple(self.gradients[replica, s]))
+            complete = tuple(self.gradients[replica, s]), tuple(self.put_off[replica, s])
+            self.averages[replica, worker].append(complete)
         else:
             return self.wait(replica, worker, action)
         return True
@@ -101,20 +113,26 @@ class Interpreter:
             return self.values[replica, letter, peer, i]
         return self.values[replica, receive.kind.value, s, i, peer]
 
-    def backward(self, replica: int, s: int, i: int) -> None:
+    def backward(self, replica: int, action: Action) -> None:
+        """Do a backward or a part of one; both parts add to gradients, each to some."""
+        s, i = action.stage, action.micro_batch
         gradient: object = "loss"
-        if s + 1 < self.world[replica].stages:
-            gradient = self.from_neighbour(replica, Action(Kind.RECEIVE_GRADIENT, s, i, s + 1), "B")
-        self.values[replica, "B", s, i] = ("B", s, self.values[replica, "F", s, i], gradient)
-        self.gradients[replica, s].append(self.values[replica, "B", s, i])
+        if action.kind in PASSES_ON:
+            if s + 1 < self.world[replica].stages:
+                gradient = self.from_neighbour(replica, Action(Kind.RECEIVE_GRADIENT, s, i, s + 1), "B")
+            self.values[replica, "B", s, i] = ("B", s, self.values[replica, "F", s, i], gradient)
+            self.gradients[replica, s].append(self.values[replica, "B", s, i])
+        if action.kind in COMPLETES:
+            self.put_off[replica, s].append(self.values[replica, "B", s, i])
 
     def sent(self, replica: int, action: Action) -> object:
         letter = {Kind.SEND_ACTIVATION: "F", Kind.SEND_GRADIENT: "B", Kind.SEND_TOKEN: "S"}.get(action.kind)
         if letter is not None:
             return self.values[replica, letter, action.stage, action.micro_batch]
+        s = action.stage
         if action.kind is Kind.SEND_TIE:
-            return ("tie", tuple(self.gradients[replica, action.stage]))
-        return self.values[replica, "Z", action.stage]
+            return "tie", tuple(self.gradients[replica, s]), tuple(self.put_off[replica, s])
+        return self.values[replica, "Z", s]
 
     def wait(self, replica: int, worker: int, action: Action) -> bool:
         s = action.stage

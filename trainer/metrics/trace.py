@@ -28,6 +28,8 @@ _JUST_BEFORE = 1e-6  # seconds before a receive's end that an arrow ends
 _NAMES = {
     Kind.FORWARD: "forward",
     Kind.BACKWARD: "backward",
+    Kind.INPUT_GRADIENT: "input gradient",
+    Kind.WEIGHT_GRADIENT: "weight gradient",
     Kind.AVERAGE: "average",
     Kind.FINISH: "finish averaging",
     Kind.STEP: "update",

@@ -15,7 +15,7 @@ from trainer.pipeline.source import Source
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import Transport
-from trainer.schedule.actions import Action, Kind
+from trainer.schedule.actions import COMPLETES, Action, Kind
 from trainer.schedule.timeline import AllReduce, Times
 
 # Takes the sums of the losses, updates the weights, and returns the seconds in which it waited for others.
@@ -50,7 +50,8 @@ class _Run:
     source: Source
     scale: float | None
     step: Update | None
-    last_backward: Mapping[int, int]
+    split: frozenset[tuple[int, int]]  # stage and micro-batch of backwards in two parts
+    last: Mapping[int, int]  # by stage: the micro-batch whose gradients complete it
     inputs: dict[tuple[int, int], tuple[list[Tensor], Nest]] = field(default_factory=dict)
     outputs: dict[tuple[int, int], tuple[list[Tensor], Nest]] = field(default_factory=dict)
     gradients: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
@@ -98,6 +99,8 @@ class Engine:
         self._do: dict[Kind, Callable[[Action], None]] = {
             Kind.FORWARD: self._forward,
             Kind.BACKWARD: self._backward,
+            Kind.INPUT_GRADIENT: self._backward,
+            Kind.WEIGHT_GRADIENT: self._weight_gradient,
             Kind.SEND_ACTIVATION: self._send_activation,
             Kind.RECEIVE_ACTIVATION: self._receive_activation,
             Kind.SEND_GRADIENT: self._send_gradient,
@@ -149,8 +152,9 @@ class Engine:
         step: Update | None,
     ) -> dict[int, Tensor]:
         training = scale is not None
-        last_backward = {a.stage: a.micro_batch for a in actions if a.kind is Kind.BACKWARD}
-        self._run = _Run(source, scale, step, last_backward)
+        split = frozenset((a.stage, a.micro_batch) for a in actions if a.kind is Kind.WEIGHT_GRADIENT)
+        last = {a.stage: a.micro_batch for a in actions if a.kind in COMPLETES}
+        self._run = _Run(source, scale, step, split, last)
         for stage in self._stages.values():
             stage.train(training)
         signatures = source.signatures() if 0 in self._stages else None
@@ -176,7 +180,7 @@ class Engine:
             tensors = [tensor.to(stage.device, non_blocking=True) for tensor in tensors]
         else:
             tensors, nest = self._run.inputs.pop((action.stage, i))
-        tensors, nest = stage.forward(i, tensors, nest)
+        tensors, nest = stage.forward(i, tensors, nest, split=(action.stage, i) in self._run.split)
         target = self._run.source.targets(i) if action.stage == self._last_stage else None
         if target is None:
             self._run.outputs[action.stage, i] = tensors, nest
@@ -195,11 +199,17 @@ class Engine:
             gradients = [torch.full_like(self._run.losses[i], self._run.scale)]
         else:
             gradients = self._run.gradients.pop((action.stage, i))
-        is_last = self._run.last_backward[action.stage] == i
-        complete = self._complete if is_last else None
-        gradients = stage.backward(i, gradients, complete)
+        gradients = stage.backward(i, gradients, self._completing(action))
         if action.stage > 0:
             self._run.gradients[action.stage - 1, i] = gradients
+
+    def _weight_gradient(self, action: Action) -> None:
+        self._stages[action.stage].weight_gradients(action.micro_batch, self._completing(action))
+
+    def _completing(self, action: Action) -> Callable[[BuiltLayer], None] | None:
+        """Return what to call with every layer whose gradients the action completes, if it does."""
+        last = action.kind in COMPLETES and self._run.last[action.stage] == action.micro_batch
+        return self._complete if last else None
 
     def _send_activation(self, action: Action) -> None:
         tensors, nest = self._run.outputs.pop((action.stage, action.micro_batch))

@@ -10,7 +10,9 @@ known to be complete, without any hook, when its last backward returns.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from trainer.models.model import Activation, Loss, Tie
 from trainer.pipeline.activation import Nest, flatten, unflatten
 from trainer.pipeline.randomness import Randomness
+from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients, collecting
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class BuiltLayer:
 class _Tape:
     """What a micro-batch's backward needs: of every layer, its leaves and its outputs."""
 
+    split: bool
     leaves: list[list[Tensor]] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)
 
@@ -96,6 +100,7 @@ class Stage:
         self._randomness = randomness
         self._between = between
         self._tapes: dict[int, _Tape] = {}
+        self._deferred: dict[int, list[Deferred]] = {}  # by micro-batch: what each layer has put off
         # Autograd forbids to write into a leaf: these layers get copies.
         self._copied = [_works_in_place(layer) for layer in layers]
 
@@ -104,15 +109,34 @@ class Stage:
         for layer in self.layers:
             layer.module.train(mode)
 
-    def forward(self, micro_batch: int, tensors: list[Tensor], nest: Nest) -> tuple[list[Tensor], Nest]:
-        """Run the layers on a flattened activation; keep what the backward needs while gradients are on."""
-        tape = _Tape()
+    @cached_property
+    def deferral(self) -> Deferral:
+        """Return what lets this stage's weight gradients be put off; made when it is first asked for.
+
+        Raises:
+            UserError: A layer is compiled.
+        """
+        return Deferral({layer.name: layer.module for layer in self.layers})
+
+    def forward(
+        self, micro_batch: int, tensors: list[Tensor], nest: Nest, *, split: bool = False
+    ) -> tuple[list[Tensor], Nest]:
+        """Run the layers on a flattened activation; keep what the backward needs while gradients are on.
+
+        Args:
+            micro_batch: The micro-batch.
+            tensors: The activation.
+            nest: How its tensors nest.
+            split: Whether its backward will come in two parts.
+        """
+        tape = _Tape(split)
         for layer, copied in zip(self.layers, self._copied, strict=True):
             leaves = [_leaf(tensor) for tensor in tensors]  # [1]
             inputs = [leaf.clone() for leaf in leaves] if copied else leaves
             if layer.module.training:
                 self._randomness.seed_layer(layer.name, micro_batch, self.device)
-            tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
+            with self.deferral.forward() if split else nullcontext():
+                tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
             tensors = [tensor.contiguous() for tensor in tensors]  # [2]
             tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
             tape.outputs.append([tensor for tensor in tensors if tensor.requires_grad])
@@ -138,7 +162,7 @@ class Stage:
         gradients: list[Tensor],
         complete: Callable[[BuiltLayer], None] | None = None,
     ) -> list[Tensor]:
-        """Run the layers backward, adding to the parameters' gradients.
+        """Run the layers backward, adding to the parameters' gradients, all but what is put off.
 
         Args:
             micro_batch: Whose forward is undone.
@@ -149,14 +173,44 @@ class Stage:
             One gradient for every differentiable input.
         """
         tape = self._tapes.pop(micro_batch)
-        steps = len(tape.outputs)
-        for step in reversed(range(steps)):
+        if not tape.split:
+            return self._unwind(tape, gradients, complete)
+        with self.deferral.backward():
+            deferred: list[Deferred] = [[] for _ in self.layers]
+            self._deferred[micro_batch] = deferred
+            return self._unwind(tape, gradients, None, deferred)
+
+    def _unwind(
+        self,
+        tape: _Tape,
+        gradients: list[Tensor],
+        complete: Callable[[BuiltLayer], None] | None,
+        deferred: Sequence[Deferred] = (),
+    ) -> list[Tensor]:
+        for step in reversed(range(len(tape.outputs))):
             outputs, leaves = tape.outputs.pop(), tape.leaves.pop()
             if outputs:
-                torch.autograd.backward(outputs, gradients)
+                with collecting(deferred[step]) if step < len(deferred) else nullcontext():
+                    torch.autograd.backward(outputs, gradients)
             # An output that nothing used has a gradient of zero, within a rank as across ranks.
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
             if complete is not None and step < len(self.layers):
                 complete(self.layers[step])
             self._between()
         return gradients
+
+    def weight_gradients(
+        self, micro_batch: int, complete: Callable[[BuiltLayer], None] | None = None
+    ) -> None:
+        """Add to the parameters' gradients what a split backward has put off.
+
+        Args:
+            micro_batch: Whose backward was split.
+            complete: As in `backward`.
+        """
+        deferred = self._deferred.pop(micro_batch)
+        for layer in reversed(self.layers):
+            add_weight_gradients(deferred.pop())
+            if complete is not None:
+                complete(layer)
+            self._between()

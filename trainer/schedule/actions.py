@@ -14,7 +14,9 @@ class Kind(Enum):
     __hash__ = object.__hash__  # Enum's own hashes a text, in Python: half of what a simulation takes
 
     FORWARD = "F"
-    BACKWARD = "B"
+    BACKWARD = "B"  # whole: gradients of the inputs and of the weights
+    INPUT_GRADIENT = "I"  # the part of a backward that the stage before waits for
+    WEIGHT_GRADIENT = "W"  # the rest of it, which nobody waits for
     SEND_ACTIVATION = "sa"
     RECEIVE_ACTIVATION = "ra"
     SEND_GRADIENT = "sg"
@@ -40,6 +42,9 @@ RECEIVE_OF = {
     Kind.SEND_TOKEN: Kind.RECEIVE_TOKEN,
 }
 SENDS = frozenset(RECEIVE_OF)
+# What makes the gradient that the stage before waits for, and what completes a micro-batch's gradients.
+PASSES_ON = frozenset({Kind.BACKWARD, Kind.INPUT_GRADIENT})
+COMPLETES = frozenset({Kind.BACKWARD, Kind.WEIGHT_GRADIENT})
 RECEIVES = frozenset(RECEIVE_OF.values())
 
 

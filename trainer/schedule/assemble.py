@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trainer.schedule.actions import Action, Kind, Schedule, Tied
+from trainer.schedule.actions import PASSES_ON, Action, Kind, Schedule, Tied
 from trainer.schedule.orders import ORDERS, Order, forward_only
 
 
@@ -72,12 +72,14 @@ def _with_messages(order: Order, placement: tuple[int, ...]) -> Order:
             actions.append(action)
             if has_behind:
                 actions.append(Action(Kind.SEND_ACTIVATION, stage, i, behind))
-        else:
+        elif action.kind in PASSES_ON:
             if has_behind:
                 actions.append(Action(Kind.RECEIVE_GRADIENT, stage, i, behind))
             actions.append(action)
             if has_before:
                 actions.append(Action(Kind.SEND_GRADIENT, stage, i, before))
+        else:
+            actions.append(action)
     return tuple(actions)
 
 

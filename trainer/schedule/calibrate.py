@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from math import inf
 
-from trainer.schedule.actions import SENDS, Kind
+from trainer.schedule.actions import COMPLETES, SENDS, Kind
 from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.replay import SEND_OF, message_of
 from trainer.schedule.timeline import RankTimeline, Times
@@ -121,7 +121,7 @@ def stage_buckets(step: RankTimeline, stage_of: Mapping[str, int]) -> dict[int, 
     last_backward = {
         action.stage: times
         for action, times in zip(step.actions, step.times, strict=True)
-        if action.kind is Kind.BACKWARD
+        if action.kind in COMPLETES
     }
     buckets: dict[int, list[Bucket]] = defaultdict(list)
     for reduce in sorted(step.all_reduces, key=lambda reduce: reduce.start):

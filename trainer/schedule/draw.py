@@ -4,10 +4,18 @@ from trainer.schedule.actions import Kind, Schedule
 from trainer.schedule.timeline import Timeline
 
 IDLE = "."
+_LABELS = {
+    Kind.FORWARD: "{}",
+    Kind.BACKWARD: "({})",
+    Kind.INPUT_GRADIENT: "({})",
+    Kind.WEIGHT_GRADIENT: "{{{}}}",
+}
 
 
 def draw_text(schedule: Schedule, timeline: Timeline, width: int = 160) -> str:
     """Return a row for every worker: forwards as `3`, backwards as `(3)`, waiting as dots.
+
+    The first part of a split backward is drawn like a whole one, its weight gradients as `{3}`.
 
     1F1B on three stages, four micro-batches, a backward twice as long as a forward:
 
@@ -21,10 +29,10 @@ def draw_text(schedule: Schedule, timeline: Timeline, width: int = 160) -> str:
         width: The largest number of characters of a row; labels are cut where it is too small for them.
     """
     cells = [
-        (worker, start, end, str(action.micro_batch) if kind is Kind.FORWARD else f"({action.micro_batch})")
+        (worker, start, end, _LABELS[action.kind].format(action.micro_batch))
         for worker, actions in enumerate(schedule.workers)
         for action, start, end in zip(actions, timeline.starts[worker], timeline.ends[worker], strict=True)
-        if (kind := action.kind) in (Kind.FORWARD, Kind.BACKWARD) and end > start
+        if action.kind in _LABELS and end > start
     ]
     name = len(str(len(schedule.workers) - 1))
     room = max(width - name - 3, 1)

@@ -3,16 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from trainer.schedule.actions import Action, Kind, Schedule, Tied
+from trainer.schedule.actions import COMPLETES, PASSES_ON, Action, Kind, Schedule, Tied
 
-TRAINING = frozenset({Kind.BACKWARD, Kind.AVERAGE, Kind.FINISH, Kind.STEP})
+TRAINING = PASSES_ON | COMPLETES | {Kind.AVERAGE, Kind.FINISH, Kind.STEP}
 TOKENS = frozenset({Kind.SAMPLE, Kind.SEND_TOKEN, Kind.RECEIVE_TOKEN})
 # What needs just one action of the same stage and micro-batch.
 AFTER = {
     Kind.SEND_ACTIVATION: Kind.FORWARD,
     Kind.SAMPLE: Kind.FORWARD,
     Kind.SEND_TOKEN: Kind.SAMPLE,
-    Kind.SEND_GRADIENT: Kind.BACKWARD,
     Kind.FINISH: Kind.AVERAGE,
     Kind.SEND_TIED: Kind.FINISH,
 }
@@ -48,6 +47,16 @@ class Index:
         """Return the last stage."""
         return self.schedule.stages - 1
 
+    def passes_on(self, stage: int, i: int) -> Action:
+        """Return what makes the gradient of a stage's inputs: a whole backward, or the first part of one."""
+        first = Action(Kind.INPUT_GRADIENT, stage, i)
+        return first if first in self.positions else Action(Kind.BACKWARD, stage, i)
+
+    def completes(self, stage: int, i: int) -> Action:
+        """Return what completes the gradients of a micro-batch: a whole backward, or the last part of one."""
+        split = self.passes_on(stage, i).kind is Kind.INPUT_GRADIENT
+        return Action(Kind.WEIGHT_GRADIENT if split else Kind.BACKWARD, stage, i)
+
     def together(self, stage: int, other: int) -> bool:
         """Return whether one worker holds both stages."""
         return self.schedule.placement[stage] == self.schedule.placement[other]
@@ -58,8 +67,10 @@ def needs(action: Action, index: Index) -> Iterator[Action]:
     kind, stage, i = action.kind, action.stage, action.micro_batch
     if kind is Kind.FORWARD:
         yield from _inputs_of_forward(stage, i, index)
-    elif kind is Kind.BACKWARD:
-        yield from _inputs_of_backward(stage, i, index)
+    elif kind in PASSES_ON or kind in COMPLETES:
+        yield from _before_backward(action, index)
+    elif kind is Kind.SEND_GRADIENT:
+        yield index.passes_on(stage, i)
     elif kind in AFTER:
         yield Action(AFTER[kind], stage, i)
     elif kind in (Kind.SEND_TIE, Kind.RECEIVE_TIE, Kind.AVERAGE):
@@ -83,17 +94,24 @@ def _inputs_of_forward(stage: int, i: int, index: Index) -> Iterator[Action]:
         yield Action(Kind.RECEIVE_TOKEN, 0, i - 1, index.last)
 
 
-def _inputs_of_backward(stage: int, i: int, index: Index) -> Iterator[Action]:
-    """Yield the forward, the backward of the stage behind or its message, and the backward before.
+def _before_backward(action: Action, index: Index) -> Iterator[Action]:
+    """Yield what a backward, or a part of one, starts from, and the same part of the micro-batch before.
 
-    Gradients add up in the order of micro-batches: that keeps their bits the same in every layout.
+    Gradients add up in the order of micro-batches: that keeps their bits the same in every layout. Both parts
+    of a split backward add some: not every weight's gradient can be put off.
     """
-    yield Action(Kind.FORWARD, stage, i)
-    if i > 0:
-        yield Action(Kind.BACKWARD, stage, i - 1)
-    if stage < index.last:
-        message = Action(Kind.RECEIVE_GRADIENT, stage, i, stage + 1)
-        yield from _from_neighbour(Action(Kind.BACKWARD, stage + 1, i), message, stage, index)
+    kind, stage, i = action.kind, action.stage, action.micro_batch
+    if kind in PASSES_ON:
+        yield Action(Kind.FORWARD, stage, i)
+        if i > 0:
+            yield index.passes_on(stage, i - 1)
+        if stage < index.last:
+            message = Action(Kind.RECEIVE_GRADIENT, stage, i, stage + 1)
+            yield from _from_neighbour(index.passes_on(stage + 1, i), message, stage, index)
+    if kind is Kind.WEIGHT_GRADIENT:
+        yield Action(Kind.INPUT_GRADIENT, stage, i)
+    if kind in COMPLETES and i > 0:
+        yield index.completes(stage, i - 1)
 
 
 def _from_neighbour(made: Action, message: Action, stage: int, index: Index) -> Iterator[Action]:
@@ -109,7 +127,7 @@ def _gradients(action: Action, index: Index) -> Iterator[Action]:
     """Yield the stage's last backward, and the uses of its tied parameters, which add up in layer order."""
     stage, last = action.stage, index.schedule.micro_batches - 1
     if last >= 0:
-        yield Action(Kind.BACKWARD, stage, last)
+        yield index.completes(stage, last)
     uses = [tie.use for tie in index.ties if tie.owner == stage]
     if action.kind is Kind.RECEIVE_TIE:
         uses = [use for use in uses if use < action.peer]

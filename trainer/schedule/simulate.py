@@ -12,7 +12,7 @@ What waits is what `replay` says; how long it takes is what a `Machine` says:
 from collections import defaultdict
 from collections.abc import Sequence
 
-from trainer.schedule.actions import Action, Kind, Schedule
+from trainer.schedule.actions import COMPLETES, Action, Kind, Schedule
 from trainer.schedule.machine import Link, Machine, Network
 from trainer.schedule.replay import Place, Wiring
 from trainer.schedule.timeline import AllReduce, Timeline
@@ -26,13 +26,19 @@ def simulate(
     Args:
         schedule: What is done.
         forward: How long a forward of each stage takes.
-        backward: How long a backward of each stage takes.
+        backward: How long a whole backward of each stage takes; each part of a split one takes half of it.
         message: How long a message travels; neither end works meanwhile.
 
     Raises:
         ScheduleError: The schedule deadlocks.
     """
-    work = {Kind.FORWARD: forward, Kind.BACKWARD: backward}
+    half = [seconds / 2 for seconds in backward]
+    work = {
+        Kind.FORWARD: forward,
+        Kind.BACKWARD: backward,
+        Kind.INPUT_GRADIENT: half,
+        Kind.WEIGHT_GRADIENT: half,
+    }
     return simulate_on(Machine(work, network=Network(inside=Link(latency=message))), [schedule])[0]
 
 
@@ -108,7 +114,7 @@ class _Simulation:
             durations = work.get(kind)
             duration = durations[action.stage] if durations else 0.0
             clocks[number] = end = ready + duration
-            if kind is Kind.BACKWARD:
+            if kind in COMPLETES:
                 self._backward[replica, action.stage] = ready, end
             if gives[position] >= 0:
                 moment = self._give(action, replica, worker, end)

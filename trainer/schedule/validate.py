@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from trainer.schedule.actions import SENDS, Action, Kind, Schedule, Tied
+from trainer.schedule.actions import COMPLETES, SENDS, Action, Kind, Schedule, Tied
 from trainer.schedule.needs import Index, needs
 from trainer.schedule.replay import ScheduleError, causal_order, message_of
 
@@ -72,17 +72,18 @@ def peak_live_bytes(schedule: Schedule, bytes_per_micro_batch: Sequence[int]) ->
 
     Args:
         schedule: Of one replica.
-        bytes_per_micro_batch: What a forward of each stage keeps for its backward.
+        bytes_per_micro_batch: What a forward of each stage keeps for its backward; a split one keeps it
+            until the weight gradients are done.
     """
     peaks = []
     for actions in schedule.workers:
-        training = any(action.kind is Kind.BACKWARD for action in actions)
+        training = any(action.kind in COMPLETES for action in actions)
         live = peak = 0
         for action in actions:
             if training and action.kind is Kind.FORWARD:
                 live += bytes_per_micro_batch[action.stage]
                 peak = max(peak, live)
-            elif action.kind is Kind.BACKWARD:
+            elif action.kind in COMPLETES:
                 live -= bytes_per_micro_batch[action.stage]
         peaks.append(peak)
     return tuple(peaks)
@@ -159,17 +160,25 @@ def _positions(schedule: Schedule) -> dict[Action, int]:
 
 def _check_complete(index: Index) -> None:
     schedule = index.schedule
-    per_micro_batch = [Kind.FORWARD, Kind.BACKWARD] if index.training else [Kind.FORWARD]
     for stage in range(schedule.stages):
-        kinds = [*per_micro_batch, Kind.SAMPLE] if index.tokens and stage == index.last else per_micro_batch
+        kinds = [Kind.FORWARD, Kind.SAMPLE] if index.tokens and stage == index.last else [Kind.FORWARD]
         wanted = [Action(kind, stage, i) for kind in kinds for i in range(schedule.micro_batches)]
         if index.training:
+            wanted += [
+                part(stage, i)
+                for i in range(schedule.micro_batches)
+                for part in (index.passes_on, index.completes)
+            ]
             wanted += [Action(kind, stage) for kind in (Kind.AVERAGE, Kind.FINISH, Kind.STEP)]
         if index.tokens and stage == index.last:
             wanted += [Action(Kind.SEND_TOKEN, stage, i, peer=0) for i in range(schedule.micro_batches)]
         for action in wanted:
             if action not in index.positions:
                 raise _error(schedule.placement[stage], f"{action} is missing")
+        for i in range(schedule.micro_batches):
+            whole, part = Action(Kind.BACKWARD, stage, i), index.passes_on(stage, i)
+            if part != whole and whole in index.positions:
+                raise _error(schedule.placement[stage], f"{whole} and {part} are both there: whole or split?")
 
 
 def _check_ties(index: Index, ties: Sequence[Tied] | None) -> None:
