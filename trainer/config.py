@@ -235,7 +235,7 @@ class Config:
     """The whole configuration of a run."""
 
     layout: LayoutConfig = field(default_factory=LayoutConfig)
-    schedule: str = "1f1b"  # gpipe | 1f1b
+    schedule: str = "1f1b"  # gpipe | 1f1b | zb_h1
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING

@@ -1,7 +1,11 @@
 """`python -m trainer.bench.schedule`: true schedules on layers that sleep, ours and torch's, in turns.
 
-The share of a step in which ranks are idle is held against its closed form, (p - 1) / (m + p - 1) for both
-GPipe and 1F1B on p equal stages and m micro-batches, and against the simulated time of the very schedule.
+The share of a step in which ranks are idle is held against its closed form on p equal stages and m >= p
+micro-batches, where a forward and both parts of a backward take the same time, and against the simulated time
+of the very schedule:
+
+    GPipe, 1F1B   (p - 1) / (m + p - 1)
+    ZB-H1         (p - 1) / (3 m + p - 1)
 """
 
 import argparse
@@ -61,8 +65,8 @@ def main() -> None:
         os.environ |= TRANSPORTS[given.transport]
         ours, torchs = _measure(ranks, counts, given.rounds, given.steps, given.floats)
         for case in ours:
-            print(_report(ranks, case, ours[case], torchs[case]), flush=True)
-            raw.append({"ranks": ranks, "case": case, "ours": ours[case], "torch": torchs[case]})
+            print(_report(ranks, case, ours[case], torchs.get(case)), flush=True)
+            raw.append({"ranks": ranks, "case": case, "ours": ours[case], "torch": torchs.get(case)})
     given.save.parent.mkdir(parents=True, exist_ok=True)
     given.save.write_text(
         json.dumps({"floats": given.floats, "transport": given.transport, "sleep": vars(SLEEP), "times": raw})
@@ -123,24 +127,31 @@ def _run(command: Sequence[str]) -> str:
     return ended.stdout
 
 
-def _report(ranks: int, case: Case, ours: list[float], torchs: list[float]) -> str:
+def _closed_form(name: str, p: int, m: int) -> float:
+    """Return the idle share of a schedule; see the module's text."""
+    return (p - 1) / (3 * m + p - 1) if name == "zb_h1" else (p - 1) / (m + p - 1)
+
+
+def _report(ranks: int, case: Case, ours: list[float], torchs: list[float] | None) -> str:
+    """Return a row; torch has not every schedule."""
     name, count = case
     busy = count * (SLEEP.forward + SLEEP.input_gradient + SLEEP.weight_gradient)
     backward = SLEEP.input_gradient + SLEEP.weight_gradient
     simulated = simulate(
         training_schedule(name, ranks, count), [SLEEP.forward] * ranks, [backward] * ranks
     ).makespan
-    mine, theirs = statistics.median(ours), statistics.median(torchs)
+    mine = statistics.median(ours)
+    theirs = statistics.median(torchs) if torchs else None
     return _row(
         ranks,
         count,
         name,
-        f"{(ranks - 1) / (count + ranks - 1):.3f}",
+        f"{_closed_form(name, ranks, count):.3f}",
         f"{1 - busy / simulated:.3f}",
         f"{1 - busy / mine:.3f}",
         f"{mine / simulated:.3f}",
-        f"{1 - busy / theirs:.3f}",
-        f"{theirs / mine:.3f}",
+        f"{1 - busy / theirs:.3f}" if theirs else "-",
+        f"{theirs / mine:.3f}" if theirs else "-",
     )
 
 

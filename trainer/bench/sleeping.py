@@ -20,6 +20,7 @@ from torch.autograd import Function
 
 from trainer.data.dataset import Data
 from trainer.models.model import Activation, Layer, Model
+from trainer.pipeline.weight_gradients import put_off
 
 _SET_TIMER_SLACK = 29  # PR_SET_TIMERSLACK of prctl(2); nanoseconds
 
@@ -123,7 +124,13 @@ class _Multiply(Function):
         ctx.layer.rest("input_gradient", gradient)
         if ctx.needs_input_grad[0]:
             of_input = gradient * weight
-        if ctx.needs_input_grad[1]:
-            ctx.layer.rest("weight_gradient", gradient)
-            of_weight = (gradient * x).sum()
+        layer = ctx.layer
+
+        def weight_gradient() -> Tensor:
+            layer.rest("weight_gradient", gradient)
+            product: Tensor = gradient * x
+            return product.sum()
+
+        if ctx.needs_input_grad[1] and not put_off(layer.weight, weight_gradient):
+            of_weight = weight_gradient()
         return of_input, of_weight, None
