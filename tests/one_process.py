@@ -17,6 +17,7 @@ from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport
 from trainer.schedule.assemble import evaluation_schedule, training_schedule
 from trainer.schedule.merge import merge_for_rank
+from trainer.schedule.orders import VIRTUAL_STAGES
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,9 @@ class Pipeline:
         self._ties = tied_stages(model.layers, stage_of)
         self._schedule = schedule
         self._count = len(sizes)
+        # Where a worker may hold several stages, two each if that divides them, else one worker with all.
+        several = schedule in VIRTUAL_STAGES
+        self._virtual = 1 if not several else 2 if len(sizes) % 2 == 0 else len(sizes)
         self.model = model
         self.randomness = Randomness(seed=3)
         self.layers = [build_layer(model.layers, i, 3, CPU) for i in range(len(stage_of))]
@@ -82,16 +86,17 @@ class Pipeline:
 
     def train(self, source: Source, micro_batches: int, scale: float = 1.0) -> list[float]:
         """Do the forwards and backwards of a step; return the micro-batches' sums of losses."""
-        schedule = training_schedule(self._schedule, self._count, micro_batches, self._ties)
+        workers = self._count // self._virtual
+        schedule = training_schedule(self._schedule, workers, micro_batches, self._ties, self._virtual)
         steps: list[Mapping[int, Tensor]] = []
-        actions = merge_for_rank(schedule, range(self._count))
+        actions = merge_for_rank(schedule, range(workers))
         self.engine.train(actions, source, scale, lambda losses: steps.append(losses) or 0.0)
         (losses,) = steps
         return [losses[i].item() for i in range(micro_batches)]
 
     def evaluate(self, source: Source, micro_batches: int) -> list[float]:
         """Do the forwards of an evaluation; return the micro-batches' sums of losses."""
-        schedule = evaluation_schedule(self._count, micro_batches)
+        schedule = evaluation_schedule(range(self._count), micro_batches)
         losses = self.engine.infer(merge_for_rank(schedule, range(self._count)), source)
         return [losses[i].item() for i in range(micro_batches)]
 

@@ -136,7 +136,7 @@ def test_one_rank_waits_for_nobody() -> None:
 
 def test_all_kinds_of_work_are_drawn_and_messages_are_not() -> None:
     """Sampling has no colour of its own; whatever takes time and is no message is drawn all the same."""
-    schedule = generation_schedule(2, 3)
+    schedule = generation_schedule(range(2), 3)
     busy = {Kind.FORWARD: 1.0, Kind.SAMPLE: 0.5}
     moments = [0.0]
     for action in schedule.workers[1]:

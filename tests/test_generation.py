@@ -33,7 +33,7 @@ def written(sizes: list[int], config: GenerateConfig, seed: int = 0) -> list[int
     """Return what a GPT, cut like this, writes behind the prompt."""
     pipeline = Pipeline(gpt(GPT, DATA), sizes)
     text = Text(PROMPT, TOKENS, GPT.context, config, seed)
-    actions = merge_for_rank(generation_schedule(len(sizes), TOKENS), range(len(sizes)))
+    actions = merge_for_rank(generation_schedule(range(len(sizes)), TOKENS), range(len(sizes)))
     assert pipeline.engine.infer(actions, text) == {}
     return text.tokens
 

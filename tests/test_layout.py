@@ -9,7 +9,7 @@ from trainer.layout import Layout, deal, micro_batch_sizes
 
 
 def test_eight_ranks_of_four_stages_are_two_contiguous_groups() -> None:
-    layout = Layout(world=8, stages=4)
+    layout = Layout(world=8, workers=4)
     assert layout.replicas == 2
     assert [layout.replica(rank) for rank in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert [layout.group_rank(rank) for rank in range(8)] == [0, 1, 2, 3, 0, 1, 2, 3]
@@ -18,7 +18,7 @@ def test_eight_ranks_of_four_stages_are_two_contiguous_groups() -> None:
 
 
 def test_a_rank_with_two_devices_holds_two_neighbouring_stages() -> None:
-    layout = Layout(world=4, stages=4, devices_per_rank=2)
+    layout = Layout(world=4, workers=4, devices_per_rank=2)
     assert layout.ranks_per_group == 2
     assert layout.replicas == 2
     assert [list(layout.stages_of(group_rank)) for group_rank in range(2)] == [[0, 1], [2, 3]]

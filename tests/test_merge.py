@@ -23,7 +23,7 @@ def test_merged_lists_are_valid_and_complete(devices: int, name: str, ranks: int
     ties = [Tied(0, p - 1)] if tied else []
     schedules = [training_schedule(name, p, micro_batches, ties) for micro_batches in (m + 1, m)]
     validate([merged(schedule, devices) for schedule in schedules], ties)
-    for schedule in (*schedules, evaluation_schedule(p, m), generation_schedule(p, m)):
+    for schedule in (*schedules, evaluation_schedule(range(p), m), generation_schedule(range(p), m)):
         result = merged(schedule, devices)
         validate([result])
         for rank, actions in enumerate(result.workers):

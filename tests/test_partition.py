@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import UserError
-from trainer.partition import boundaries_from_user, partition, stage_ranges
+from trainer.partition import (
+    boundaries_from_user,
+    partition,
+    partition_among_workers,
+    stage_ranges,
+)
 
 COSTS = st.one_of(
     st.integers(0, 5),  # many ties
@@ -126,3 +131,39 @@ def test_boundaries_of_the_user() -> None:
 def test_wrong_boundaries_of_the_user(boundaries: list[int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         boundaries_from_user(boundaries, layers=10, stages=3)
+
+
+def worker_costs(costs: Sequence[float], cut: tuple[int, ...], placement: Sequence[int]) -> list[Fraction]:
+    stages = zip(placement, stage_costs(costs, cut), strict=True)
+    work = [Fraction()] * (max(placement) + 1)
+    for worker, cost in stages:
+        work[worker] += cost
+    return work
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(COSTS, min_size=4, max_size=9), st.sampled_from([(0, 1, 0, 1), (0, 1, 1, 0), (0, 1, 2), (0, 0)])
+)
+def test_workers_with_several_stages(costs: list[float], placement: tuple[int, ...]) -> None:
+    """Never worse than the cut that is best by stage; no move of one boundary makes it better."""
+    stages = len(placement)
+    cut = partition_among_workers(costs, placement)
+    slowest = max(worker_costs(costs, cut, placement))
+    assert slowest <= max(worker_costs(costs, partition(costs, stages), placement))
+    for i, step in [(i, step) for i in range(len(cut)) for step in (-1, 1)]:
+        moved = (*cut[:i], cut[i] + step, *cut[i + 1 :])
+        if all(a < b for a, b in pairwise((0, *moved, len(costs)))):
+            assert slowest <= max(worker_costs(costs, moved, placement))
+
+
+def test_a_worker_with_one_stage_has_the_exact_cut() -> None:
+    costs = [3, 1, 4, 1, 5, 9, 2, 6]
+    assert partition_among_workers(costs, (0, 1, 2)) == partition(costs, 3)
+
+
+def test_what_a_long_stage_has_too_much_its_worker_gets_back() -> None:
+    """By stage the best is 6 | 1 1 1 | 1 1 1 | 1 1: worker 0 would have nine, worker 1 five."""
+    costs = [6, 1, 1, 1, 1, 1, 1, 1, 1]
+    cut = partition_among_workers(costs, (0, 1, 0, 1))
+    assert sorted(worker_costs(costs, cut, (0, 1, 0, 1))) == [7, 7]

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.errors import UserError
 from trainer.schedule.actions import (
     COMPLETES,
     PASSES_ON,
@@ -17,9 +18,9 @@ from trainer.schedule.actions import (
 )
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
 from trainer.schedule.draw import draw_text
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.orders import ORDERS, placement
 from trainer.schedule.simulate import simulate
-from trainer.schedule.validate import peak_live, peak_live_bytes
+from trainer.schedule.validate import peak_live, peak_live_bytes, validate
 
 NAMES = st.sampled_from(sorted(ORDERS))
 
@@ -74,8 +75,44 @@ def test_zb_h1_leaves_one_unit_a_stage_idle_within_1f1b_memory(p: int, more: int
     assert max(peak_live(schedule)) == max(peak_live(training_schedule("1f1b", p, m)))
 
 
+def test_interleaved() -> None:
+    """Two stages a worker: worker 0 holds 0 and 2, worker 1 holds 1 and 3."""
+    schedule = training_schedule("interleaved", 2, 4)
+    assert schedule.placement == (0, 1, 0, 1)
+    computed = [action for action in schedule.workers[0] if action.kind in (Kind.FORWARD, Kind.BACKWARD)]
+    assert words(tuple(computed)) == (
+        "F0.0 F0.1 F2.0 F2.1 F0.2 B2.0 F0.3 B2.1 F2.2 B0.0 F2.3 B0.1 B2.2 B2.3 B0.2 B0.3"
+    )
+
+
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))
+def test_interleaved_fills_and_drains_as_many_times_as_fast(p: int, groups: int, v: int) -> None:
+    m = groups * p
+    schedule = training_schedule("interleaved", p, m, virtual_stages=v)
+    stages = schedule.stages
+    assert simulate(schedule, [1.0] * stages, [2.0] * stages).makespan == 3 * (v * m + p - 1)
+    evaluation = evaluation_schedule(schedule.placement, m)
+    assert simulate(evaluation, [1.0] * stages, []).makespan == v * m + p - 1
+
+
+@given(st.integers(1, 8), st.integers(1, 20), st.integers(1, 3))
+def test_interleaved_comes_to_an_end_with_any_number_of_micro_batches(p: int, m: int, v: int) -> None:
+    schedule = training_schedule("interleaved", p, m, [Tied(0, p * v - 1)], v)
+    validate([schedule])
+    validate([evaluation_schedule(schedule.placement, m)])
+    validate([generation_schedule(schedule.placement, m)])
+
+
+def test_a_schedule_that_does_not_interleave_has_one_stage_a_worker() -> None:
+    assert placement("1f1b", 3) == placement("zb_h1", 3, 1) == (0, 1, 2)
+    with pytest.raises(
+        UserError, match=r"layout\.virtual_stages=2, but schedule=1f1b has one stage a worker"
+    ):
+        placement("1f1b", 3, 2)
+
+
 def test_evaluation() -> None:
-    assert staircase(evaluation_schedule(3, 4)) == [
+    assert staircase(evaluation_schedule(range(3), 4)) == [
         "0 |0 1 2 3 ....|",
         "1 |..0 1 2 3 ..|",
         "2 |....0 1 2 3 |",
@@ -83,7 +120,7 @@ def test_evaluation() -> None:
 
 
 def test_generation_goes_round() -> None:
-    assert staircase(generation_schedule(2, 3)) == [
+    assert staircase(generation_schedule(range(2), 3)) == [
         "0 |0 ..1 ..2 ..|",
         "1 |..0 ..1 ..2 |",
     ]
@@ -99,7 +136,7 @@ def test_the_lists_of_a_small_step_with_a_tie() -> None:
 
 def test_one_stage_sends_nothing() -> None:
     assert words(training_schedule("1f1b", 1, 2).workers[0]) == "F0.0 B0.0 F0.1 B0.1 A0 Z0 O0"
-    assert words(evaluation_schedule(1, 2).workers[0]) == "F0.0 F0.1"
+    assert words(evaluation_schedule(range(1), 2).workers[0]) == "F0.0 F0.1"
 
 
 @given(NAMES, st.integers(1, 8), st.integers(1, 20))
@@ -125,7 +162,7 @@ def test_gpipe_keeps_all_alive(p: int, m: int) -> None:
 
 def test_live_bytes() -> None:
     assert peak_live_bytes(training_schedule("1f1b", 3, 8), [10, 200, 3000]) == (30, 400, 3000)
-    assert peak_live_bytes(evaluation_schedule(3, 8), [10, 200, 3000]) == (0, 0, 0)
+    assert peak_live_bytes(evaluation_schedule(range(3), 8), [10, 200, 3000]) == (0, 0, 0)
 
 
 def test_a_drawing_that_is_too_wide_is_cut_to_fit() -> None:
@@ -135,7 +172,7 @@ def test_a_drawing_that_is_too_wide_is_cut_to_fit() -> None:
 
 
 def test_a_schedule_of_nothing_is_drawn_empty() -> None:
-    assert staircase(evaluation_schedule(2, 0)) == ["0 ||", "1 ||"]
+    assert staircase(evaluation_schedule(range(2), 0)) == ["0 ||", "1 ||"]
 
 
 # --- actions as text

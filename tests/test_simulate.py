@@ -25,13 +25,13 @@ def test_bubble_of_equal_stages(name: str, p: int) -> None:
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 50))
 def test_forward_passes_run_at_the_pace_of_the_slowest_stage(times: list[int], m: int, message: int) -> None:
     """The first micro-batch goes through all stages; the others follow, a slowest stage's time each."""
-    timeline = simulate(evaluation_schedule(len(times), m), times, [], message)
+    timeline = simulate(evaluation_schedule(range(len(times)), m), times, [], message)
     assert timeline.makespan == sum(times) + (len(times) - 1) * message + (m - 1) * max(times)
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=5), st.integers(1, 6), st.integers(0, 50))
 def test_a_token_goes_all_the_way_round(times: list[int], tokens: int, message: int) -> None:
-    timeline = simulate(generation_schedule(len(times), tokens), times, [], message)
+    timeline = simulate(generation_schedule(range(len(times)), tokens), times, [], message)
     messages = len(times) if len(times) > 1 else 0  # what a stage sends to itself does not travel
     assert timeline.makespan == tokens * (sum(times) + messages * message)
 
@@ -74,7 +74,7 @@ def test_norms_are_exchanged_when_the_last_rank_has_come(tied: int) -> None:
 
 
 def test_nothing_takes_no_time() -> None:
-    timeline = simulate(evaluation_schedule(3, 0), [1] * 3, [])
+    timeline = simulate(evaluation_schedule(range(3), 0), [1] * 3, [])
     assert (timeline.makespan, timeline.bubble) == (0, 0)
 
 
@@ -103,7 +103,7 @@ def test_messages_of_a_link_follow_one_another() -> None:
         message_bytes={(Kind.SEND_ACTIVATION, 0, 1): 500},
         network=Network(Link(latency, 500 / seconds)),
     )
-    (timeline,) = simulate_on(machine, [evaluation_schedule(2, m)])
+    (timeline,) = simulate_on(machine, [evaluation_schedule(range(2), m)])
     assert timeline.makespan == 1 + m * seconds + latency + 2
 
 
@@ -111,13 +111,13 @@ def test_messages_of_a_link_follow_one_another() -> None:
 def test_links_between_nodes(per_node: int | None, crossings: int) -> None:
     network = Network(Link(1.0), Link(100.0), per_node)
     machine = Machine({Kind.FORWARD: (1.0,) * 4}, network=network)
-    (timeline,) = simulate_on(machine, [evaluation_schedule(4, 1)])
+    (timeline,) = simulate_on(machine, [evaluation_schedule(range(4), 1)])
     assert timeline.makespan == 4 + crossings * 100 + (3 - crossings)
 
 
 def test_replicas_that_lie_on_other_nodes_differ() -> None:
     """Three stages on nodes of four ranks: replica 0 stays on one node, 1 and 2 cross once, 3 does not."""
-    schedule = evaluation_schedule(3, 1)
+    schedule = evaluation_schedule(range(3), 1)
     machine = Machine({Kind.FORWARD: (1.0,) * 3}, network=Network(Link(0.0), Link(100.0), 4), replicas=4)
     makespans = [timeline.makespan for timeline in simulate_on(machine, [schedule] * 4)]
     assert makespans == [3, 103, 103, 3]

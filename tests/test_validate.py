@@ -75,8 +75,8 @@ def test_the_trainers_own_schedules_are_valid(name: str, stages: int, micro_batc
     for ties in ([], [Tied(0, stages - 1)], [Tied(0, 0), Tied(0, stages - 1)][: 1 + (stages > 1)]):
         world = [training_schedule(name, stages, m, ties) for m in (micro_batches + 1, micro_batches)]
         validate([world[0], *world, world[1]], ties)
-    validate([evaluation_schedule(stages, micro_batches)], [Tied(0, stages - 1)])
-    validate([generation_schedule(stages, micro_batches)] * 2)
+    validate([evaluation_schedule(range(stages), micro_batches)], [Tied(0, stages - 1)])
+    validate([generation_schedule(range(stages), micro_batches)] * 2)
 
 
 TIES = (Tied(0, 1), Tied(0, 2))
@@ -253,13 +253,13 @@ def test_a_placement_without_a_list() -> None:
 )
 def test_generation(change: Callable[[Lists], object], message: str) -> None:
     with pytest.raises(ScheduleError) as error:
-        validate([changed(generation_schedule(2, 3), change)])
+        validate([changed(generation_schedule(range(2), 3), change)])
     assert str(error.value) == f"schedule generation, replica 0: {message}"
 
 
 def test_last_token_must_be_sent() -> None:
     """No forward waits for it, but it belongs to the text."""
-    whole = generation_schedule(2, 3)
+    whole = generation_schedule(range(2), 3)
     first, last = whole.workers
     cut = replace(whole, workers=(first[:-1], last[:-1]))
     with pytest.raises(ScheduleError, match=r"worker 1: sk1\.2>0 is missing"):

@@ -170,9 +170,9 @@ def worlds(draw: st.DrawFn) -> tuple[list[Schedule], list[Tied]]:
     world = []
     for longer in sorted(draw(st.lists(st.booleans(), min_size=1, max_size=3)), reverse=True):
         if name == "evaluation":
-            schedule = evaluation_schedule(p, m + longer)
+            schedule = evaluation_schedule(range(p), m + longer)
         elif name == "generation":
-            schedule = generation_schedule(p, m + longer)
+            schedule = generation_schedule(range(p), m + longer)
         else:
             schedule = training_schedule(name, p, m + longer, ties)
         world.append(on_ranks(schedule, devices, local=local))
@@ -181,7 +181,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[Schedule], list[Tied]]:
 
 def on_ranks(schedule: Schedule, devices: int, *, local: bool) -> Schedule:
     """Return a list a rank; with `local`, activations and gradients that stay on a rank are no messages."""
-    placement = tuple(stage // devices for stage in range(schedule.stages))
+    placement = tuple(worker // devices for worker in schedule.placement)
     nearby = (Kind.SEND_ACTIVATION, Kind.RECEIVE_ACTIVATION, Kind.SEND_GRADIENT, Kind.RECEIVE_GRADIENT)
     workers = [
         tuple(
@@ -189,7 +189,7 @@ def on_ranks(schedule: Schedule, devices: int, *, local: bool) -> Schedule:
             for action in merge_for_rank(schedule, range(rank * devices, (rank + 1) * devices))
             if not (local and action.kind in nearby and placement[action.stage] == placement[action.peer])
         )
-        for rank in range(schedule.stages // devices)
+        for rank in range(len(schedule.workers) // devices)
     ]
     return replace(schedule, placement=placement, workers=tuple(workers))
 

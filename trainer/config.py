@@ -14,7 +14,8 @@ from omegaconf import MISSING
 class LayoutConfig:
     """How the ranks share the model."""
 
-    stages: Any = "auto"  # "auto" or a number; replicas follow from the world size
+    stages: Any = "auto"  # "auto" or a number of workers that hold one model; replicas follow from the world
+    virtual_stages: int | None = None  # stages a worker holds, where the schedule interleaves; None: its own
     devices_per_rank: int = 1  # devices that one rank drives, each with a stage of its own
     boundaries: list[int] | None = None  # first layer of each stage but the first; None: the best cut
 
@@ -235,7 +236,7 @@ class Config:
     """The whole configuration of a run."""
 
     layout: LayoutConfig = field(default_factory=LayoutConfig)
-    schedule: str = "1f1b"  # gpipe | 1f1b | zb_h1
+    schedule: str = "1f1b"  # gpipe | 1f1b | zb_h1 | interleaved
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING

@@ -30,6 +30,7 @@ _RANGES = (
         "greater than 0",
         lambda value: value > 0,
         (
+            "layout.virtual_stages",
             "layout.devices_per_rank",
             "batch.global_size",
             "batch.micro_size",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from trainer.costs import LayerCost, layer_costs
 from trainer.models.model import Activation, Model
-from trainer.partition import boundaries_from_user, partition, stage_ranges
+from trainer.partition import boundaries_from_user, partition_among_workers, stage_ranges
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,24 @@ class Cut:
         return [sum(self.costs[layer].backward for layer in layers) for layers in self.stages]
 
 
-def cut_model(model: Model, inputs: Activation, boundaries: Sequence[int] | None, stages: int) -> Cut:
+def cut_model(
+    model: Model, inputs: Activation, boundaries: Sequence[int] | None, placement: Sequence[int]
+) -> Cut:
     """Return the model's layers by stage.
 
     Args:
         model: The model.
         inputs: A micro-batch of inputs; only shapes and types matter.
-        boundaries: The first layer of each stage but the first, or None for the exact optimum of the
-            slowest stage.
-        stages: The number of stages.
+        boundaries: The first layer of each stage but the first, or None for the best cut
+            known: the exact optimum of the slowest worker where each holds one stage.
+        placement: The worker that holds each stage.
 
     Raises:
         UserError: The boundaries do not fit the model.
     """
     costs = tuple(layer_costs(model, inputs))
     if boundaries is None:
-        boundaries = partition([cost.cost for cost in costs], stages)
+        boundaries = partition_among_workers([cost.cost for cost in costs], placement)
     else:
-        boundaries = boundaries_from_user(boundaries, len(costs), stages)
+        boundaries = boundaries_from_user(boundaries, len(costs), len(placement))
     return Cut(stage_ranges(boundaries, len(costs)), costs)

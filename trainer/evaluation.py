@@ -25,7 +25,7 @@ def evaluate(run: Run, samples: int) -> float:
         read_inputs=run.holds_first_stage,
         read_targets=run.holds_last_stage,
     )
-    schedule = evaluation_schedule(run.layout.stages, len(mine))
+    schedule = evaluation_schedule(run.layout.placement, len(mine))
     losses = run.engine.infer(run.actions(schedule), source)
     ours = [losses[i].item() for i in range(len(losses))]
     counts = [int(run.model.loss.count(target)) for target in source.all_targets()]

@@ -6,9 +6,11 @@ Eight ranks, `layout.stages=4`; a group's ranks are contiguous, so that it lands
     replica     0  0  0  0 | 1  1  1  1       a model-parallel group each
     group rank  0  1  2  3 | 0  1  2  3       equal ones make a data-parallel group
 
-A rank that drives several devices holds as many workers, consecutive ones; worker w holds stage w.
+A rank that drives several devices holds as many workers, consecutive ones. Worker w holds stage w, unless the
+schedule places several stages on each.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,38 +23,47 @@ class Layout:
 
     Attributes:
         world: The number of ranks.
-        stages: The number of stages of a replica, and so of its workers.
+        workers: The number of workers of a replica: what `layout.stages` asks for.
         devices_per_rank: How many devices, and so workers, one rank drives.
+        placement: The worker that holds each stage; a stage each, in order, unless it is given.
 
     Raises:
         UserError: The three numbers do not fit together.
     """
 
     world: int
-    stages: int
+    workers: int
     devices_per_rank: int = 1
+    placement: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.devices_per_rank < 1:
             raise UserError(f"layout.devices_per_rank={self.devices_per_rank} must be at least 1")
-        if self.stages < 1:
-            raise UserError(f'layout.stages={self.stages} must be "auto" or at least 1')
-        if self.stages % self.devices_per_rank:
+        if self.workers < 1:
+            raise UserError(f'layout.stages={self.workers} must be "auto" or at least 1')
+        if not self.placement:
+            object.__setattr__(self, "placement", tuple(range(self.workers)))
+        if self.workers % self.devices_per_rank:
             raise UserError(
-                f"layout.stages={self.stages} is not divisible by "
+                f"layout.stages={self.workers} is not divisible by "
                 f"layout.devices_per_rank={self.devices_per_rank}: a rank drives whole workers of one "
                 f"replica; {_choices(self.world, self.devices_per_rank)}"
             )
         if self.world % self.ranks_per_group:
             raise UserError(
                 f"world size {self.world} is not divisible by the group of {self.ranks_per_group} ranks "
-                f"(layout.stages={self.stages}{_per_rank(self.devices_per_rank)}): start a multiple of "
+                f"(layout.stages={self.workers}{_per_rank(self.devices_per_rank)}): start a multiple of "
                 f"{self.ranks_per_group} ranks, or {_choices(self.world, self.devices_per_rank)}"
             )
 
     @classmethod
     def of(
-        cls, world: int, stages: int | Literal["auto"] | str, devices_per_rank: int, layers: int
+        cls,
+        world: int,
+        stages: int | Literal["auto"] | str,
+        devices_per_rank: int,
+        layers: int,
+        place: Callable[[int], tuple[int, ...]] = lambda workers: tuple(range(workers)),
     ) -> "Layout":
         """Return the layout that the user asks for.
 
@@ -62,29 +73,39 @@ class Layout:
                 where the world is even and the model has 2 layers, else 1.
             devices_per_rank: How many devices one rank drives.
             layers: The number of the model's layers.
+            place: Returns the worker that holds each stage, for so many workers.
 
         Raises:
             UserError: The numbers do not fit together, or there are more stages than layers.
         """
         if stages == "auto":
-            two = world % 2 == 0 and layers >= 2  # noqa: PLR2004
+            two = world % 2 == 0 and layers >= len(place(2))
             number = devices_per_rank if devices_per_rank > 1 else 2 if two else 1
         elif isinstance(stages, int) and not isinstance(stages, bool):
             number = stages
         else:
             raise UserError(f'layout.stages={stages!r} must be "auto" or a whole number')
-        layout = cls(world, number, devices_per_rank)
-        if number > layers:
+        if number < 1:
+            return cls(world, number, devices_per_rank)  # raises
+        layout = cls(world, number, devices_per_rank, place(number))
+        if layout.stages > layers:
+            each = layout.stages // number
+            held = f", {each} on each of them" if each > 1 else ""
             raise UserError(
-                f"layout.stages={number} but the model has {layers} layers: every stage needs one; "
-                f"{_choices(world, devices_per_rank, layers)}"
+                f"layout.stages={number}{held} but the model has {layers} layers: every stage needs one; "
+                f"{_choices(world, devices_per_rank, layers // each)}"
             )
         return layout
 
     @property
+    def stages(self) -> int:
+        """Return the number of stages of a replica."""
+        return len(self.placement)
+
+    @property
     def ranks_per_group(self) -> int:
         """Return the number of ranks that together hold one model."""
-        return self.stages // self.devices_per_rank
+        return self.workers // self.devices_per_rank
 
     @property
     def replicas(self) -> int:
@@ -107,21 +128,22 @@ class Layout:
         """Return the ranks of the world at one position of every group: a data-parallel group."""
         return range(group_rank, self.world, self.ranks_per_group)
 
-    def workers(self, group_rank: int) -> range:
+    def workers_of(self, group_rank: int) -> range:
         """Return the workers of the group that one of its ranks drives, by device."""
         return range(group_rank * self.devices_per_rank, (group_rank + 1) * self.devices_per_rank)
 
-    def stages_of(self, group_rank: int) -> range:
-        """Return the stages that one rank of the group holds, by device."""
-        return self.workers(group_rank)  # a stage a worker
+    def stages_of(self, group_rank: int) -> list[int]:
+        """Return the stages that one rank of the group holds, in order."""
+        workers = self.workers_of(group_rank)
+        return [stage for stage, worker in enumerate(self.placement) if worker in workers]
 
     def group_rank_of(self, stage: int) -> int:
         """Return the position in the group of the rank that holds a stage."""
-        return stage // self.devices_per_rank
+        return self.placement[stage] // self.devices_per_rank
 
     def device_of(self, stage: int) -> int:
         """Return which of its rank's devices holds a stage."""
-        return stage % self.devices_per_rank
+        return self.placement[stage] % self.devices_per_rank
 
     def rank_of(self, stage: int, replica: int) -> int:
         """Return the rank of the world that holds a stage of a replica."""

@@ -35,6 +35,44 @@ def partition(costs: Sequence[float], stages: int) -> tuple[int, ...]:
     return _most_even(prefix, stages, _slowest(prefix, stages))
 
 
+def partition_among_workers(costs: Sequence[float], placement: Sequence[int]) -> tuple[int, ...]:
+    """Return the first layer of each stage but the first, for workers that may hold several stages.
+
+    Exact where each worker holds one. Else a descent from the cut that is best for the slowest stage: single
+    boundaries move by a layer for as long as the slowest worker, or the evenness of workers, gains; that need
+    not end at the optimum.
+
+    Args:
+        costs: As in `partition`.
+        placement: The worker that holds each stage.
+
+    Raises:
+        ValueError: As in `partition`.
+    """
+    best = partition(costs, len(placement))
+    if len(set(placement)) == len(placement):
+        return best
+    prefix = (0, *accumulate(_whole(costs)))
+
+    def burden(boundaries: tuple[int, ...]) -> tuple[int, int]:
+        """Return the cost of the slowest worker, and how uneven workers are."""
+        work = [0] * (max(placement) + 1)
+        for worker, (first, end) in zip(placement, pairwise((0, *boundaries, len(costs))), strict=True):
+            work[worker] += prefix[end] - prefix[first]
+        return max(work), sum(each * each for each in work)
+
+    least = burden(best)
+    while True:
+        tries = [(*best[:i], best[i] + step, *best[i + 1 :]) for i in range(len(best)) for step in (-1, 1)]
+        allowed = [
+            each for each in tries if all(first < end for first, end in pairwise((0, *each, len(costs))))
+        ]
+        found = min(allowed, key=burden, default=best)
+        if burden(found) >= least:
+            return best
+        best, least = found, burden(found)
+
+
 def stage_ranges(boundaries: Sequence[int], layers: int) -> tuple[range, ...]:
     """Return the layers of each stage, from the first layer of each stage but the first."""
     edges = (0, *boundaries, layers)

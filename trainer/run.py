@@ -30,6 +30,7 @@ from trainer.pipeline.transport import LocalTransport, Transport
 from trainer.schedule.actions import Action, Kind, Schedule
 from trainer.schedule.assemble import training_schedule
 from trainer.schedule.merge import by_rank
+from trainer.schedule.orders import placement
 from trainer.schedule.simulate import simulate
 from trainer.schedule.timeline import Timeline
 from trainer.schedule.validate import validate
@@ -91,13 +92,19 @@ class Run:
         """Decide which rank gets which layers and which micro-batches."""
         config, layers = self.config, self.model.layers
         asked, batch, training = config.layout, config.batch, self.data.training
-        self.layout = Layout.of(self.world.size, asked.stages, asked.devices_per_rank, len(layers))
+        self.layout = Layout.of(
+            self.world.size,
+            asked.stages,
+            asked.devices_per_rank,
+            len(layers),
+            lambda workers: placement(config.schedule, workers, asked.virtual_stages),
+        )
         check_averaging(config.averaging.op, self.layout.replicas)
         self.sizes = micro_batch_sizes(batch.global_size, batch.micro_size)
         self.replica = self.layout.replica(self.world.rank)
         self.micro_batches = deal(len(self.sizes), self.layout.replicas, self.replica)
         example = training.inputs(np.arange(batch.micro_size) % len(training))
-        self.cut: Cut = cut_model(self.model, example, asked.boundaries, self.layout.stages)
+        self.cut: Cut = cut_model(self.model, example, asked.boundaries, self.layout.placement)
         self.ties = tied_stages(layers, self.cut.stage_of)
 
     def _validate_schedules(self) -> None:
@@ -166,7 +173,13 @@ class Run:
     @lru_cache(maxsize=8)  # noqa: B019  (a run lives as long as its process)
     def schedule(self, micro_batches: int) -> Schedule:
         """Return the training schedule, by rank, of a replica's step with so many micro-batches."""
-        schedule = training_schedule(self.config.schedule, self.layout.stages, micro_batches, self.ties)
+        schedule = training_schedule(
+            self.config.schedule,
+            self.layout.workers,
+            micro_batches,
+            self.ties,
+            self.config.layout.virtual_stages,
+        )
         return by_rank(schedule, self.layout)
 
     def actions(self, schedule: Schedule) -> tuple[Action, ...]:

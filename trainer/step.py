@@ -77,10 +77,11 @@ class Stepper:
         self._steps = steps
         self._shares = run.shares
         self._actions = run.schedule(len(run.micro_batches)).workers[run.groups.model_parallel.rank]
-        owned = sum(len(layer.trained()) for layer in run.layers)
+        places = np.array([layer.index for layer in run.layers for _ in layer.trained()], dtype=np.int64)
         group = run.groups.model_parallel
-        # How many gradient norms each rank of the group has to tell.
-        self._owned = group.all_gather(np.array([owned]), [1] * group.size).tolist()
+        # How many gradient norms each rank of the group has to tell, and their order in the model.
+        self._owned = group.all_gather(np.array([len(places)]), [1] * group.size).tolist()
+        self._model_order = np.argsort(group.all_gather(places, self._owned), kind="stable")
         self._cpu_clock = time.process_time()
         self._left = time.perf_counter()  # when the ranks last parted, all at the same time
 
@@ -151,9 +152,10 @@ class Stepper:
         parts: list[NDArray[np.float64]] = np.split(everyone, np.cumsum(lengths)[:-1])
         tails = np.stack([part[-len(tail) :] for part in parts])
         global_count = int(tails[:, 1].sum())
+        all_norms = np.concatenate([part[: -len(tail)] for part in parts])[self._model_order]
         return Told(
             loss=float(tails[:, 0].sum()) / global_count if global_count else 0.0,
-            grad_norm=global_norm(np.concatenate([part[: -len(tail)] for part in parts])),
+            grad_norm=global_norm(all_norms),
             count=global_count,
             # They wait for the last of them here too.
             waited=tuple((tails[:, 2] + tails[:, 3].max() - tails[:, 3]).tolist()),

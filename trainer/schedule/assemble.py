@@ -3,100 +3,112 @@
 from collections.abc import Sequence
 
 from trainer.schedule.actions import PASSES_ON, Action, Kind, Schedule, Tied
-from trainer.schedule.orders import ORDERS, Order, forward_only
+from trainer.schedule.orders import ORDERS, Order, forward_only, placement
 
 
-def training_schedule(name: str, stages: int, micro_batches: int, ties: Sequence[Tied] = ()) -> Schedule:
-    """Return the schedule of one training step of a group, a stage a worker.
+def training_schedule(
+    name: str,
+    workers: int,
+    micro_batches: int,
+    ties: Sequence[Tied] = (),
+    virtual_stages: int | None = None,
+) -> Schedule:
+    """Return the schedule of one training step of a group.
 
     Args:
         name: A key of `ORDERS`.
-        stages: The number of stages.
+        workers: Among how many the stages are placed.
         micro_batches: How many the replica's step has.
         ties: Which stages share parameters; every tie once, in the order of layers.
+        virtual_stages: How many stages a worker holds, where the schedule leaves it open.
     """
-    placement = tuple(range(stages))
-    workers = tuple(
-        (
-            *_with_messages(ORDERS[name](stage, stages, micro_batches), placement),
-            *_tail(stage, ties),
-        )
-        for stage in range(stages)
-    )
-    return Schedule(name, placement, micro_batches, workers)
+    placed = placement(name, workers, virtual_stages)
+    lists = []
+    for worker in range(workers):
+        order = ORDERS[name](worker, workers, micro_batches, len(placed) // workers)
+        held = [stage for stage, holder in enumerate(placed) if holder == worker]
+        lists.append((*_with_messages(order, len(placed) - 1), *_tail(held, ties)))
+    return Schedule(name, placed, micro_batches, tuple(lists))
 
 
-def evaluation_schedule(stages: int, micro_batches: int) -> Schedule:
-    """Return the schedule of forward passes alone."""
-    placement = tuple(range(stages))
-    workers = tuple(
-        _with_messages(forward_only(stage, stages, micro_batches), placement) for stage in range(stages)
-    )
-    return Schedule("evaluation", placement, micro_batches, workers)
+def evaluation_schedule(placed: Sequence[int], micro_batches: int) -> Schedule:
+    """Return the schedule of forward passes alone.
+
+    Args:
+        placed: The worker that holds each stage.
+        micro_batches: How many there are.
+    """
+    workers = max(placed) + 1
+    lists = []
+    for worker in range(workers):
+        held = [stage for stage, holder in enumerate(placed) if holder == worker]
+        lists.append(_with_messages(forward_only(held, workers, micro_batches), len(placed) - 1))
+    return Schedule("evaluation", tuple(placed), micro_batches, tuple(lists))
 
 
-def generation_schedule(stages: int, tokens: int) -> Schedule:
+def generation_schedule(placed: Sequence[int], tokens: int) -> Schedule:
     """Return the schedule that writes tokens one by one: every token is a micro-batch of its own.
 
     The last stage samples a token and sends it to the first, which puts it behind the text so far.
+
+    Args:
+        placed: The worker that holds each stage.
+        tokens: How many are written.
     """
-    placement = tuple(range(stages))
-    last = stages - 1
-    workers = []
-    for stage in range(stages):
-        actions: list[Action] = []
-        for token in range(tokens):
+    last = len(placed) - 1
+    lists: list[list[Action]] = [[] for _ in range(max(placed) + 1)]
+    for token in range(tokens):
+        for stage, worker in enumerate(placed):
             if stage == 0 and token > 0:
-                actions.append(Action(Kind.RECEIVE_TOKEN, 0, token - 1, last))
-            actions += _with_messages((Action(Kind.FORWARD, stage, token),), placement)
+                lists[worker].append(Action(Kind.RECEIVE_TOKEN, 0, token - 1, last))
+            lists[worker] += _with_messages((Action(Kind.FORWARD, stage, token),), last)
             if stage == last:
-                actions += [Action(Kind.SAMPLE, stage, token), Action(Kind.SEND_TOKEN, stage, token, 0)]
-        if stage == 0 and tokens > 0:
-            actions.append(Action(Kind.RECEIVE_TOKEN, 0, tokens - 1, last))
-        workers.append(tuple(actions))
-    return Schedule("generation", placement, tokens, tuple(workers))
+                sampled = Action(Kind.SAMPLE, stage, token), Action(Kind.SEND_TOKEN, stage, token, 0)
+                lists[worker] += sampled
+    if tokens > 0:
+        lists[placed[0]].append(Action(Kind.RECEIVE_TOKEN, 0, tokens - 1, last))
+    return Schedule("generation", tuple(placed), tokens, tuple(map(tuple, lists)))
 
 
-def _with_messages(order: Order, placement: tuple[int, ...]) -> Order:
-    """Put a receive before, and a send behind, whatever needs what another worker makes."""
-    last = len(placement) - 1
+def _with_messages(order: Order, last: int) -> Order:
+    """Put a receive before, and a send behind, whatever needs what another stage makes.
+
+    Also where one worker holds both: the message then stays in its process.
+    """
     actions: list[Action] = []
     for action in order:
         stage, i = action.stage, action.micro_batch
-        before, behind = stage - 1, stage + 1
-        has_before = stage > 0 and placement[before] != placement[stage]
-        has_behind = stage < last and placement[behind] != placement[stage]
         if action.kind is Kind.FORWARD:
-            if has_before:
-                actions.append(Action(Kind.RECEIVE_ACTIVATION, stage, i, before))
+            if stage > 0:
+                actions.append(Action(Kind.RECEIVE_ACTIVATION, stage, i, stage - 1))
             actions.append(action)
-            if has_behind:
-                actions.append(Action(Kind.SEND_ACTIVATION, stage, i, behind))
+            if stage < last:
+                actions.append(Action(Kind.SEND_ACTIVATION, stage, i, stage + 1))
         elif action.kind in PASSES_ON:
-            if has_behind:
-                actions.append(Action(Kind.RECEIVE_GRADIENT, stage, i, behind))
+            if stage < last:
+                actions.append(Action(Kind.RECEIVE_GRADIENT, stage, i, stage + 1))
             actions.append(action)
-            if has_before:
-                actions.append(Action(Kind.SEND_GRADIENT, stage, i, before))
+            if stage > 0:
+                actions.append(Action(Kind.SEND_GRADIENT, stage, i, stage - 1))
         else:
             actions.append(action)
     return tuple(actions)
 
 
-def _tail(stage: int, ties: Sequence[Tied]) -> Order:
-    """Return what follows a stage's last backward.
+def _tail(held: Sequence[int], ties: Sequence[Tied]) -> Order:
+    """Return what follows a worker's last backward.
 
     A use sends its gradient before the owner receives it, and the owner sends the averaged one before a
     use receives it, so that a tie within one worker needs no case of its own.
     """
-    uses = [tie.owner for tie in ties if tie.use == stage]
-    owned = [tie.use for tie in ties if tie.owner == stage]
+    uses = [tie for tie in ties if tie.use in held]
+    owned = [tie for tie in ties if tie.owner in held]
     return (
-        *(Action(Kind.SEND_TIE, stage, peer=owner) for owner in uses),
-        *(Action(Kind.RECEIVE_TIE, stage, peer=use) for use in owned),
-        Action(Kind.AVERAGE, stage),
-        Action(Kind.FINISH, stage),
-        *(Action(Kind.SEND_TIED, stage, peer=use) for use in owned),
-        *(Action(Kind.RECEIVE_TIED, stage, peer=owner) for owner in uses),
-        Action(Kind.STEP, stage),
+        *(Action(Kind.SEND_TIE, tie.use, peer=tie.owner) for tie in uses),
+        *(Action(Kind.RECEIVE_TIE, tie.owner, peer=tie.use) for tie in owned),
+        *(Action(Kind.AVERAGE, stage) for stage in held),
+        *(Action(Kind.FINISH, stage) for stage in held),
+        *(Action(Kind.SEND_TIED, tie.owner, peer=tie.use) for tie in owned),
+        *(Action(Kind.RECEIVE_TIED, tie.use, peer=tie.owner) for tie in uses),
+        *(Action(Kind.STEP, stage) for stage in held),
     )

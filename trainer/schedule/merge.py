@@ -26,7 +26,7 @@ def by_rank(schedule: Schedule, layout: Layout) -> Schedule:
         schedule,
         placement=tuple(map(layout.group_rank_of, range(schedule.stages))),
         workers=tuple(
-            merge_for_rank(schedule, layout.workers(rank)) for rank in range(layout.ranks_per_group)
+            merge_for_rank(schedule, layout.workers_of(rank)) for rank in range(layout.ranks_per_group)
         ),
     )
 

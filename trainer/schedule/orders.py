@@ -1,5 +1,8 @@
 """Schedules as the order in which a worker computes; messages follow from it (see `assemble`).
 
+Every order is a function of the worker's number, how many workers there are, how many micro-batches, and how
+many stages a worker holds.
+
 Four stages, six micro-batches; forward 0..5, backward in brackets:
 
     GPipe   0 1 2 3 4 5 . . . . . . (0)(1)(2)...       all forwards, then all backwards
@@ -10,41 +13,43 @@ come later, and fill the time in which the pipeline drains. Its third stage, wei
 
     ZB-H1   0 1 (0) 2 (1) 3 (2){0} 4 (3){1} 5 (4){2} (5){3}{4}{5}
 
+Interleaved 1F1B cuts the model into v times as many stages; worker w of p holds the stages w, w + p, ... So
+the pipeline fills and drains v times as fast, for v times the messages.
+
 Backwards run in micro-batch order in all of them, and so do weight gradients: gradients add up in the same
 order in every layout.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from trainer.errors import UserError
+from trainer.layout import share
 from trainer.schedule.actions import Action, Kind
 
 Order = tuple[Action, ...]
 
 
-def gpipe(stage: int, stages: int, micro_batches: int) -> Order:
+def gpipe(stage: int, stages: int, micro_batches: int, virtual: int = 1) -> Order:
     """Return GPipe's order for a stage: all forwards, then all backwards (Huang et al., 2019)."""
-    del stages  # every order takes the same three
+    del stages, virtual  # every order takes the same four
     forwards = [Action(Kind.FORWARD, stage, i) for i in range(micro_batches)]
     backwards = [Action(Kind.BACKWARD, stage, i) for i in range(micro_batches)]
     return (*forwards, *backwards)
 
 
-def one_forward_one_backward(stage: int, stages: int, micro_batches: int) -> Order:
+def one_forward_one_backward(stage: int, stages: int, micro_batches: int, virtual: int = 1) -> Order:
     """Return 1F1B's order for a stage (PipeDream-Flush; Narayanan et al., 2021).
 
     As many forwards as there are stages behind this one, then a forward and a backward in turn, then the
     backwards that are left. At most `stages - stage` micro-batches are alive at a time.
     """
-    warm_up = min(stages - 1 - stage, micro_batches)
-    order = [Action(Kind.FORWARD, stage, i) for i in range(warm_up)]
-    for i in range(micro_batches):
-        if warm_up + i < micro_batches:
-            order.append(Action(Kind.FORWARD, stage, warm_up + i))
-        order.append(Action(Kind.BACKWARD, stage, i))
-    return tuple(order)
+    del virtual
+    forwards = [Action(Kind.FORWARD, stage, i) for i in range(micro_batches)]
+    backwards = [Action(Kind.BACKWARD, stage, i) for i in range(micro_batches)]
+    return _in_turn(forwards, backwards, warm_up=stages - 1 - stage)
 
 
-def zero_bubble_h1(stage: int, stages: int, micro_batches: int) -> Order:
+def zero_bubble_h1(stage: int, stages: int, micro_batches: int, virtual: int = 1) -> Order:
     """Return ZB-H1's order for a stage: 1F1B's, with weight gradients put off (Qi et al., 2024).
 
     Each stage puts them off by as many micro-batches as there are stages before it. Then all stages have the
@@ -52,6 +57,7 @@ def zero_bubble_h1(stage: int, stages: int, micro_batches: int) -> Order:
     W and m >= p, p - 1 of the 3 m + p - 1 are left idle. The first stage has nobody to hurry for: its
     backwards stay whole.
     """
+    del virtual
     split = stage > 0
     order: list[Action] = []
     for action in one_forward_one_backward(stage, stages, micro_batches):
@@ -67,14 +73,82 @@ def zero_bubble_h1(stage: int, stages: int, micro_batches: int) -> Order:
     return tuple(order)
 
 
-def forward_only(stage: int, stages: int, micro_batches: int) -> Order:
-    """Return the order of an evaluation: every forward once."""
-    del stages  # every order takes the same three
-    return tuple(Action(Kind.FORWARD, stage, i) for i in range(micro_batches))
+def interleaved(worker: int, workers: int, micro_batches: int, virtual: int = 1) -> Order:
+    """Return interleaved 1F1B's order for a worker (Narayanan et al., 2021).
+
+    Micro-batches go in groups of at least as many as there are workers: a group passes all of a worker's
+    stages before the next one enters. With groups of p and v stages a worker, p - 1 of v m + p - 1 parts of a
+    step are left idle; larger groups keep more micro-batches alive.
+    """
+    stages = range(worker, workers * virtual, workers)
+    forwards = list(forward_only(stages, workers, micro_batches))
+    backwards = [
+        Action(Kind.BACKWARD, action.stage, action.micro_batch)
+        for action in forward_only(stages[::-1], workers, micro_batches)
+    ]
+    group = len(_groups(workers, micro_batches)[0])
+    return _in_turn(forwards, backwards, warm_up=2 * (workers - 1 - worker) + (virtual - 1) * group)
 
 
-ORDERS: dict[str, Callable[[int, int, int], Order]] = {
+def forward_only(held: Sequence[int], workers: int, micro_batches: int) -> Order:
+    """Return the order of an evaluation on a worker: every forward of its stages once.
+
+    Args:
+        held: The worker's stages.
+        workers: How many workers there are.
+        micro_batches: How many there are.
+    """
+    return tuple(
+        Action(Kind.FORWARD, stage, i)
+        for group in _groups(workers, micro_batches)
+        for stage in held
+        for i in group
+    )
+
+
+def _groups(workers: int, micro_batches: int) -> list[range]:
+    """Return runs of micro-batches of at least as many as there are workers, the longer ones first.
+
+    A shorter run would let the first worker wait for a micro-batch that comes round, and the last one for a
+    gradient that cannot be there yet.
+    """
+    count = max(1, micro_batches // workers)
+    return [share(micro_batches, count, number) for number in range(count)]
+
+
+def _in_turn(forwards: list[Action], backwards: list[Action], *, warm_up: int) -> Order:
+    """Return some forwards, then a forward and a backward in turn, then the backwards that are left."""
+    order = forwards[:warm_up]
+    for number, backward in enumerate(backwards):
+        order += [*forwards[warm_up + number : warm_up + number + 1], backward]
+    return tuple(order)
+
+
+ORDERS: dict[str, Callable[[int, int, int, int], Order]] = {
     "gpipe": gpipe,
     "1f1b": one_forward_one_backward,
     "zb_h1": zero_bubble_h1,
+    "interleaved": interleaved,
 }
+# How many stages a worker holds, where the user does not say; those that are not here take one, and no other.
+VIRTUAL_STAGES = {"interleaved": 2}
+
+
+def placement(name: str, workers: int, virtual_stages: int | None = None) -> tuple[int, ...]:
+    """Return the worker that holds each stage.
+
+    Args:
+        name: A key of `ORDERS`.
+        workers: How many there are.
+        virtual_stages: How many stages a worker holds; None: what the schedule needs, or takes by itself.
+
+    Raises:
+        UserError: The schedule cannot place so many.
+    """
+    virtual = VIRTUAL_STAGES.get(name, 1) if virtual_stages is None else virtual_stages
+    if virtual != 1 and name not in VIRTUAL_STAGES:
+        raise UserError(
+            f"layout.virtual_stages={virtual}, but schedule={name} has one stage a worker: use "
+            f"schedule={' or '.join(VIRTUAL_STAGES)}, or leave layout.virtual_stages out"
+        )
+    return tuple(range(workers)) * virtual
