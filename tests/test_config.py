@@ -144,7 +144,11 @@ def test_what_hydra_says_is_said_in_one_line(overrides: list[str], message: str)
         ("train.steps", 0, "train.steps=0 must be greater than 0"),
         ("train.epochs", 0.0, "train.epochs=0.0 must be greater than 0"),
         ("train.seed", -1, "train.seed=-1 must be 0 or greater"),
-        ("schedule", "1b1f", "schedule=1b1f is not one of gpipe, 1f1b, zb_h1, interleaved; did you mean"),
+        (
+            "schedule",
+            "1b1f",
+            "schedule=1b1f is not one of gpipe, 1f1b, zb_h1, interleaved, zb_v; did",
+        ),
         ("device", "gpu", "device=gpu is not one of auto, cpu, cuda"),
         ("progress", "lines", "progress=lines is not one of auto, bar, line, off; did you mean line?"),
         ("averaging.op", "sum", "averaging.op=sum is not one of average, adasum"),

@@ -1,7 +1,7 @@
 """The engine's steps: the gradients of plain PyTorch, and the same bits however the model is cut."""
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 
 import numpy as np
@@ -24,6 +24,11 @@ LAYERS = {name: len(fixture.build().layers) for name, fixture in FIXTURES.items(
 CONTIGUOUS = [name for name in FIXTURES if name != "mixed"]
 
 
+def fits(schedule: str, sizes: tuple[int, ...]) -> bool:
+    """Return whether a schedule can place so many stages: ZB-V's workers hold two each."""
+    return schedule != "zb_v" or len(sizes) % 2 == 0
+
+
 def cuts(layers: int) -> list[tuple[int, ...]]:
     """Return the sizes of the stages: of every cut into 2, every third cut into 3, and a stage a layer."""
     inner = range(1, layers)
@@ -36,6 +41,7 @@ CASES = [
     for name in FIXTURES
     for schedule in ORDERS
     for sizes in cuts(LAYERS[name])
+    if fits(schedule, sizes)
 ]
 
 
@@ -242,7 +248,7 @@ class Noting(OneReplica):
 @pytest.mark.parametrize("name", FIXTURES)
 def test_layers_are_averaged_once_and_complete(name: str, schedule: str) -> None:
     """The owner of a tied parameter too, whose last gradient comes from another layer."""
-    for sizes in [(LAYERS[name],), *cuts(LAYERS[name])]:
+    for sizes in filter(partial(fits, schedule), [(LAYERS[name],), *cuts(LAYERS[name])]):
         noting = Noting()
         pipeline = Pipeline(FIXTURES[name].build(), sizes, schedule, gradients=noting)
         pipeline.train(FIXTURES[name].micro_batches(), 4)
