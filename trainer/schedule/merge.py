@@ -51,22 +51,22 @@ def merge_for_rank(schedule: Schedule, workers: Sequence[int]) -> tuple[Action, 
         for actions in schedule.workers
     ]
     keys = []
-    averages: dict[int, tuple[float, int, Action]] = {}
+    averages: dict[int, tuple[tuple[float, int], Action]] = {}
     for number, (_, worker, index) in enumerate(causal_order([schedule])):
         if worker in workers:
             action = schedule.workers[worker][index]
             # A receive holds up the rank until its message is there; anything else starts at once.
             times = timeline.ends if action.kind in SEND_OF else timeline.starts
             if action.kind is Kind.AVERAGE:
-                averages[action.stage] = times[worker][index], number, action
+                averages[action.stage] = (times[worker][index], number), action
             else:
                 keys.append((phases[worker][index], times[worker][index], number, 0, action))
     # The last stage first, whatever the times: replicas with more micro-batches and those with fewer must
     # average in the same order.
-    latest = 0.0, 0
+    latest: tuple[float, int] = 0.0, 0
     for stage in sorted(averages, reverse=True):
-        *when, action = averages[stage]
-        latest = max(latest, (when[0], when[1]))
+        when, action = averages[stage]
+        latest = max(latest, when)
         keys.append((0, *latest, -stage, action))
     keys.sort(key=lambda key: key[:4])
     return tuple(key[4] for key in keys)
