@@ -17,7 +17,7 @@ from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport
 from trainer.schedule.assemble import evaluation_schedule, training_schedule
 from trainer.schedule.merge import merge_for_rank
-from trainer.schedule.orders import VIRTUAL_STAGES
+from trainer.schedule.orders import virtual_stages
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ class Pipeline:
         self._schedule = schedule
         self._count = len(sizes)
         # Where a worker may hold several stages, two each if that divides them, else one worker with all.
-        several = schedule in VIRTUAL_STAGES
+        several = virtual_stages(schedule) > 1
         self._virtual = 1 if not several else 2 if len(sizes) % 2 == 0 else len(sizes)
         self.model = model
         self.randomness = Randomness(seed=3)

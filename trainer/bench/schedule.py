@@ -4,8 +4,10 @@ The share of a step in which ranks are idle is held against its closed form on p
 micro-batches, where a forward and both parts of a backward take the same time, and against the simulated time
 of the very schedule:
 
-    GPipe, 1F1B   (p - 1) / (m + p - 1)
-    ZB-H1         (p - 1) / (3 m + p - 1)
+    GPipe, 1F1B     (p - 1) / (m + p - 1)
+    interleaved     (p - 1) / (2 m + p - 1), two stages of half the length a worker
+    ZB-H1           (p - 1) / (3 m + p - 1)
+    ZB-V            (p - 1) / (6 m + p - 1)
 """
 
 import argparse
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from trainer.bench.sleeping import Sleep
 from trainer.schedule.assemble import training_schedule
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.orders import ORDERS, virtual_stages
 from trainer.schedule.simulate import simulate
 
 SLEEP = Sleep()
@@ -33,7 +35,7 @@ TRANSPORTS: dict[str, dict[str, str]] = {
 _COLUMNS = {  # with their widths
     "p": 3,
     "m": 4,
-    "schedule": 9,
+    "schedule": 13,
     "closed form": 12,
     "simulated": 10,
     "idle": 7,
@@ -88,13 +90,26 @@ def _measure(
 
 
 def _ours(ranks: int, counts: Sequence[int], steps: int, floats: int) -> Seconds:
-    """Return the seconds of every step after the first, of one launch."""
-    cases = [(name, count) for name in ORDERS for count in counts]
+    """Return the seconds of every step after the first; a launch for every number of stages a worker."""
+    seconds: Seconds = {}
+    for virtual in sorted({virtual_stages(name) for name in ORDERS}):
+        names = [name for name in ORDERS if virtual_stages(name) == virtual]
+        seconds |= _launch(names, virtual, ranks, counts, steps=steps, floats=floats)
+    return seconds
+
+
+def _launch(
+    names: Sequence[str], virtual: int, ranks: int, counts: Sequence[int], *, steps: int, floats: int
+) -> Seconds:
+    """Run our schedules; the layers of workers with several stages sleep for a part of the time each."""
+    cases = [(name, count) for name in names for count in counts]
+    layers = {"layers": virtual * ranks} | {key: value / virtual for key, value in vars(SLEEP).items()}
+    options = ", ".join(f"{key}: {value}" for key, value in layers.items())
     with tempfile.TemporaryDirectory() as folder:
         program = [sys.executable, "-m", "trainer", "-m", f"run.dir={folder}", f"layout.stages={ranks}"]
-        program += [f"schedule={','.join(ORDERS)}", f"batch.global_size={','.join(map(str, counts))}"]
+        program += [f"schedule={','.join(names)}", f"batch.global_size={','.join(map(str, counts))}"]
         program += ["model=custom", "model.target=trainer.bench.sleeping:model"]
-        program += [f"+model.options={{layers: {ranks}}}"]
+        program += [f"+model.options={{{options}}}"]
         program += ["data=custom", "data.target=trainer.bench.sleeping:data"]
         program += [f"+data.options={{floats: {floats}}}", "batch.micro_size=1", f"train.steps={steps + 1}"]
         program += ["optimizer=sgd", "threads=1", "eval.samples=1", "progress=off", "device=cpu"]
@@ -129,17 +144,18 @@ def _run(command: Sequence[str]) -> str:
 
 def _closed_form(name: str, p: int, m: int) -> float:
     """Return the idle share of a schedule; see the module's text."""
-    return (p - 1) / (3 * m + p - 1) if name == "zb_h1" else (p - 1) / (m + p - 1)
+    parts = {"interleaved": 2, "zb_h1": 3, "zb_v": 6}.get(name, 1)
+    return (p - 1) / (parts * m + p - 1)
 
 
 def _report(ranks: int, case: Case, ours: list[float], torchs: list[float] | None) -> str:
     """Return a row; torch has not every schedule."""
     name, count = case
     busy = count * (SLEEP.forward + SLEEP.input_gradient + SLEEP.weight_gradient)
+    schedule, virtual = training_schedule(name, ranks, count), virtual_stages(name)
     backward = SLEEP.input_gradient + SLEEP.weight_gradient
-    simulated = simulate(
-        training_schedule(name, ranks, count), [SLEEP.forward] * ranks, [backward] * ranks
-    ).makespan
+    forwards, backwards = ([each / virtual] * schedule.stages for each in (SLEEP.forward, backward))
+    simulated = simulate(schedule, forwards, backwards).makespan
     mine = statistics.median(ours)
     theirs = statistics.median(torchs) if torchs else None
     return _row(

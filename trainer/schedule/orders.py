@@ -189,23 +189,26 @@ ORDERS: dict[str, Callable[[int, int, int, int], Order]] = {
     "interleaved": interleaved,
     "zb_v": zero_bubble_v,
 }
-# How many stages a worker holds, where the user does not say; those that are not here take one.
-VIRTUAL_STAGES = {"interleaved": 2, "zb_v": 2}
 
 
-def placement(name: str, workers: int, virtual_stages: int | None = None) -> tuple[int, ...]:
+def virtual_stages(name: str) -> int:
+    """Return how many stages a worker holds under a schedule, where the user does not say."""
+    return 2 if name in ("interleaved", "zb_v") else 1
+
+
+def placement(name: str, workers: int, virtual: int | None = None) -> tuple[int, ...]:
     """Return the worker that holds each stage.
 
     Args:
         name: A key of `ORDERS`.
         workers: How many there are.
-        virtual_stages: How many stages a worker holds; None: what the schedule needs, or takes by itself.
+        virtual: How many stages a worker holds; None: what the schedule needs, or takes by itself.
 
     Raises:
         UserError: The schedule cannot place so many.
     """
-    usual = VIRTUAL_STAGES.get(name, 1)
-    virtual = usual if virtual_stages is None else virtual_stages
+    usual = virtual_stages(name)
+    virtual = usual if virtual is None else virtual
     if virtual != usual and name != "interleaved":
         raise UserError(
             f"layout.virtual_stages={virtual}, but schedule={name} has {usual} stage{'s' * (usual > 1)} a "
