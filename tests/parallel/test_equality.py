@@ -15,6 +15,7 @@ pytestmark = pytest.mark.parallel
         pytest.param(2, ["schedule=interleaved"], id="2 ranks of 2 stages each, interleaved"),
         pytest.param(3, ["layout.stages=3", "schedule=zb_h1"], id="3 stages, zb_h1"),
         pytest.param(3, ["layout.stages=3", "schedule=gpipe"], id="3 stages, gpipe"),
+        pytest.param(2, ["schedule=zb_v"], id="2 ranks of 2 stages each, zb_v"),
         pytest.param(5, ["layout.stages=5"], id="5 stages, 1f1b"),
         pytest.param(1, ["layout.devices_per_rank=3"], id="3 stages in one process"),
         pytest.param(2, ["layout.devices_per_rank=2", "layout.stages=4"], id="2 ranks of 2 devices each"),
