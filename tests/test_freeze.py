@@ -246,8 +246,8 @@ def test_stages_are_cut_by_what_is_left_to_do() -> None:
     model = linears(*[partial(nn.Linear, 500, 500)] * 6)
     frozen_start = freeze(model, ["layer[0-3]"])
     inputs = torch.empty(64, 500)
-    assert [len(stage) for stage in cut_model(model, inputs, None, 2).stages] == [3, 3]
-    assert [len(stage) for stage in cut_model(frozen_start, inputs, None, 2).stages] == [4, 2]
+    assert [len(stage) for stage in cut_model(model, inputs, None, range(2)).stages] == [3, 3]
+    assert [len(stage) for stage in cut_model(frozen_start, inputs, None, range(2)).stages] == [4, 2]
 
 
 SIZES = [2, 2, 1]  # of the micro-batches, in samples

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from trainer.report.gantt import schedules_gantt
 from trainer.report.style import FORMATS, save
+from trainer.schedule.actions import Schedule
 from trainer.schedule.assemble import training_schedule
 from trainer.schedule.orders import ORDERS
 from trainer.schedule.simulate import simulate
+from trainer.schedule.timeline import Timeline
 
 STAGES, MICRO_BATCHES = 4, 8
 FORWARD, BACKWARD = 1.0, 2.0  # a backward computes two gradients, each as costly as the forward
@@ -28,7 +30,7 @@ def main() -> None:
 def draw(folder: Path, formats: tuple[str, ...] = FORMATS) -> list[Path]:
     """Draw the schedules into a folder; return the files."""
     schedules = [training_schedule(name, STAGES, MICRO_BATCHES) for name in ORDERS]
-    simulated = [(each, simulate(each, [FORWARD] * STAGES, [BACKWARD] * STAGES)) for each in schedules]
+    simulated = [(each, _simulated(each)) for each in schedules]
     step = (
         f"a step of {STAGES} stages and {MICRO_BATCHES} micro-batches, a backward twice as long as a forward"
     )
@@ -37,6 +39,13 @@ def draw(folder: Path, formats: tuple[str, ...] = FORMATS) -> list[Path]:
         figure = schedules_gantt([(schedule, timeline)], f"{schedule.name}: {step}")
         files += save(figure, folder / f"schedule-{schedule.name}", formats)
     return files
+
+
+def _simulated(schedule: Schedule) -> Timeline:
+    """Return the times of a schedule; where workers hold several stages, a stage is as much shorter."""
+    stages = schedule.stages
+    part = STAGES / stages
+    return simulate(schedule, [FORWARD * part] * stages, [BACKWARD * part] * stages)
 
 
 if __name__ == "__main__":
