@@ -12,6 +12,8 @@ pytestmark = pytest.mark.parallel
     [
         pytest.param(1, ["schedule=gpipe"], id="1 stage, gpipe"),
         pytest.param(2, [], id="2 stages, 1f1b"),
+        pytest.param(2, ["schedule=gpipe"], id="2 stages, gpipe"),
+        pytest.param(3, ["layout.stages=3"], id="3 stages, 1f1b"),
         pytest.param(2, ["schedule=interleaved"], id="2 ranks of 2 stages each, interleaved"),
         pytest.param(3, ["layout.stages=3", "schedule=zb_h1"], id="3 stages, zb_h1"),
         pytest.param(3, ["layout.stages=3", "schedule=gpipe"], id="3 stages, gpipe"),
