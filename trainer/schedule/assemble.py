@@ -26,8 +26,7 @@ def training_schedule(
     lists = []
     for worker in range(workers):
         order = ORDERS[name](worker, workers, micro_batches, len(placed) // workers)
-        held = [stage for stage, holder in enumerate(placed) if holder == worker]
-        lists.append((*_with_messages(order, len(placed) - 1), *_tail(held, ties)))
+        lists.append((*_with_messages(order, len(placed) - 1), *_tail(_held(placed, worker), ties)))
     return Schedule(name, placed, micro_batches, tuple(lists))
 
 
@@ -41,8 +40,9 @@ def evaluation_schedule(placed: Sequence[int], micro_batches: int) -> Schedule:
     workers = max(placed) + 1
     lists = []
     for worker in range(workers):
-        held = [stage for stage, holder in enumerate(placed) if holder == worker]
-        lists.append(_with_messages(forward_only(held, workers, micro_batches), len(placed) - 1))
+        lists.append(
+            _with_messages(forward_only(_held(placed, worker), workers, micro_batches), len(placed) - 1)
+        )
     return Schedule("evaluation", tuple(placed), micro_batches, tuple(lists))
 
 
@@ -68,6 +68,11 @@ def generation_schedule(placed: Sequence[int], tokens: int) -> Schedule:
     if tokens > 0:
         lists[placed[0]].append(Action(Kind.RECEIVE_TOKEN, 0, tokens - 1, last))
     return Schedule("generation", tuple(placed), tokens, tuple(map(tuple, lists)))
+
+
+def _held(placed: Sequence[int], worker: int) -> list[int]:
+    """Return the stages of a worker."""
+    return [stage for stage, holder in enumerate(placed) if holder == worker]
 
 
 def _with_messages(order: Order, last: int) -> Order:

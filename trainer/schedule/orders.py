@@ -129,7 +129,7 @@ def _there_and_back(workers: int, micro_batches: int) -> tuple[Order, ...]:
                 *((_W, s, before[_I][s]) for s in (far, near)),
             ]
             for kind, stage, limit in limits:
-                if done[kind][stage] < min(limit, before[_F][stage] if kind is _I else limit):
+                if done[kind][stage] < limit:
                     order.append(Action(kind, stage, done[kind][stage]))
                     done[kind][stage] += 1
                     break
