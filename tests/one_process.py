@@ -11,10 +11,12 @@ from trainer.pipeline.activation import flatten, structure
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine
 from trainer.pipeline.randomness import Randomness
+from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.source import Source
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport
+from trainer.schedule.actions import Action
 from trainer.schedule.assemble import evaluation_schedule, training_schedule
 from trainer.schedule.merge import merge_for_rank
 from trainer.schedule.orders import virtual_stages
@@ -47,10 +49,16 @@ class Pipeline:
         sizes: The number of layers of each stage.
         schedule: The name of the training schedule.
         gradients: What averages; by default one replica's.
+        recompute: What every layer's backward computes again.
     """
 
     def __init__(
-        self, model: Model, sizes: Sequence[int], schedule: str = "1f1b", gradients: OneReplica | None = None
+        self,
+        model: Model,
+        sizes: Sequence[int],
+        schedule: str = "1f1b",
+        gradients: OneReplica | None = None,
+        recompute: Recompute = Recompute.NONE,
     ) -> None:
         assert sum(sizes) == len(model.layers)
         stage_of = [stage for stage, size in enumerate(sizes) for _ in range(size)]
@@ -71,8 +79,9 @@ class Pipeline:
                 loss=model.loss if stage == len(sizes) - 1 else None,
                 randomness=self.randomness,
                 between=lambda: None,
+                recompute=[recompute] * size,
             )
-            for stage in range(len(sizes))
+            for stage, size in enumerate(sizes)
         }
         local = LocalTransport(dict.fromkeys(self.stages, CPU))
         self.engine = Engine(
@@ -84,12 +93,16 @@ class Pipeline:
             ties=TiedParameters(self.stages, model.layers, stage_of),
         )
 
-    def train(self, source: Source, micro_batches: int, scale: float = 1.0) -> list[float]:
-        """Do the forwards and backwards of a step; return the micro-batches' sums of losses."""
+    def actions(self, micro_batches: int) -> tuple[Action, ...]:
+        """Return what a step does."""
         workers = self._count // self._virtual
         schedule = training_schedule(self._schedule, workers, micro_batches, self._ties, self._virtual)
+        return merge_for_rank(schedule, range(workers))
+
+    def train(self, source: Source, micro_batches: int, scale: float = 1.0) -> list[float]:
+        """Do the forwards and backwards of a step; return the micro-batches' sums of losses."""
         steps: list[Mapping[int, Tensor]] = []
-        actions = merge_for_rank(schedule, range(workers))
+        actions = self.actions(micro_batches)
         self.engine.train(actions, source, scale, lambda losses: steps.append(losses) or 0.0)
         (losses,) = steps
         return [losses[i].item() for i in range(micro_batches)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainer.costs import FLOPS_PER_BYTE, LayerCost, layer_costs
 from trainer.models.model import Activation, Layer, Model
 from trainer.partition import partition
+from trainer.pipeline.recomputation import Recompute
 
 
 class NoLoss:
@@ -93,7 +94,9 @@ def test_linear() -> None:
         parameters=10 * 20 + 20,
         parameter_bytes=4 * (10 * 20 + 20),
         output_bytes=4 * 4 * 20,
-        saved_bytes=4 * 4 * 10,  # its input, for the weight's gradient
+        kept_bytes=dict.fromkeys(Recompute, 4 * 4 * 20),  # its output; its input is the layer's before
+        put_off_bytes=4 * 4 * (10 + 20),  # its input and the gradient of its output
+        put_off=product + FLOPS_PER_BYTE * 4 * (80 + 20 + 3 * 220),  # the bias' sum, and adding
     )
     assert (second.flops_forward, second.flops_backward) == (2 * 4 * 20 * 1, 2 * 2 * 4 * 20 * 1)
     assert second.forward == 160 + FLOPS_PER_BYTE * second.moved_forward
@@ -156,13 +159,14 @@ def test_no_backward_where_nothing_learns() -> None:
     assert last.moved_backward >= 2 * X
 
 
-def test_saved_bytes_count_shared_memory_once() -> None:
+def test_kept_bytes_count_shared_memory_once() -> None:
     class TwoUses(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.exp() * x.view(10, 4).t().reshape(4, 10).exp()  # each result is kept, and one product's
+            return x.exp() * x.view(10, 4).t().reshape(4, 10).exp()  # each result is kept, and the product's
 
     _, layer = costs(torch.empty(4, 10), partial(nn.Linear, 10, 10), TwoUses)
-    assert layer.saved_bytes == 2 * 4 * 4 * 10
+    assert layer.kept_bytes[Recompute.NONE] == 3 * 4 * 4 * 10
+    assert layer.kept_bytes[Recompute.FULL] == 4 * 4 * 10  # what it returns
 
 
 def test_nested_activations() -> None:

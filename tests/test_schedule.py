@@ -18,10 +18,12 @@ from trainer.schedule.actions import (
 )
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
 from trainer.schedule.draw import draw_text
+from trainer.schedule.live import StageBytes, live_bytes, peak_live, peak_live_bytes
 from trainer.schedule.orders import ORDERS, placement
 from trainer.schedule.simulate import simulate
-from trainer.schedule.validate import peak_live, peak_live_bytes, validate
+from trainer.schedule.validate import validate
 
+SPLIT = (Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)
 NAMES = st.sampled_from(sorted(ORDERS))
 
 
@@ -171,8 +173,25 @@ def test_gpipe_keeps_all_alive(p: int, m: int) -> None:
 
 
 def test_live_bytes() -> None:
-    assert peak_live_bytes(training_schedule("1f1b", 3, 8), [10, 200, 3000]) == (30, 400, 3000)
-    assert peak_live_bytes(evaluation_schedule(range(3), 8), [10, 200, 3000]) == (0, 0, 0)
+    sizes = [StageBytes(kept) for kept in (10, 200, 3000)]
+    assert peak_live_bytes(training_schedule("1f1b", 3, 8), sizes) == (30, 400, 3000)
+    assert peak_live_bytes(evaluation_schedule(range(3), 8), sizes) == (0, 0, 0)
+
+
+def test_live_bytes_of_backwards_in_two_parts() -> None:
+    sizes = [StageBytes(kept=100, backward=50), StageBytes(kept=1000, put_off=300, backward=70)]
+    schedule = training_schedule("zb_h1", 2, 3)
+    computing = [action for action in schedule.workers[1] if action.kind in (Kind.FORWARD, *SPLIT)]
+    assert words(tuple(computing)) == "F1.0 I1.0 F1.1 I1.1 W1.0 F1.2 I1.2 W1.1 W1.2"
+    behind = dict(zip(schedule.workers[1], live_bytes(schedule, 1, sizes), strict=True))
+    assert [behind[action] for action in computing[:5]] == [
+        (0, 1000),
+        (1070, 300),
+        (300, 1300),
+        (1370, 600),
+        (600, 300),
+    ]
+    assert peak_live_bytes(schedule, sizes) == (250, 1370)
 
 
 def test_a_drawing_that_is_too_wide_is_cut_to_fit() -> None:

@@ -175,6 +175,14 @@ class AveragingConfig:
 
 
 @dataclass
+class MemoryConfig:
+    """What backwards compute again rather than keep."""
+
+    recompute: str = "none"  # none | selective (all but products and attention) | full (all but a layer's inputs)
+    limit: Any = None  # bytes that a rank may hold, or "12GiB": recomputes as little as that takes
+
+
+@dataclass
 class TrainConfig:
     """How long, and from which seed."""
 
@@ -236,11 +244,12 @@ class Config:
     """The whole configuration of a run."""
 
     layout: LayoutConfig = field(default_factory=LayoutConfig)
-    schedule: str = "1f1b"  # gpipe | 1f1b | zb_h1 | interleaved
+    schedule: str = "1f1b"  # gpipe | 1f1b | interleaved | zb_h1 | zb_v | the path of a file: docs/schedules.md
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     batch: BatchConfig = field(default_factory=BatchConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

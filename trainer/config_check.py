@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from fnmatch import filter as matching
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.config import Config, flat
 from trainer.errors import UserError, suggest
 from trainer.schedule.orders import ORDERS
+from trainer.sizes import parse_size
 
 
 class _Range(NamedTuple):
@@ -75,6 +77,7 @@ _RANGES = (
         lambda value: 0 <= value < 1,
         ("model.dropout", "optimizer.momentum", "optimizer.beta1", "optimizer.beta2"),
     ),
+    _Range("a size, such as 512MiB or 12GB", lambda value: bool(parse_size(value)), ("memory.limit",)),
     _Range("from 0 to 1", lambda value: 0 <= value <= 1, ("optimizer.rate.final",)),
     _Range("auto, or a whole number greater than 0", _number_or_auto, ("layout.stages", "threads")),
     _Range("a list of patterns, such as [embedding,block.*]", _texts, ("train.freeze",)),
@@ -84,9 +87,9 @@ _RANGES = (
 )
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "schedule": tuple(ORDERS),
     "device": ("auto", "cpu", "cuda"),
     "progress": ("auto", "bar", "line", "off"),
+    "memory.recompute": ("none", "selective", "full"),
     "averaging.op": ("average", "adasum"),
     "averaging.compression": ("none", "fp16"),
     "optimizer.rate.name": ("constant", "cosine", "linear"),
@@ -101,6 +104,11 @@ def check(config: Config) -> None:
         UserError: A value is out of its range, or not one of its choices.
     """
     values = flat(config)
+    if config.schedule not in ORDERS and not Path(config.schedule).is_file():
+        known = ", ".join(ORDERS)
+        raise UserError(
+            f"schedule={config.schedule} is not one of {known}, nor a file{suggest(config.schedule, ORDERS)}"
+        )
     for key, choices in _CHOICES.items():
         if key in values and values[key] not in choices:
             raise UserError(
@@ -112,5 +120,10 @@ def check(config: Config) -> None:
                 raise UserError(f"{key}={values[key]} must be {limits.words}")
     if config.train.steps is None and config.train.epochs is None:
         raise UserError("train.steps and train.epochs are both null: give one of them")
+    if config.memory.limit is not None and config.memory.recompute != "none":
+        raise UserError(
+            f"memory.limit={config.memory.limit} chooses what is recomputed, but memory.recompute="
+            f"{config.memory.recompute} is given too: give one of them"
+        )
     if not config.checkpoint.resume:
         raise UserError("checkpoint.resume must be auto, none, or the path of a checkpoint")

@@ -6,7 +6,7 @@ are two; causal attention counts as if every position saw all others). Everythin
 functions, dropout, lookups, costs what the bytes that it reads and writes cost, see `FLOPS_PER_BYTE`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from trainer.live_bytes import LiveBytes, tensors_in
 from trainer.models.model import Activation, Layer, Model
 from trainer.models.names import build_on_meta
 from trainer.pipeline.activation import Nest, Structure, flatten, structure, unflatten
+from trainer.pipeline.recomputation import Recompute, keeping
+from trainer.pipeline.stage import works_in_place
+from trainer.pipeline.weight_gradients import Deferral, Deferred, collecting
 
 # So many operations take as long as moving a byte: about 100 GFLOP/s against 10 to 20 GB/s on a processor's
 # core, 60 TFLOP/s in fp32 against 3.4 TB/s on an H100. Only the order of magnitude matters: these costs
@@ -48,9 +50,11 @@ class LayerCost:
         parameters: How many numbers its parameters are, tied ones included.
         parameter_bytes: The bytes of these.
         output_bytes: The bytes of the activation that it returns: the message, if the model is cut here.
-        saved_bytes: What the forward pass keeps for the backward, parameters left out; tensors that share
-            memory count once. The layer before may keep some of them too, and attention that is
-            fused keeps less: the meta device runs it unfused.
+        kept_bytes: What a forward pass keeps until the backward, its output included, parameters and inputs
+            left out, by what the backward computes again. Attention that is fused keeps less: the meta
+            device runs it unfused.
+        put_off_bytes: What the first part of a split backward leaves for the second, inputs included.
+        put_off: The relative time of that second part, in operations.
         warning: Why the figures are a guess; None if they are not.
     """
 
@@ -62,7 +66,9 @@ class LayerCost:
     parameters: int
     parameter_bytes: int
     output_bytes: int
-    saved_bytes: int
+    kept_bytes: Mapping[Recompute, int]
+    put_off_bytes: int
+    put_off: float
     warning: str | None = None
 
     @property
@@ -74,6 +80,12 @@ class LayerCost:
     def backward(self) -> float:
         """Return the relative time of a backward pass, in operations."""
         return self.flops_backward + FLOPS_PER_BYTE * self.moved_backward
+
+    def again(self, recompute: Recompute) -> float:
+        """Return the relative time of what a backward computes again, in operations."""
+        if recompute is Recompute.FULL:
+            return self.forward
+        return FLOPS_PER_BYTE * self.moved_forward if recompute is Recompute.SELECTIVE else 0.0
 
     @property
     def cost(self) -> float:
@@ -112,22 +124,25 @@ def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCo
     parameters = list(module.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     learns = bool(trained) or any(tensor.requires_grad for tensor in inputs)  # else it has no backward
-    kept, forward, backward = _Kept(module), _Work(), _Work()
+    forward, backward, first = _Work(), _Work(), _Work()
     warning = None
     try:
         with torch.enable_grad(), torch.device("meta"):
-            with saved_tensors_hooks(kept.save, lambda saved: saved), forward.counting():
-                outputs, nest = flatten(module(unflatten(inputs, nest)))
+            with forward.counting():
+                outputs, shape = _run(module, inputs, nest)
             learning = [tensor for tensor in outputs if tensor.requires_grad]
             gradients = [torch.empty_like(tensor) for tensor in learning]
             with backward.counting():
                 torch.autograd.backward(learning, gradients)
+            kept = {recompute: _kept_bytes(module, inputs, nest, recompute) for recompute in Recompute}
+            left, first, later = _first_part(module, inputs, nest)
     except Exception as error:  # a layer of the user's own may raise anything
         warning = (
             f"it does not run on the meta device, so its cost is a guess from its parameters "
             f"({type(error).__name__}: {error})"
         )
-        kept.bytes, outputs = _bytes(inputs), inputs
+        outputs, shape, left, later = inputs, nest, _bytes(inputs), []
+        kept = dict.fromkeys(Recompute, _bytes(outputs))
         forward.flops = _product(parameters, inputs)
         backward.flops = 2 * forward.flops if learns else 0
     crossing = _bytes(inputs) + _bytes(outputs)  # the least that a layer moves: it could do nothing at all
@@ -141,10 +156,13 @@ def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCo
         parameters=sum(parameter.numel() for parameter in parameters),
         parameter_bytes=_bytes(parameters),
         output_bytes=_bytes(outputs),
-        saved_bytes=kept.bytes,
+        kept_bytes=kept,
+        put_off_bytes=left,
+        # The second part also adds what it makes to the gradients.
+        put_off=backward.cost - first.cost + FLOPS_PER_BYTE * 3 * _bytes(later) if later else 0.0,
         warning=warning,
     )
-    return cost, outputs, nest
+    return cost, outputs, shape
 
 
 class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -153,6 +171,11 @@ class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.moved = 0
+
+    @property
+    def cost(self) -> float:
+        """Return the relative time, in operations."""
+        return self.flops + FLOPS_PER_BYTE * self.moved
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -172,36 +195,51 @@ class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         kernel = func.overloadpacket
         if kernel not in flop_registry and not func.is_view and kernel not in ALLOCATIONS:
-            written = _bytes(_tensors(result))
-            self.moved += written + (written if kernel in LOOKUPS else _bytes(_tensors((args, kwargs))))
+            written = _bytes(tensors_in(result))
+            self.moved += written + (written if kernel in LOOKUPS else _bytes(tensors_in((args, kwargs))))
         return result
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+def _run(module: nn.Module, leaves: Sequence[Tensor], nest: Nest) -> tuple[list[Tensor], Nest]:
+    """Run a layer as a stage does."""
+    copied = works_in_place(module)
+    return flatten(module(unflatten([leaf.clone() if copied else leaf for leaf in leaves], nest)))
 
 
-class _Kept:
-    """Adds up the memory behind the tensors that autograd keeps, the module's own left out."""
+def _kept_bytes(module: nn.Module, inputs: list[Tensor], nest: Nest, recompute: Recompute) -> int:
+    """Return what a forward keeps for its backward, besides its inputs."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.bytes = 0
-        self._seen = {_memory(tensor) for tensor in (*module.parameters(), *module.buffers())}
-        self._alive: list[Tensor] = []  # or the memory's address could come up again
+    def forward(*leaves: Tensor) -> list[Tensor]:
+        return [tensor.contiguous() for tensor in _run(module, leaves, nest)[0]]
 
-    def save(self, tensor: Tensor) -> Tensor:
-        """Count a tensor that is being kept."""
-        memory = _memory(tensor)
-        if memory not in self._seen:
-            self._seen.add(memory)
-            self._alive.append(tensor.detach())
-            self.bytes += tensor.untyped_storage().nbytes()
-        return tensor
+    with LiveBytes() as live:
+        outputs = keeping(recompute, forward, *inputs)
+        kept = live.bytes
+    del outputs
+    return kept
 
 
-def _memory(tensor: Tensor) -> int:
-    """Return what tensors that share memory have in common; a meta tensor has no address."""
-    return int(tensor.untyped_storage()._cdata)
+def _first_part(
+    module: nn.Module, inputs: list[Tensor], nest: Nest
+) -> tuple[int, "_Work", list[nn.Parameter]]:
+    """Return what the first part of a split backward keeps, its work, and whose gradients it puts off.
+
+    The module stays changed.
+    """
+    deferral, work = Deferral({"": module}), _Work()
+    deferred: Deferred = []
+    with LiveBytes() as live:
+        leaves = [_on_meta(tensor) for tensor in inputs]
+        with deferral.forward():
+            outputs, _ = _run(module, leaves, nest)
+        outputs = [tensor for tensor in outputs if tensor.requires_grad]
+        gradients = [torch.empty_like(tensor) for tensor in outputs]
+        with deferral.backward(), collecting(deferred), work.counting():
+            torch.autograd.backward(outputs, gradients)
+        del leaves, outputs, gradients
+        for parameter in module.parameters():
+            parameter.grad = None
+        return live.bytes, work, list(dict.fromkeys(parameter for parameter, _ in deferred))
 
 
 def _product(parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:

@@ -6,14 +6,23 @@ from dataclasses import dataclass
 from trainer.costs import LayerCost, layer_costs
 from trainer.models.model import Activation, Model
 from trainer.partition import boundaries_from_user, partition_among_workers, stage_ranges
+from trainer.pipeline.recomputation import Recompute
+from trainer.schedule.actions import Kind
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Which layers each stage has, and what layers cost for one micro-batch."""
+    """Which layers each stage has, and what layers cost for one micro-batch.
+
+    Attributes:
+        stages: The layers of each stage.
+        costs: Of every layer.
+        recompute: What every layer's backward computes again.
+    """
 
     stages: tuple[range, ...]
     costs: tuple[LayerCost, ...]
+    recompute: tuple[Recompute, ...]
 
     @property
     def stage_of(self) -> list[int]:
@@ -21,18 +30,30 @@ class Cut:
         return [stage for stage, layers in enumerate(self.stages) for _ in layers]
 
     @property
-    def forward(self) -> list[float]:
-        """Return the relative time of each stage's forward."""
-        return [sum(self.costs[layer].forward for layer in layers) for layers in self.stages]
-
-    @property
-    def backward(self) -> list[float]:
-        """Return the relative time of each stage's backward."""
-        return [sum(self.costs[layer].backward for layer in layers) for layers in self.stages]
+    def work(self) -> dict[Kind, list[float]]:
+        """Return the relative time of forwards and backwards by stage, with what backwards compute again."""
+        forward = [cost.forward for cost in self.costs]
+        again = [cost.again(recompute) for cost, recompute in zip(self.costs, self.recompute, strict=True)]
+        backward = [cost.backward + more for cost, more in zip(self.costs, again, strict=True)]
+        put_off = [cost.put_off for cost in self.costs]
+        times = {
+            Kind.FORWARD: forward,
+            Kind.BACKWARD: backward,
+            Kind.INPUT_GRADIENT: [all_ - rest for all_, rest in zip(backward, put_off, strict=True)],
+            Kind.WEIGHT_GRADIENT: put_off,
+        }
+        return {
+            kind: [sum(each[layer] for layer in layers) for layers in self.stages]
+            for kind, each in times.items()
+        }
 
 
 def cut_model(
-    model: Model, inputs: Activation, boundaries: Sequence[int] | None, placement: Sequence[int]
+    model: Model,
+    inputs: Activation,
+    boundaries: Sequence[int] | None,
+    placement: Sequence[int],
+    recompute: Recompute = Recompute.NONE,
 ) -> Cut:
     """Return the model's layers by stage.
 
@@ -42,13 +63,14 @@ def cut_model(
         boundaries: The first layer of each stage but the first, or None for the best cut
             known: the exact optimum of the slowest worker where each holds one stage.
         placement: The worker that holds each stage.
+        recompute: What every layer's backward computes again.
 
     Raises:
         UserError: The boundaries do not fit the model.
     """
     costs = tuple(layer_costs(model, inputs))
     if boundaries is None:
-        boundaries = partition_among_workers([cost.cost for cost in costs], placement)
+        boundaries = partition_among_workers([cost.cost + cost.again(recompute) for cost in costs], placement)
     else:
         boundaries = boundaries_from_user(boundaries, len(costs), len(placement))
-    return Cut(stage_ranges(boundaries, len(costs)), costs)
+    return Cut(stage_ranges(boundaries, len(costs)), costs, (recompute,) * len(costs))

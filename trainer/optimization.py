@@ -65,6 +65,13 @@ def build_optimizer(config: OptimizerConfig, layers: Sequence[BuiltLayer]) -> to
     return optimizer
 
 
+def state_per_weight(config: OptimizerConfig) -> int:
+    """Return how many numbers the optimizer keeps for each weight; one of the user's own is taken for Adam."""
+    if isinstance(config, SGDConfig):
+        return int(config.momentum > 0)
+    return 2
+
+
 def _settings(config: OptimizerConfig, name: Name, parameter: nn.Parameter) -> tuple[float, float]:
     """Return a parameter's peak learning rate and weight decay."""
     lr, decay = config.lr, config.weight_decay if parameter.dim() >= 2 else 0.0  # noqa: PLR2004

@@ -15,25 +15,31 @@ from trainer.data.build import build_data
 from trainer.data.dataset import Data
 from trainer.data.order import Order
 from trainer.devices import devices_of_rank
+from trainer.errors import UserError
 from trainer.layout import Layout, deal, micro_batch_sizes
+from trainer.memory import fit
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
-from trainer.optimization import build_optimizer, check_groups
+from trainer.optimization import build_optimizer, check_groups, state_per_weight
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine, Gradients
 from trainer.pipeline.mpi_transport import MpiTransport
 from trainer.pipeline.randomness import Randomness
+from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport, Transport
 from trainer.schedule.actions import Action, Kind, Schedule
-from trainer.schedule.assemble import training_schedule
+from trainer.schedule.assemble import placement, training_schedule
+from trainer.schedule.from_file import read_schedule
+from trainer.schedule.machine import Machine
 from trainer.schedule.merge import by_rank
-from trainer.schedule.orders import placement
-from trainer.schedule.simulate import simulate
+from trainer.schedule.orders import ORDERS
+from trainer.schedule.simulate import simulate_on
 from trainer.schedule.timeline import Timeline
-from trainer.schedule.validate import validate
+from trainer.schedule.validate import ScheduleError, validate
+from trainer.sizes import parse_size
 from trainer.world import Groups, World, horovod, versions
 
 
@@ -92,9 +98,14 @@ class Run:
         """Decide which rank gets which layers and which micro-batches."""
         config, layers = self.config, self.model.layers
         asked, batch, training = config.layout, config.batch, self.data.training
+        stages = asked.stages
+        if config.schedule not in ORDERS:
+            given = read_schedule(config.schedule)
+            self.world.agree("schedule", {config.schedule: given.digest})
+            stages = len(given.orders) if stages == "auto" else stages
         self.layout = Layout.of(
             self.world.size,
-            asked.stages,
+            stages,
             asked.devices_per_rank,
             len(layers),
             lambda workers: placement(config.schedule, workers, asked.virtual_stages),
@@ -104,11 +115,18 @@ class Run:
         self.replica = self.layout.replica(self.world.rank)
         self.micro_batches = deal(len(self.sizes), self.layout.replicas, self.replica)
         example = training.inputs(np.arange(batch.micro_size) % len(training))
-        self.cut: Cut = cut_model(self.model, example, asked.boundaries, self.layout.placement)
+        recompute = Recompute(config.memory.recompute)
+        self.cut: Cut = cut_model(self.model, example, asked.boundaries, self.layout.placement, recompute)
         self.ties = tied_stages(layers, self.cut.stage_of)
+        if (limit := parse_size(config.memory.limit)) is not None:
+            longest = self.schedule(max(self.shares))
+            self.cut = fit(self.cut, longest, state_per_weight(config.optimizer), limit)
 
     def _validate_schedules(self) -> None:
-        validate([self.schedule(share) for share in sorted(set(self.shares), reverse=True)], self.ties)
+        try:
+            validate([self.schedule(share) for share in sorted(set(self.shares), reverse=True)], self.ties)
+        except ScheduleError as error:
+            raise UserError(str(error)) from error  # of a file: those of our own are right
 
     def _build(self) -> None:
         """Build this rank's layers, and what runs them."""
@@ -136,6 +154,7 @@ class Run:
                 loss=self.model.loss if stage == last else None,
                 randomness=self.randomness,
                 between=_both(remote.progress, gradients.progress),
+                recompute=[self.cut.recompute[i] for i in self.cut.stages[stage]],
             )
             for stage in mine
         }
@@ -179,6 +198,7 @@ class Run:
             micro_batches,
             self.ties,
             self.config.layout.virtual_stages,
+            self.cut.work,
         )
         return by_rank(schedule, self.layout)
 
@@ -191,7 +211,7 @@ class Run:
     def prediction(self) -> Timeline:
         """Return this replica's step as simulated from the costs of the layers."""
         schedule = self.schedule(len(self.micro_batches))
-        return simulate(schedule, self.cut.forward, self.cut.backward)
+        return simulate_on(Machine(self.cut.work), [schedule])[0]
 
     def context(self) -> int:
         """Return the number of tokens of a sample."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from trainer.run import Run
+from trainer.sizes import size_text
 
 
 def layout_table(run: Run) -> str:
@@ -20,7 +21,7 @@ def layout_table(run: Run) -> str:
                 _ranks(ranks),
                 names,
                 f"{sum(cost.parameters for cost in costs):,}",
-                _bytes(sum(cost.parameter_bytes for cost in costs)),
+                size_text(sum(cost.parameter_bytes for cost in costs)),
                 f"{sum(cost.cost for cost in costs) / total:.0%}",
             )
         )
@@ -48,15 +49,6 @@ def _ranks(ranks: Sequence[int]) -> str:
     if len(ranks) <= 4:  # noqa: PLR2004
         return " ".join(map(str, ranks))
     return f"{ranks[0]} {ranks[1]} .. {ranks[-1]}"
-
-
-def _bytes(number: int) -> str:
-    size = float(number)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:  # noqa: PLR2004
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:

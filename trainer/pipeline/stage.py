@@ -12,7 +12,7 @@ known to be complete, without any hook, when its last backward returns.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trainer.models.model import Activation, Loss, Tie
 from trainer.pipeline.activation import Nest, flatten, unflatten
 from trainer.pipeline.randomness import Randomness
+from trainer.pipeline.recomputation import Recompute, keeping
 from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients, collecting
 
 
@@ -66,9 +67,9 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
-def _works_in_place(layer: BuiltLayer) -> bool:
-    """Return whether a module of the layer, such as `nn.ReLU(inplace=True)`, may write into its input."""
-    return any(getattr(module, "inplace", False) for module in layer.module.modules())
+def works_in_place(layer: nn.Module) -> bool:
+    """Return whether a part of a layer, such as `nn.ReLU(inplace=True)`, may write into its input."""
+    return any(getattr(module, "inplace", False) for module in layer.modules())
 
 
 class Stage:
@@ -81,6 +82,7 @@ class Stage:
         loss: The model's loss, on the last stage; else None.
         randomness: Seeds the device before every layer's forward.
         between: Called behind every layer: the time for messages to move on.
+        recompute: By layer, what its backward computes again; None: nothing.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Stage:
         loss: Loss | None,
         randomness: Randomness,
         between: Callable[[], None],
+        recompute: Sequence[Recompute] | None = None,
     ) -> None:
         self.index = index
         self.layers = tuple(layers)
@@ -99,10 +102,11 @@ class Stage:
         self.loss = loss
         self._randomness = randomness
         self._between = between
+        self._recompute = tuple(recompute or [Recompute.NONE] * len(layers))
         self._tapes: dict[int, _Tape] = {}
         self._deferred: dict[int, list[Deferred]] = {}  # by micro-batch: what each layer has put off
         # Autograd forbids to write into a leaf: these layers get copies.
-        self._copied = [_works_in_place(layer) for layer in layers]
+        self._copied = [works_in_place(layer.module) for layer in layers]
 
     def train(self, mode: bool) -> None:
         """Set the layers to train (dropout on, graphs kept) or to infer."""
@@ -130,20 +134,31 @@ class Stage:
             split: Whether its backward will come in two parts.
         """
         tape = _Tape(split)
-        for layer, copied in zip(self.layers, self._copied, strict=True):
+        for number in range(len(self.layers)):
             leaves = [_leaf(tensor) for tensor in tensors]  # [1]
-            inputs = [leaf.clone() for leaf in leaves] if copied else leaves
-            if layer.module.training:
-                self._randomness.seed_layer(layer.name, micro_batch, self.device)
-            with self.deferral.forward() if split else nullcontext():
-                tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
-            tensors = [tensor.contiguous() for tensor in tensors]  # [2]
+            run = partial(self._run_layer, number, micro_batch, nest, split)
+            if torch.is_grad_enabled():
+                tensors, nest = keeping(self._recompute[number], run, *leaves)
+            else:
+                tensors, nest = run(*leaves)
             tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
             tape.outputs.append([tensor for tensor in tensors if tensor.requires_grad])
             self._between()
         if torch.is_grad_enabled():
             self._tapes[micro_batch] = tape
         return tensors, nest
+
+    def _run_layer(
+        self, number: int, micro_batch: int, nest: Nest, split: bool, *leaves: Tensor
+    ) -> tuple[list[Tensor], Nest]:
+        """Run a layer; called again with the same where its backward recomputes."""
+        layer = self.layers[number]
+        inputs = [leaf.clone() for leaf in leaves] if self._copied[number] else list(leaves)
+        if layer.module.training:
+            self._randomness.seed_layer(layer.name, micro_batch, self.device)
+        with self.deferral.forward() if split else nullcontext():
+            tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
+        return [tensor.contiguous() for tensor in tensors], nest  # [2]
 
     def loss_sum(self, micro_batch: int, output: Activation, target: Activation) -> Tensor:
         """Return the loss's sum on the last layer's output, as one more step of the tape."""

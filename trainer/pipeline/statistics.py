@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from trainer.errors import UserError
+from trainer.pipeline.recomputation import runs_again
 from trainer.pipeline.stage import BuiltLayer
 from trainer.world import Communicator
 
@@ -83,7 +84,8 @@ class _Norm:
         self._momentum = module.momentum
         self._sums = self._no_sums()
         module.register_forward_pre_hook(self._before)
-        module.register_forward_hook(self._behind)
+        # Also where a forward that runs again stops early: all that the backward needs is there.
+        module.register_forward_hook(self._behind, always_call=True)
 
     def take_sums(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return the sums of the step, and begin the next step's."""
@@ -128,6 +130,8 @@ class _Norm:
         mean, variance = (module.get_buffer(f"running_{name}").double() for name in ("mean", "var"))
         module._buffers.update(self._kept)
         self._module.momentum = self._momentum
+        if runs_again():
+            return
         count = inputs[0].numel() // self._channels
         self._sums[0] += count
         self._sums[1:].add_(torch.cat([mean * count, variance * (count - 1) + mean * mean * count]))

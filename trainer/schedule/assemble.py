@@ -2,8 +2,33 @@
 
 from collections.abc import Sequence
 
+from trainer.errors import UserError
+from trainer.schedule import orders
 from trainer.schedule.actions import PASSES_ON, Action, Kind, Schedule, Tied
-from trainer.schedule.orders import ORDERS, Order, forward_only, placement
+from trainer.schedule.from_file import read_schedule
+from trainer.schedule.orders import ORDERS, Order, Work, forward_only, zero_bubble_v
+
+
+def placement(name: str, workers: int, virtual_stages: int | None = None) -> tuple[int, ...]:
+    """Return the worker that holds each stage.
+
+    Args:
+        name: A key of `ORDERS`, or the path of a file.
+        workers: How many there are.
+        virtual_stages: How many stages a worker holds; None: what the schedule needs, or takes by itself.
+
+    Raises:
+        UserError: The schedule cannot place so many.
+    """
+    if name in ORDERS:
+        return orders.placement(name, workers, virtual_stages)
+    given = read_schedule(name)
+    if len(given.orders) != workers or virtual_stages is not None:
+        raise UserError(
+            f"schedule={name} is for {len(given.orders)} workers and says itself which stages they hold: use "
+            f"layout.stages={len(given.orders)}, and leave layout.virtual_stages out"
+        )
+    return given.placement
 
 
 def training_schedule(
@@ -12,22 +37,42 @@ def training_schedule(
     micro_batches: int,
     ties: Sequence[Tied] = (),
     virtual_stages: int | None = None,
+    work: Work | None = None,
 ) -> Schedule:
     """Return the schedule of one training step of a group.
 
     Args:
-        name: A key of `ORDERS`.
+        name: A key of `ORDERS`, or the path of a file.
         workers: Among how many the stages are placed.
         micro_batches: How many the replica's step has.
         ties: Which stages share parameters; every tie once, in the order of layers.
         virtual_stages: How many stages a worker holds, where the schedule leaves it open.
+        work: What forwards and both parts of backwards take, for schedules that ask; None: all the same.
     """
     placed = placement(name, workers, virtual_stages)
     lists = []
-    for worker in range(workers):
-        order = ORDERS[name](worker, workers, micro_batches, len(placed) // workers)
+    for worker, order in enumerate(_orders(name, placed, micro_batches, work)):
         lists.append((*_with_messages(order, len(placed) - 1), *_tail(_held(placed, worker), ties)))
     return Schedule(name, placed, micro_batches, tuple(lists))
+
+
+def _orders(
+    name: str, placed: Sequence[int], micro_batches: int, work: Work | None
+) -> Sequence[Order]:
+    """Return the order of every worker."""
+    workers = max(placed) + 1
+    if name == "zb_v":
+        return [zero_bubble_v(worker, workers, micro_batches, work=work) for worker in range(workers)]
+    if name in ORDERS:
+        each = len(placed) // workers
+        return [ORDERS[name](worker, workers, micro_batches, each) for worker in range(workers)]
+    given = read_schedule(name)
+    if given.micro_batches != micro_batches:
+        raise UserError(
+            f"schedule={name} has {given.micro_batches} micro-batches, but a replica's step has "
+            f"{micro_batches}: batch.global_size / batch.micro_size / replicas"
+        )
+    return given.orders
 
 
 def evaluation_schedule(placed: Sequence[int], micro_batches: int) -> Schedule:

@@ -16,11 +16,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from trainer.schedule.actions import COMPLETES, SENDS, Action, Kind, Schedule, Tied
+from trainer.schedule.actions import SENDS, Action, Kind, Schedule, Tied
 from trainer.schedule.needs import Index, needs
 from trainer.schedule.replay import ScheduleError, causal_order, message_of
 
-__all__ = ["ScheduleError", "peak_live", "peak_live_bytes", "validate"]
+__all__ = ["ScheduleError", "validate"]
 
 ONCE_A_STEP = frozenset({Kind.AVERAGE, Kind.FINISH, Kind.STEP})
 OF_TIES = frozenset({Kind.SEND_TIE, Kind.RECEIVE_TIE, Kind.SEND_TIED, Kind.RECEIVE_TIED})
@@ -57,36 +57,6 @@ def validate(schedules: Sequence[Schedule], ties: Sequence[Tied] | None = None) 
     _check_averages(distinct)
     # Replicas with equal lists do the same at the same time, so one of each shows whether they end.
     causal_order(list(distinct.values()))
-
-
-def peak_live(schedule: Schedule) -> tuple[int, ...]:
-    """Return, by worker, the largest number of micro-batches that wait for their backward at one time.
-
-    A worker with several stages counts a micro-batch once for each. Without backwards nothing waits.
-    """
-    return peak_live_bytes(schedule, [1] * schedule.stages)
-
-
-def peak_live_bytes(schedule: Schedule, bytes_per_micro_batch: Sequence[int]) -> tuple[int, ...]:
-    """Return, by worker, the largest number of bytes that forwards keep for backwards at one time.
-
-    Args:
-        schedule: Of one replica.
-        bytes_per_micro_batch: What a forward of each stage keeps for its backward; a split one keeps it
-            until the weight gradients are done.
-    """
-    peaks = []
-    for actions in schedule.workers:
-        training = any(action.kind in COMPLETES for action in actions)
-        live = peak = 0
-        for action in actions:
-            if training and action.kind is Kind.FORWARD:
-                live += bytes_per_micro_batch[action.stage]
-                peak = max(peak, live)
-            elif action.kind in COMPLETES:
-                live -= bytes_per_micro_batch[action.stage]
-        peaks.append(peak)
-    return tuple(peaks)
 
 
 def _check(schedule: Schedule, ties: Sequence[Tied] | None) -> None:

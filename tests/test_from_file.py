@@ -1,0 +1,83 @@
+"""Schedules of the user's own, from files."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import UserError
+from trainer.schedule.actions import COMPLETES, PASSES_ON, Kind, Schedule, Tied
+from trainer.schedule.assemble import placement, training_schedule
+from trainer.schedule.validate import ScheduleError, validate
+
+COMPUTING = {Kind.FORWARD} | PASSES_ON | COMPLETES
+MINE = """
+# a comment
+F0.0 F0.1 B0.0 F0.2 B0.1 B0.2
+
+F1.0 B1.0 F1.1 I1.1 F1.2 W1.1 B1.2   # one of them split
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "mine.txt"
+    path.write_text(text)
+    return str(path)
+
+
+def as_file(schedule: Schedule) -> str:
+    """Return a schedule as a user would write it."""
+    lines = [" ".join(str(a) for a in actions if a.kind in COMPUTING) for actions in schedule.workers]
+    return "\n".join([f"placement {' '.join(map(str, schedule.placement))}", *lines])
+
+
+@pytest.mark.parametrize("name", ["gpipe", "1f1b", "zb_h1", "interleaved", "zb_v"])
+def test_every_schedule_of_our_own_can_be_written_and_read(name: str, tmp_path: Path) -> None:
+    ties = [Tied(0, 3)]
+    schedule = training_schedule(name, 4, 8, ties)
+    path = written(tmp_path, as_file(schedule))
+    again = training_schedule(path, 4, 8, ties)
+    assert (again.placement, again.workers) == (schedule.placement, schedule.workers)
+
+
+def test_a_schedule_of_ones_own(tmp_path: Path) -> None:
+    schedule = training_schedule(written(tmp_path, MINE), 2, 3)
+    validate([schedule])
+    assert schedule.placement == (0, 1)
+    assert " ".join(map(str, schedule.workers[1])) == (
+        "ra1.0<0 F1.0 B1.0 sg1.0>0 ra1.1<0 F1.1 I1.1 sg1.1>0 ra1.2<0 F1.2 W1.1 B1.2 sg1.2>0 A1 Z1 O1"
+    )
+
+
+def test_one_that_hangs_is_refused_by_name(tmp_path: Path) -> None:
+    schedule = training_schedule(written(tmp_path, "F0.0 B0.0 F0.1 B0.1\nF1.0 F1.1 B1.0 B1.1"), 2, 2)
+    with pytest.raises(ScheduleError, match="deadlock: worker 0 waits in rg0.0<1, for worker 1 waits in ra1.1<0"):
+        validate([schedule])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("F0.0 G0.0", "line 1: 'G' is not a valid Kind"),
+        ("F0.0 forward", "line 1: 'forward' is not an action such as F2.5"),
+        ("\nF0.0 sa0.0>1", "line 2: sa0.0>1: give F, B, I and W only"),
+        ("F0.0 A0", "line 1: A0: give F, B, I and W only"),
+        ("# nothing", "has no worker"),
+        ("placement 0 2\nF0.0 B0.0\nF1.0 B1.0", "places stages on workers 0, 2, but has lines for 2"),
+        ("placement zero\nF0.0", "line 1: invalid literal for int"),
+    ],
+)
+def test_what_is_no_schedule_is_told(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        placement(written(tmp_path, text), 1)
+
+
+def test_what_does_not_fit_the_run_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path, MINE)
+    with pytest.raises(UserError, match=r"is for 2 workers .*: use layout\.stages=2"):
+        placement(path, 3)
+    with pytest.raises(UserError, match=r"leave layout\.virtual_stages out"):
+        placement(path, 2, 2)
+    with pytest.raises(UserError, match="has 3 micro-batches, but a replica's step has 4"):
+        training_schedule(path, 2, 4)
+    with pytest.raises(UserError, match="cannot be read"):
+        placement(str(tmp_path), 2)

@@ -1,0 +1,143 @@
+"""Recomputation: the bits of what keeps everything, in less memory; and the bytes that were foreseen."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.fixtures import FIXTURES
+from tests.one_process import Given, Pipeline
+from tests.test_engine import LAYERS, one_stage, two_steps
+from trainer.costs import layer_costs
+from trainer.cut import Cut
+from trainer.live_bytes import LiveBytes
+from trainer.memory import stage_bytes
+from trainer.models.model import Activation, Layer, Model
+from trainer.partition import stage_ranges
+from trainer.pipeline.recomputation import Recompute
+from trainer.pipeline.statistics import RunningStatistics
+from trainer.schedule.actions import Action, Schedule
+from trainer.schedule.live import live_bytes
+
+LESS = [Recompute.SELECTIVE, Recompute.FULL]
+WIDTH, SAMPLES, MICRO_BATCHES = 64, 32, 6
+MESSAGE = SAMPLES * WIDTH * 4  # bytes
+LOSSES = 1024  # numbers by themselves, and what the loss keeps
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb_h1"])
+@pytest.mark.parametrize("recompute", LESS, ids=lambda mode: mode.value)
+@pytest.mark.parametrize("name", FIXTURES)
+def test_recomputation_changes_no_bit(name: str, recompute: Recompute, schedule: str) -> None:
+    losses, gradients = one_stage(name)
+    half = LAYERS[name] // 2
+    pipeline = Pipeline(FIXTURES[name].build(), [half, LAYERS[name] - half], schedule, recompute=recompute)
+    assert two_steps(pipeline, name) == losses
+    for parameter, gradient in pipeline.gradients().items():
+        expected = gradients[parameter]
+        assert (gradient is None) == (expected is None), parameter
+        assert gradient is None or torch.equal(gradient, expected), parameter
+
+
+class Block(nn.Module):
+    """What keeps much for its backward, and begins by writing into its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.begin = nn.ReLU(inplace=True)
+        self.up = nn.Linear(width, 4 * width)
+        self.norm = nn.BatchNorm1d(4 * width)
+        self.drop = nn.Dropout(0.1)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.drop(torch.tanh(self.norm(self.up(self.begin(x)))))
+        output: Tensor = self.down(hidden) + x
+        return output
+
+
+class Squares:
+    """The sum of squares."""
+
+    def count(self, target: Activation) -> int:
+        assert isinstance(target, Tensor)
+        return len(target)
+
+    def __call__(self, output: Activation, target: Activation) -> Tensor:
+        assert isinstance(output, Tensor)
+        return output.square().sum()
+
+
+def blocks(count: int) -> Model:
+    return Model(tuple(Layer(f"block.{i}", partial(Block, WIDTH)) for i in range(count)), Squares())
+
+
+def micro_batches() -> Given:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(SAMPLES, WIDTH, generator=generator) for _ in range(MICRO_BATCHES)]
+    return Given(inputs, inputs)
+
+
+@pytest.mark.parametrize("recompute", LESS, ids=lambda mode: mode.value)
+def test_running_statistics_see_every_micro_batch_once(recompute: Recompute) -> None:
+    moved = []
+    for mode in (Recompute.NONE, recompute):
+        pipeline = Pipeline(blocks(3), [3], recompute=mode)
+        statistics = RunningStatistics(pipeline.layers)
+        pipeline.train(micro_batches(), MICRO_BATCHES)
+        moved.append([norm.take_sums() for norm in statistics._norms])
+    for plain, again in zip(*moved, strict=True):
+        assert plain[0] == SAMPLES * MICRO_BATCHES
+        assert (plain == again).all()
+
+
+def test_a_norm_is_left_as_it_was_where_a_forward_stops_early() -> None:
+    pipeline = Pipeline(blocks(2), [2], recompute=Recompute.FULL)
+    RunningStatistics(pipeline.layers)
+    before = {name: buffer.clone() for layer in pipeline.layers for name, buffer in layer.module.named_buffers()}
+    pipeline.train(micro_batches(), MICRO_BATCHES)
+    for layer in pipeline.layers:
+        assert layer.module.norm.momentum == 0.1
+        for name, buffer in layer.module.named_buffers():
+            assert torch.equal(buffer, before[name]), name
+
+
+def counted(schedule: str, recompute: Recompute) -> list[tuple[Action, int, int]]:
+    """Return the bytes that a step keeps behind every action, counted and foreseen; two stages, one process."""
+    model, source = blocks(4), micro_batches()
+    pipeline = Pipeline(model, [2, 2], schedule, recompute=recompute)
+    pipeline.train(source, MICRO_BATCHES)  # so that every weight has its gradient
+    actions = pipeline.actions(MICRO_BATCHES)
+    found: list[int] = []
+
+    def counting(do: Callable[[Action], None], action: Action) -> None:
+        do(action)
+        found.append(live.bytes)
+
+    engine = pipeline.engine
+    engine._do = {kind: partial(counting, do) for kind, do in engine._do.items()}
+    with LiveBytes() as live:
+        pipeline.train(source, MICRO_BATCHES)
+    cut = Cut(stage_ranges((2,), 4), tuple(layer_costs(model, source.inputs(0))), (recompute,) * 4)
+    first, second = stage_bytes(cut)
+    second = replace(second, kept=second.kept - MESSAGE)  # what the first one keeps too: no copy in one process
+    plan = Schedule(schedule, (0, 0), MICRO_BATCHES, (actions,))
+    foreseen = [behind for _, behind in live_bytes(plan, 0, [first, second])]
+    return list(zip(actions, found, foreseen, strict=True))
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "zb_h1"])
+@pytest.mark.parametrize("recompute", Recompute, ids=lambda mode: mode.value)
+def test_bytes_are_as_many_as_foreseen(recompute: Recompute, schedule: str) -> None:
+    for action, found, foreseen in counted(schedule, recompute):
+        under_way = 2 * MESSAGE if schedule == "zb_h1" else MESSAGE  # gradients between the stages
+        assert -LOSSES <= found - foreseen <= under_way + LOSSES, str(action)
+
+
+def test_recomputation_keeps_less() -> None:
+    peaks = {mode: max(found for _, found, _ in counted("gpipe", mode)) for mode in Recompute}
+    assert peaks[Recompute.FULL] < peaks[Recompute.SELECTIVE] < 0.7 * peaks[Recompute.NONE]
+    assert peaks[Recompute.FULL] < (4 + 1) * MICRO_BATCHES * MESSAGE + LOSSES  # a layer's input each

@@ -1,0 +1,112 @@
+"""What a rank holds, and what its layers compute again so that it fits `memory.limit`."""
+
+from dataclasses import dataclass, replace
+
+from trainer.cut import Cut
+from trainer.errors import UserError
+from trainer.pipeline.recomputation import Recompute
+from trainer.schedule.actions import Schedule
+from trainer.schedule.live import StageBytes, peak_live_bytes
+from trainer.sizes import size_text
+
+_POSTED = 2  # messages that a stage may have under way at either end, each way
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The bytes that each rank of a group holds, predicted.
+
+    Attributes:
+        fixed: Weights, gradients, optimizer state and messages.
+        activations: The most that is kept for backwards at one time.
+    """
+
+    fixed: tuple[int, ...]
+    activations: tuple[int, ...]
+
+    def total(self, rank: int) -> int:
+        """Return what a rank holds at most."""
+        return self.fixed[rank] + self.activations[rank]
+
+
+def predict(cut: Cut, schedule: Schedule, state: float) -> Memory:
+    """Return what each rank of a group holds.
+
+    The loss keeps memory too, on the last stage, which is not counted, nor is what libraries need.
+
+    Args:
+        cut: The layers of each stage, and what they compute again.
+        schedule: A list for every rank.
+        state: Numbers that the optimizer keeps for each weight.
+    """
+    fixed = [0] * len(schedule.workers)
+    for stage, rank in enumerate(schedule.placement):
+        weights = sum(cut.costs[layer].parameter_bytes for layer in cut.stages[stage])
+        messages = 2 * _POSTED * (_input_bytes(cut, stage) + cut.costs[cut.stages[stage][-1]].output_bytes)
+        fixed[rank] += int(weights * (2 + state)) + (messages if len(schedule.workers) > 1 else 0)
+    return Memory(tuple(fixed), peak_live_bytes(schedule, stage_bytes(cut)))
+
+
+def stage_bytes(cut: Cut) -> list[StageBytes]:
+    """Return what each stage holds of a micro-batch."""
+    stages = []
+    for stage, layers in enumerate(cut.stages):
+        kept = [cut.costs[layer].kept_bytes[cut.recompute[layer]] for layer in layers]
+        whole = [cut.costs[layer].kept_bytes[Recompute.NONE] for layer in layers]
+        stages.append(
+            StageBytes(
+                kept=_input_bytes(cut, stage) + sum(kept),
+                put_off=sum(cut.costs[layer].put_off_bytes for layer in layers),
+                # A layer that computes again holds all of it meanwhile; they do so one by one.
+                backward=max(max(0, more - less) for more, less in zip(whole, kept, strict=True)),
+            )
+        )
+    return stages
+
+
+def fit(cut: Cut, schedule: Schedule, state: float, limit: int) -> Cut:
+    """Return the cut with layers that compute again, so that every rank holds `limit` bytes at most.
+
+    Layer by layer, whatever frees most memory for the time that it takes, until it fits: within one layer's
+    time of the least.
+
+    Args:
+        cut: The layers of each stage; nothing is computed again yet.
+        schedule: A list for every rank.
+        state: Numbers that the optimizer keeps for each weight.
+        limit: Bytes.
+
+    Raises:
+        UserError: It does not fit even if every layer keeps its inputs alone.
+    """
+    for rank in range(len(schedule.workers)):
+        mine = [stage for stage, holder in enumerate(schedule.placement) if holder == rank]
+        layers = [layer for stage in mine for layer in cut.stages[stage]]
+        while (needed := predict(cut, schedule, state).total(rank)) > limit:
+            choices = [choice for layer in layers for choice in _more(cut, layer)]
+            if not choices:
+                raise UserError(
+                    f"memory.limit={size_text(limit)} is too little: rank {rank} of a group needs "
+                    f"{size_text(needed)} even where all its layers compute everything again; use more stages (layout.stages), a smaller "
+                    "batch.micro_size, or a larger limit"
+                )
+            cut = min(choices, key=lambda choice: choice[0])[1]
+    return cut
+
+
+def _more(cut: Cut, layer: int) -> list[tuple[float, Cut]]:
+    """Return the ways for a layer to compute more again, each with its time for a byte that it frees."""
+    cost, now = cut.costs[layer], cut.recompute[layer]
+    ways = []
+    for recompute in Recompute:
+        freed = cost.kept_bytes[now] - cost.kept_bytes[recompute]
+        if freed > 0:
+            modes = (*cut.recompute[:layer], recompute, *cut.recompute[layer + 1 :])
+            ways.append(((cost.again(recompute) - cost.again(now)) / freed, replace(cut, recompute=modes)))
+    return ways
+
+
+def _input_bytes(cut: Cut, stage: int) -> int:
+    """Return the size of what a stage takes from the one before."""
+    first = cut.stages[stage][0]
+    return cut.costs[first - 1].output_bytes if first else 0

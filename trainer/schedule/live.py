@@ -1,0 +1,64 @@
+"""What a schedule keeps alive: the memory that forwards hold until their backwards are done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.schedule.actions import COMPLETES, Kind, Schedule
+
+
+@dataclass(frozen=True)
+class StageBytes:
+    """What a stage holds of one micro-batch.
+
+    Attributes:
+        kept: From its forward to its backward.
+        put_off: From the first part of a split backward to the second.
+        backward: While a backward, or the first part of one, runs, beyond what is kept.
+    """
+
+    kept: int
+    put_off: int = 0
+    backward: int = 0
+
+
+def peak_live(schedule: Schedule) -> tuple[int, ...]:
+    """Return, by worker, the largest number of micro-batches that wait for their backward at one time.
+
+    A worker with several stages counts a micro-batch once for each, and a split one until its weight
+    gradients are done. Without backwards nothing waits.
+    """
+    return peak_live_bytes(schedule, [StageBytes(kept=1, put_off=1)] * schedule.stages)
+
+
+def peak_live_bytes(schedule: Schedule, stages: Sequence[StageBytes]) -> tuple[int, ...]:
+    """Return, by worker, the largest number of bytes that are held for backwards at one time.
+
+    Args:
+        schedule: Of one replica.
+        stages: What each stage holds of a micro-batch.
+    """
+    return tuple(
+        max((max(during, behind) for during, behind in live_bytes(schedule, worker, stages)), default=0)
+        for worker in range(len(schedule.workers))
+    )
+
+
+def live_bytes(schedule: Schedule, worker: int, stages: Sequence[StageBytes]) -> list[tuple[int, int]]:
+    """Return, for every action of a worker, the bytes that are held for backwards during it and behind it."""
+    actions = schedule.workers[worker]
+    training = any(action.kind in COMPLETES for action in actions)
+    live, alive = 0, []
+    for action in actions:
+        stage, during = stages[action.stage], live
+        if action.kind is Kind.FORWARD and training:
+            live += stage.kept
+        elif action.kind is Kind.BACKWARD:
+            during += stage.backward
+            live -= stage.kept
+        elif action.kind is Kind.INPUT_GRADIENT:
+            during += stage.backward
+            live += stage.put_off - stage.kept
+        elif action.kind is Kind.WEIGHT_GRADIENT:
+            live -= stage.put_off
+        alive.append((during, live))
+    return alive
