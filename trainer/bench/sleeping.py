@@ -23,6 +23,7 @@ from trainer.models.model import Activation, Layer, Model
 from trainer.pipeline.weight_gradients import put_off
 
 _SET_TIMER_SLACK = 29  # PR_SET_TIMERSLACK of prctl(2); nanoseconds
+_LATEST = 2e-4  # seconds that waking up takes by itself; what is later is the machine's load
 
 
 @dataclass(frozen=True)
@@ -90,47 +91,63 @@ class SleepingLayer(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
         self.slept: Counter[str] = Counter()
         self._sleep = sleep
+        self._late = 5e-5  # seconds by which sleeps end late, as seen so far
         if sys.platform == "linux":  # else the kernel adds up to 50 microseconds to every sleep
             ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, ctypes.c_ulong(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [samples, floats] to the same shape."""
-        multiplied: Tensor = _Multiply.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
-        return multiplied
+        # A real model's first layer has no input to differentiate; here its stage is as long as the others.
+        anchor = None if x.requires_grad else self.weight
+        passed: Tensor = _Input.apply(x, anchor, self)  # type: ignore[no-untyped-call]
+        weight: Tensor = _Weight.apply(self.weight, self)  # type: ignore[no-untyped-call]
+        return passed * weight
 
     def rest(self, what: str, x: Tensor) -> None:
-        """Sleep for as long as a part of the work would take."""
+        """Sleep for as long as a part of the work would take, less what waking up takes."""
         if not x.is_meta:
             self.slept[what] += 1
-            time.sleep(getattr(self._sleep, what))
+            seconds = getattr(self._sleep, what) - self._late
+            start = time.perf_counter()
+            time.sleep(max(0.0, seconds))
+            late = time.perf_counter() - start - seconds
+            self._late += 0.1 * (min(late, _LATEST) - self._late)
 
 
-class _Multiply(Function):
-    """x * weight: asleep for as long as a real layer would compute."""
+class _Input(Function):
+    """Passes on the input: asleep for as long as a forward, and the gradient of the input, would take."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: SleepingLayer) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx: Any, x: Tensor, anchor: Tensor | None, layer: SleepingLayer) -> Tensor:
         ctx.layer = layer
         layer.rest("forward", x)
-        return x * weight
+        return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        of_input = of_weight = None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        # A real model's first layer has no input to differentiate; here its stage is as long as the others.
         ctx.layer.rest("input_gradient", gradient)
-        if ctx.needs_input_grad[0]:
-            of_input = gradient * weight
-        layer = ctx.layer
+        return gradient, None, None
 
-        def weight_gradient() -> Tensor:
-            layer.rest("weight_gradient", gradient)
-            product: Tensor = gradient * x
-            return product.sum()
 
-        if ctx.needs_input_grad[1] and not put_off(layer.weight, weight_gradient):
-            of_weight = weight_gradient()
-        return of_input, of_weight, None
+class _Weight(Function):
+    """Passes on the weight: asleep for as long as its gradient would take.
+
+    A function of its own, so that a split backward of torch's, which runs what both gradients have in common
+    twice, sleeps once for each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: nn.Parameter, layer: SleepingLayer) -> Tensor:
+        ctx.weight, ctx.layer = weight, layer
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
+        (gradient,) = gradients
+
+        def rested() -> Tensor:
+            ctx.layer.rest("weight_gradient", gradient)
+            return gradient
+
+        return None if put_off(ctx.weight, rested) else rested(), None

@@ -4,7 +4,7 @@ r"""The sleeping layers under torch.distributed.pipelining: one process a rank, 
         -m trainer.bench.torch_schedule '{"micro_batches": [8]}'
 
 Rank 0 prints a line of JSON for every schedule and number of micro-batches: the seconds of every step, and
-how often its layer slept for a forward, an input's and a weight's gradient in the last one.
+how often each of its layers slept for a forward, an input's and a weight's gradient in the last one.
 """
 
 import json
@@ -15,11 +15,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
 
 from trainer.bench.sleeping import Sleep, SleepingLayer
+from trainer.schedule.orders import placement, virtual_stages
 
-SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+SCHEDULES: dict[str, Any] = {
+    "gpipe": ScheduleGPipe,
+    "1f1b": Schedule1F1B,
+    "zb_h1": ScheduleInterleavedZeroBubble,  # with one stage a rank
+    "interleaved": ScheduleInterleaved1F1B,
+    "zb_v": ScheduleZBVZeroBubble,
+}
 
 
 def main() -> None:
@@ -36,18 +50,28 @@ def main() -> None:
 
 
 def _measure(name: str, micro_batches: int, given: dict[str, Any]) -> None:
-    rank, stages = dist.get_rank(), dist.get_world_size()
-    layer = SleepingLayer(Sleep(**given["sleep"]))
-    stage = PipelineStage(layer, rank, stages, torch.device("cpu"))
-    schedule = SCHEDULES[name](stage, micro_batches, loss_fn=_loss)
+    rank, ranks, several = dist.get_rank(), dist.get_world_size(), virtual_stages(name)
+    placed = placement(name, ranks)
+    sleep = Sleep(**{part: seconds / several for part, seconds in given["sleep"].items()})
+    layers = {stage: SleepingLayer(sleep) for stage, holder in enumerate(placed) if holder == rank}
+    stages = [
+        PipelineStage(layer, stage, len(placed), torch.device("cpu")) for stage, layer in layers.items()
+    ]
+    takes_one = name in ("gpipe", "1f1b")
+    schedule = SCHEDULES[name](stages[0] if takes_one else stages, micro_batches, loss_fn=_loss)
     batch, target = torch.ones(micro_batches, given["floats"]), torch.zeros(micro_batches)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD([layer.weight for layer in layers.values()], lr=0.01)
     seconds = []
     for _ in range(given["steps"] + 1):  # the first one warms up
         dist.barrier()
-        layer.slept.clear()
+        for layer in layers.values():
+            layer.slept.clear()
         start = time.perf_counter()
-        _step(schedule, rank, stages, batch, target)
+        inputs = (batch,) if 0 in layers else ()
+        if len(placed) - 1 in layers:
+            schedule.step(*inputs, target=target, losses=[])
+        else:
+            schedule.step(*inputs)
         optimizer.step()
         optimizer.zero_grad()
         dist.barrier()
@@ -57,18 +81,10 @@ def _measure(name: str, micro_batches: int, given: dict[str, Any]) -> None:
             "schedule": name,
             "micro_batches": micro_batches,
             "seconds": seconds[1:],
-            "slept": layer.slept,
+            "slept": [layer.slept for layer in layers.values()],
         }
         sys.stdout.write(json.dumps(found) + "\n")
         sys.stdout.flush()
-
-
-def _step(schedule: Any, rank: int, stages: int, batch: Tensor, target: Tensor) -> None:
-    inputs = (batch,) if rank == 0 else ()
-    if rank == stages - 1:
-        schedule.step(*inputs, target=target, losses=[])
-    else:
-        schedule.step(*inputs)
 
 
 def _loss(output: Tensor, target: Tensor) -> Tensor:
