@@ -101,6 +101,16 @@ def test_copies_of_a_tied_parameter_have_a_state_of_their_own(saved: Saved) -> N
     assert owner.data_ptr() != use.data_ptr()
 
 
+def test_an_optimizer_gets_the_state_of_its_own_parameters(saved: Saved) -> None:
+    """As with one that is sharded."""
+    restored = built(seed=2)
+    own = restored[0].module.weight
+    optimizer = torch.optim.AdamW([own])
+    Checkpoint(saved[0]).restore(restored, optimizer, "adamw")
+    assert [id(parameter) for parameter in optimizer.state] == [id(own)]
+    assert equal(numbers(restored), numbers(saved[1]))
+
+
 def test_a_rank_reads_what_it_holds_alone(saved: Saved) -> None:
     """Also a tied parameter, which lies in its owner's file."""
     path, layers, _ = saved

@@ -61,6 +61,8 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None,
     progress: Progress,
     group: Communicator,
+    *,
+    replicas: Communicator | None = None,
 ) -> Path:
     """Write a checkpoint together: every rank of one model-parallel group its own layers.
 
@@ -70,6 +72,8 @@ def save_checkpoint(
         optimizer: Its optimizer.
         progress: How far the run is.
         group: The model-parallel group; all its ranks call this.
+        replicas: The data-parallel group, if the optimizer is sharded: all its ranks call this, and all but
+            the first send it their shards, a layer at a time.
 
     Returns:
         The checkpoint's folder.
@@ -78,12 +82,19 @@ def save_checkpoint(
         OSError: The disk is full, or the folder cannot be written.
     """
     final = folder / f"step-{progress.step:08d}"
+    if replicas is not None and replicas.rank > 0:
+        for layer in layers:
+            replicas.send_bytes(_bytes(_state(layer, optimizer)), 0)
+        return final
     partial = final.with_name(final.name + _PARTIAL)
     (partial / "layers").mkdir(parents=True, exist_ok=True)
     files, described = {}, {}
     for layer in layers:
         name = f"layers/{quote(layer.name, safe='')}.safetensors"
-        files[name] = _write(partial / name, _pack(layer, optimizer))
+        state = _state(layer, optimizer)
+        if replicas is not None:
+            state = _joined(state, replicas)
+        files[name] = _write(partial / name, _pack(layer, state))
         described[layer.index] = _describe(layer, name)
     gathered = group.all_gather_objects((files, described))
     if group.rank == 0:
@@ -188,6 +199,8 @@ class Checkpoint:
     ) -> None:
         """Load weights, buffers and optimizer state into a rank's layers, whatever layout they were saved in.
 
+        An optimizer gets the state of its own parameters.
+
         Raises:
             UserError: A parameter has another shape, the optimizer is another, or a file is damaged.
         """
@@ -198,9 +211,12 @@ class Checkpoint:
                 f"but this run has optimizer={optimizer_name}"
             )
         self.restore_weights(layers, self.layers)
+        if optimizer is None:
+            return
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for layer in layers:
             for name, parameter in layer.module.named_parameters():
-                if optimizer is not None and parameter.requires_grad:
+                if parameter in held:
                     self._restore_state(own_name(layer.name, name, layer.ties), parameter, optimizer)
 
     def restore_weights(self, layers: Sequence[BuiltLayer], chosen: Collection[str]) -> None:
@@ -269,22 +285,38 @@ class _Packed:
     scalars: Mapping[str, Mapping[str, Any]]  # optimizer state that is no tensor, by parameter
 
 
-def _pack(layer: BuiltLayer, optimizer: torch.optim.Optimizer | None) -> bytes:
-    """Return the bytes of a layer's file."""
+def _state(layer: BuiltLayer, optimizer: torch.optim.Optimizer | None) -> _Packed:
+    """Return what an optimizer has of the state of a layer's parameters."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
     for name, parameter in layer.owned():
-        tensors[f"weight.{name}"] = parameter.detach()
         state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
         for key, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{name}.{key}"] = value
             else:
                 scalars.setdefault(name, {})[key] = value
-    for name, buffer in _persistent_buffers(layer.module):
-        tensors[f"buffer.{name}"] = buffer
-    on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    return save(on_host, metadata={"scalars": json.dumps(scalars)})
+    return _Packed(tensors, scalars)
+
+
+def _joined(state: _Packed, replicas: Communicator) -> _Packed:
+    """Return a layer's optimizer state with what the other replicas send of it."""
+    for rank in range(1, replicas.size):
+        theirs = _unpack(replicas.receive_bytes(rank))
+        state = _Packed({**state.tensors, **theirs.tensors}, {**state.scalars, **theirs.scalars})
+    return state
+
+
+def _pack(layer: BuiltLayer, state: _Packed) -> bytes:
+    """Return the bytes of a layer's file."""
+    weights = {f"weight.{name}": parameter for name, parameter in layer.owned()}
+    buffers = {f"buffer.{name}": buffer for name, buffer in _persistent_buffers(layer.module)}
+    return _bytes(_Packed({**weights, **buffers, **state.tensors}, state.scalars))
+
+
+def _bytes(packed: _Packed) -> bytes:
+    on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in packed.tensors.items()}
+    return save(on_host, metadata={"scalars": json.dumps(packed.scalars, sort_keys=True)})
 
 
 def _unpack(data: bytes) -> _Packed:

@@ -128,6 +128,7 @@ class OptimizerConfig:
     clip: float | None = None  # largest global gradient norm; None: no clipping
     rate: RateConfig = field(default_factory=RateConfig)
     groups: list[Any] = field(default_factory=list)  # of GroupConfig; the first that matches wins
+    sharded: bool = False  # divide its state among the replicas; the results are the same
 
 
 @dataclass
@@ -155,7 +156,11 @@ class AdamWConfig(OptimizerConfig):
 
 @dataclass
 class CustomOptimizerConfig(CustomConfig, OptimizerConfig):
-    """An optimizer of the user's own: `target(parameter_groups, lr=..., **options)`, a torch Optimizer."""
+    """An optimizer of the user's own: `target(parameter_groups, lr=..., **options)`, a torch Optimizer.
+
+    Where it is sharded, it sees on each replica the parameters of one shard alone: what it computes from
+    several parameters together, such as a norm of them all, then hangs on the number of replicas.
+    """
 
 
 @dataclass

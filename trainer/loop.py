@@ -13,6 +13,7 @@ from trainer.metrics.folder import RunFolder
 from trainer.metrics.progress import Display, build_display
 from trainer.metrics.table import headline, layout_table
 from trainer.metrics.trace import build_trace
+from trainer.optimization import state_bytes
 from trainer.run import Run
 from trainer.schedule.draw import draw_text
 from trainer.step import Stepper, StepResult
@@ -48,6 +49,9 @@ def train(run: Run) -> None:
         forecast.add(step)
         if step == first:
             _note_changed_buffers(run, display, buffers)
+            sizes = state_bytes(run.optimizer), run.shards.own_bytes, run.shards.bytes
+            words = "optimizer state: %s bytes, for %s of %s bytes of parameters that train"
+            _log.info(words, *(f"{size:,}" for size in sizes))
         if _due(step, config.eval.every) and step < steps:
             _validate(run, folder, display, step)
         if _due(step, config.checkpoint.every):
@@ -130,13 +134,21 @@ def _check_data(run: Run, path: Path, progress: Progress) -> None:
 
 
 def _save(run: Run, folder: RunFolder, step: int, position: int) -> None:
-    """Write a checkpoint: the first replica does it, the others have the same."""
-    if run.replica == 0:
+    """Write a checkpoint: the first replica does it; the others have the same, but for sharded state."""
+    sharded = run.shards.number > 1
+    if run.replica == 0 or sharded:
         config = run.config
         progress = Progress(
             step, position, config.train.seed, config.optimizer.name, versions(), run.data.fingerprint
         )
-        save_checkpoint(folder.checkpoints, run.layers, run.optimizer, progress, run.groups.model_parallel)
+        save_checkpoint(
+            folder.checkpoints,
+            run.layers,
+            run.optimizer,
+            progress,
+            run.groups.model_parallel,
+            replicas=run.groups.data_parallel if sharded else None,
+        )
         if run.world.rank == 0:
             remove_old(folder.checkpoints, config.checkpoint.keep)
 

@@ -1,7 +1,7 @@
 """From averaged gradients to new weights: the global norm, clipping, learning rates, the optimizer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,17 +41,26 @@ def learning_rate(peak: float, rate: RateConfig, step: int, steps: int) -> float
     return peak * (rate.final + (1 - rate.final) * left)
 
 
-def build_optimizer(config: OptimizerConfig, layers: Sequence[BuiltLayer]) -> torch.optim.Optimizer | None:
+def build_optimizer(
+    config: OptimizerConfig,
+    layers: Sequence[BuiltLayer],
+    has: Callable[[nn.Parameter], bool] = lambda _: True,
+) -> torch.optim.Optimizer | None:
     """Return the optimizer of a rank's parameters, or None where it has none to train.
 
     Weight decay leaves out biases and normalisation weights, everything of fewer than two dimensions, unless
     an entry of `config.groups` has a decay for them. Every group of the optimizer has its peak learning rate
     as "peak", for `set_learning_rates`.
+
+    Args:
+        config: Its settings.
+        layers: The rank's layers.
+        has: Whether a parameter that trains is one of the optimizer's, rather than another replica's.
     """
     members: dict[tuple[float, float], list[nn.Parameter]] = {}
     for layer in layers:
         for name, parameter in layer.module.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and has(parameter):
                 settings = _settings(config, own_name(layer.name, name, layer.ties), parameter)
                 members.setdefault(settings, []).append(parameter)
     if not members:
@@ -150,3 +159,9 @@ def clear_gradients(layers: Sequence[BuiltLayer]) -> None:
     for layer in layers:
         for parameter in layer.module.parameters():
             parameter.grad = None
+
+
+def state_bytes(optimizer: torch.optim.Optimizer | None) -> int:
+    """Return the size of what an optimizer keeps of its parameters."""
+    states = optimizer.state.values() if optimizer is not None else ()
+    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))

@@ -39,6 +39,7 @@ from trainer.schedule.orders import ORDERS
 from trainer.schedule.simulate import simulate_on
 from trainer.schedule.timeline import Timeline
 from trainer.schedule.validate import ScheduleError, validate
+from trainer.sharding import Shards
 from trainer.sizes import parse_size
 from trainer.world import Groups, World, horovod, versions
 
@@ -63,7 +64,8 @@ class Run:
         stages: This rank's stages, by number.
         layers: The layers of these stages, in the model's order.
         statistics: Batch normalisation's, of these layers.
-        optimizer: Of their parameters; None where there are none to train.
+        shards: Of their parameters: one for each replica, or one for all of them.
+        optimizer: Of the parameters in this rank's shard; None where there are none to train.
         randomness: What a forward's random numbers follow from.
         engine: Runs schedules on the stages.
         sizes: The size in samples of every micro-batch of the global batch.
@@ -163,7 +165,9 @@ class Run:
                 _ = self.stages[action.stage].deferral  # says now, not in a step, what it cannot split
         self.layers: list[BuiltLayer] = [layer for stage in self.stages.values() for layer in stage.layers]
         self.statistics = RunningStatistics(self.layers)
-        self.optimizer = build_optimizer(config.optimizer, self.layers)
+        shards = self.layout.replicas if config.optimizer.sharded else 1
+        self.shards = Shards(self.layers, shards, own=self.replica % shards)
+        self.optimizer = build_optimizer(config.optimizer, self.layers, self.shards.has)
         self.engine = Engine(
             self.stages,
             last_stage=last,

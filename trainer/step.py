@@ -30,7 +30,8 @@ class Told:
         loss: Mean over the global batch, before the update.
         grad_norm: Of the whole gradient, before clipping.
         count: What the loss is a mean of: samples, or tokens that are not masked.
-        waited: Seconds that each rank of the group waited for others.
+        waited: Seconds that each rank of the group waited for others, to the point where it tells them; what
+            the update waited for others' weights is told by the step behind it.
         cpu_seconds: Processor time that each rank of the group used, all threads together, since the update
             before (validation and checkpoints in between included).
         peak_memory: The most bytes that each rank of the group has held so far.
@@ -83,6 +84,7 @@ class Stepper:
         self._owned = group.all_gather(np.array([len(places)]), [1] * group.size).tolist()
         self._model_order = np.argsort(group.all_gather(places, self._owned), kind="stable")
         self._cpu_clock = time.process_time()
+        self._waited_in_update = 0.0  # for others' weights; told by the next step
         self._left = time.perf_counter()  # when the ranks last parted, all at the same time
 
     def run(self, step: int, position: int) -> StepResult:
@@ -109,10 +111,11 @@ class Stepper:
 
         def update(losses: Mapping[int, Tensor]) -> float:
             self._observe()
-            waited = run.groups.model_parallel.waited
-            told.append(self._exchange(self._total_loss(losses), count, run.engine.observed.waited))
+            before = run.groups.model_parallel.waited
+            waited = run.engine.observed.waited + self._waited_in_update
+            told.append(self._exchange(self._total_loss(losses), count, waited))
             self._update(step, told[0].grad_norm)
-            return run.groups.model_parallel.waited - waited
+            return run.groups.model_parallel.waited - before + self._waited_in_update
 
         clear_gradients(run.layers)
         run.engine.train(self._actions, source, scale, update)
@@ -170,3 +173,4 @@ class Stepper:
         if run.optimizer is not None:
             set_learning_rates(run.optimizer, run.config.optimizer.rate, step, self._steps)
             run.optimizer.step()
+        self._waited_in_update = run.shards.exchange()

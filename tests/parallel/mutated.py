@@ -15,6 +15,7 @@ from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import Stage
 from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters
+from trainer.sharding import Shards
 from trainer.step import Stepper
 from trainer.verify.__main__ import main
 
@@ -114,6 +115,10 @@ def norm_is_of_a_stage():
         return replace(exchange(self, *numbers), grad_norm=own)
 
     Stepper._exchange = of_the_stage
+
+
+def weights_stay_in_their_shard():
+    Shards.exchange = lambda self: 0.0
 
 
 def statistics_are_of_a_replica():

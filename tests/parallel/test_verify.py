@@ -25,6 +25,9 @@ def verify(ranks: int, overrides: list[str], folder: Path, *mistake: str) -> Res
         pytest.param(4, ["layout.stages=2"], "to the last bit", id="2 replicas x 2 stages"),
         pytest.param(4, ["layout.stages=2", "schedule=zb_h1"], "to the last bit", id="2 x 2, zb_h1"),
         pytest.param(3, ["layout.stages=1"], "within rounding", id="3 replicas"),
+        pytest.param(
+            3, ["layout.stages=1", "optimizer.sharded=true"], "within rounding", id="3 replicas, sharded"
+        ),
         pytest.param(4, ["layout.stages=1", "averaging.op=adasum"], "", id="adasum"),
         pytest.param(2, ["layout.stages=1", "averaging.compression=fp16"], "within rounding", id="fp16"),
     ],
@@ -120,3 +123,11 @@ def test_replicas_that_drift_apart(small: list[str], tmp_path: Path) -> None:
     result = verify(4, overrides, tmp_path, "averaging_forgets_a_layer")
     assert result.code == 1
     assert "FAILED  block.1/narrow.bias: its gradient on replica 1 (rank 2)" in result.out
+
+
+def test_weights_that_stay_in_their_shard(small: list[str], tmp_path: Path) -> None:
+    overrides = [*small, *GPT, "layout.stages=1", "optimizer.sharded=true"]
+    result = verify(2, overrides, tmp_path, "weights_stay_in_their_shard")
+    assert result.code == 1
+    told = [line for line in result.out.splitlines() if line.startswith("FAILED  head/linear.weight: ")]
+    assert "its weight is off by" in told[0]  # dealt to the second replica, and never come to the first

@@ -228,7 +228,7 @@ def _travels(
 
 
 def _waited_in_step(step: RankTimeline) -> float:
-    """Return how long a rank waited for the others' norms; who came last waited for the exchange alone."""
+    """Return how long a rank waited for the others' norms and weights; who came last waits for no norms."""
     return sum(
         times.ready - times.start
         for action, times in zip(step.actions, step.times, strict=True)

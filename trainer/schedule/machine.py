@@ -74,7 +74,8 @@ class Machine:
         cycle: Seconds from when gradients are complete to when Horovod's thread takes them, with all others
             that are complete by then.
         replicas: How many the ring joins.
-        exchange: Seconds from when the last rank of a group comes to STEP to when they all do it.
+        exchange: Seconds from when the last rank of a group comes to STEP to when they all do it, and what
+            the update waits for other replicas' weights.
         begin: Seconds of a step before the first action.
         end: Seconds of a step after the last one.
     """

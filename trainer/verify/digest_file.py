@@ -19,6 +19,7 @@ _MAY_DIFFER = (
     "checkpoint.",
     "eval.",
     "generate.",
+    "optimizer.sharded",
 )
 
 
