@@ -10,6 +10,7 @@ from trainer.models.model import Activation, Model
 from trainer.pipeline.activation import flatten, structure
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine
+from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.source import Source
 from trainer.pipeline.stage import BuiltLayer, Stage
@@ -47,10 +48,16 @@ class Pipeline:
         sizes: The number of layers of each stage.
         schedule: The name of the training schedule.
         gradients: What averages; by default one replica's.
+        precision: What layers compute in.
     """
 
     def __init__(
-        self, model: Model, sizes: Sequence[int], schedule: str = "1f1b", gradients: OneReplica | None = None
+        self,
+        model: Model,
+        sizes: Sequence[int],
+        schedule: str = "1f1b",
+        gradients: OneReplica | None = None,
+        precision: Precision = Precision(),  # noqa: B008  (frozen)
     ) -> None:
         assert sum(sizes) == len(model.layers)
         stage_of = [stage for stage, size in enumerate(sizes) for _ in range(size)]
@@ -71,6 +78,7 @@ class Pipeline:
                 loss=model.loss if stage == len(sizes) - 1 else None,
                 randomness=self.randomness,
                 between=lambda: None,
+                precision=precision,
             )
             for stage in range(len(sizes))
         }

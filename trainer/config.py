@@ -242,6 +242,7 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     batch: BatchConfig = field(default_factory=BatchConfig)
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    precision: str = "fp32"  # fp32 | bf16 | fp16: what layers compute in; weights and gradients stay float32
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)

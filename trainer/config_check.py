@@ -87,6 +87,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": tuple(ORDERS),
     "device": ("auto", "cpu", "cuda"),
     "progress": ("auto", "bar", "line", "off"),
+    "precision": ("fp32", "bf16", "fp16"),
     "averaging.op": ("average", "adasum"),
     "averaging.compression": ("none", "fp16"),
     "optimizer.rate.name": ("constant", "cosine", "linear"),

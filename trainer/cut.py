@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from trainer.costs import LayerCost, layer_costs
 from trainer.models.model import Activation, Model
 from trainer.partition import boundaries_from_user, partition_among_workers, stage_ranges
@@ -32,7 +34,11 @@ class Cut:
 
 
 def cut_model(
-    model: Model, inputs: Activation, boundaries: Sequence[int] | None, placement: Sequence[int]
+    model: Model,
+    inputs: Activation,
+    boundaries: Sequence[int] | None,
+    placement: Sequence[int],
+    compute: torch.dtype = torch.float32,
 ) -> Cut:
     """Return the model's layers by stage.
 
@@ -42,11 +48,12 @@ def cut_model(
         boundaries: The first layer of each stage but the first, or None for the best cut
             known: the exact optimum of the slowest worker where each holds one stage.
         placement: The worker that holds each stage.
+        compute: The type that layers compute in.
 
     Raises:
         UserError: The boundaries do not fit the model.
     """
-    costs = tuple(layer_costs(model, inputs))
+    costs = tuple(layer_costs(model, inputs, compute))
     if boundaries is None:
         boundaries = partition_among_workers([cost.cost for cost in costs], placement)
     else:

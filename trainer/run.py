@@ -22,6 +22,7 @@ from trainer.optimization import build_optimizer, check_groups
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine, Gradients
 from trainer.pipeline.mpi_transport import MpiTransport
+from trainer.pipeline.precision import COMPUTE_TYPES, Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.statistics import RunningStatistics
@@ -53,6 +54,7 @@ class Run:
         micro_batches: Those of the global batch that the replica gets.
         ties: Which stages share parameters.
         devices: The devices that this rank drives.
+        precision: What layers compute in.
         cut: The model's layers by stage, and their costs.
         stages: This rank's stages, by number.
         layers: The layers of these stages, in the model's order.
@@ -66,6 +68,7 @@ class Run:
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
         self.world = world
+        self.precision = Precision(COMPUTE_TYPES[config.precision])
         horovod()  # told about before anything else, if it does not work
         world.agree("configuration", flat(config))
         world.agree("versions", versions())
@@ -104,7 +107,9 @@ class Run:
         self.replica = self.layout.replica(self.world.rank)
         self.micro_batches = deal(len(self.sizes), self.layout.replicas, self.replica)
         example = training.inputs(np.arange(batch.micro_size) % len(training))
-        self.cut: Cut = cut_model(self.model, example, asked.boundaries, self.layout.placement)
+        self.cut: Cut = cut_model(
+            self.model, example, asked.boundaries, self.layout.placement, self.precision.compute
+        )
         self.ties = tied_stages(layers, self.cut.stage_of)
 
     def _validate_schedules(self) -> None:
@@ -136,6 +141,7 @@ class Run:
                 loss=self.model.loss if stage == last else None,
                 randomness=self.randomness,
                 between=_both(remote.progress, gradients.progress),
+                precision=self.precision,
             )
             for stage in mine
         }

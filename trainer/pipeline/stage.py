@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trainer.models.model import Activation, Loss, Tie
 from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients, collecting
 
@@ -81,6 +82,7 @@ class Stage:
         loss: The model's loss, on the last stage; else None.
         randomness: Seeds the device before every layer's forward.
         between: Called behind every layer: the time for messages to move on.
+        precision: What the layers compute in.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Stage:
         loss: Loss | None,
         randomness: Randomness,
         between: Callable[[], None],
+        precision: Precision = Precision(),  # noqa: B008  (frozen)
     ) -> None:
         self.index = index
         self.layers = tuple(layers)
@@ -99,6 +102,11 @@ class Stage:
         self.loss = loss
         self._randomness = randomness
         self._between = between
+        self._precision = precision
+        # What becomes of a tensor that a layer returns.
+        self._hand_on = [precision.between_layers] * len(self.layers)
+        if loss is not None:
+            self._hand_on[-1] = precision.for_loss
         self._tapes: dict[int, _Tape] = {}
         self._deferred: dict[int, list[Deferred]] = {}  # by micro-batch: what each layer has put off
         # Autograd forbids to write into a leaf: these layers get copies.
@@ -130,14 +138,15 @@ class Stage:
             split: Whether its backward will come in two parts.
         """
         tape = _Tape(split)
-        for layer, copied in zip(self.layers, self._copied, strict=True):
+        for layer, copied, hand_on in zip(self.layers, self._copied, self._hand_on, strict=True):
             leaves = [_leaf(tensor) for tensor in tensors]  # [1]
             inputs = [leaf.clone() for leaf in leaves] if copied else leaves
             if layer.module.training:
                 self._randomness.seed_layer(layer.name, micro_batch, self.device)
-            with self.deferral.forward() if split else nullcontext():
+            deferring = self.deferral.forward() if split else nullcontext()
+            with deferring, self._precision.autocast(self.device):
                 tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
-            tensors = [tensor.contiguous() for tensor in tensors]  # [2]
+            tensors = [hand_on(tensor).contiguous() for tensor in tensors]  # [2]
             tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
             tape.outputs.append([tensor for tensor in tensors if tensor.requires_grad])
             self._between()
