@@ -16,6 +16,7 @@ from trainer.data.dataset import Data
 from trainer.data.order import Order
 from trainer.devices import devices_of_rank
 from trainer.layout import Layout, deal, micro_batch_sizes
+from trainer.loss_scale import LossScale
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
 from trainer.optimization import build_optimizer, check_groups
@@ -60,6 +61,7 @@ class Run:
         layers: The layers of these stages, in the model's order.
         statistics: Batch normalisation's, of these layers.
         optimizer: Of their parameters; None where there are none to train.
+        loss_scale: What losses are multiplied by with precision=fp16; else None.
         randomness: What a forward's random numbers follow from.
         engine: Runs schedules on the stages.
         sizes: The size in samples of every micro-batch of the global batch.
@@ -69,6 +71,7 @@ class Run:
         self.config = config
         self.world = world
         self.precision = Precision(COMPUTE_TYPES[config.precision])
+        self.loss_scale = LossScale() if config.precision == "fp16" else None
         horovod()  # told about before anything else, if it does not work
         world.agree("configuration", flat(config))
         world.agree("versions", versions())
