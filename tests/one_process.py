@@ -10,6 +10,7 @@ from trainer.models.model import Activation, Model
 from trainer.pipeline.activation import flatten, structure
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine
+from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.source import Source
@@ -50,6 +51,7 @@ class Pipeline:
         schedule: The name of the training schedule.
         gradients: What averages; by default one replica's.
         recompute: What every layer's backward computes again.
+        precision: What layers compute in.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Pipeline:
         schedule: str = "1f1b",
         gradients: OneReplica | None = None,
         recompute: Recompute = Recompute.NONE,
+        precision: Precision = Precision(),  # noqa: B008  (frozen)
     ) -> None:
         assert sum(sizes) == len(model.layers)
         stage_of = [stage for stage, size in enumerate(sizes) for _ in range(size)]
@@ -80,6 +83,7 @@ class Pipeline:
                 randomness=self.randomness,
                 between=lambda: None,
                 recompute=[recompute] * size,
+                precision=precision,
             )
             for stage, size in enumerate(sizes)
         }

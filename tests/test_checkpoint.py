@@ -24,7 +24,13 @@ LAYERS = (
     Layer("last", lambda: nn.Linear(3, 3), (Tie("weight", "first", "weight"),)),
 )
 PROGRESS = Progress(
-    step=7, samples=70, seed=1, optimizer="adamw", versions={"torch": torch.__version__}, data="a1b2"
+    step=7,
+    samples=70,
+    seed=1,
+    optimizer="adamw",
+    versions={"torch": torch.__version__},
+    data="a1b2",
+    loss_scale={"value": 2.0**15, "good_steps": 3},
 )
 
 
@@ -125,16 +131,16 @@ def test_progress_reads_back(saved: Saved) -> None:
     assert Checkpoint(saved[0]).progress() == PROGRESS
 
 
-def test_progress_of_before_it_had_the_data(saved: Saved) -> None:
+def test_progress_of_before_it_had_the_data_and_the_loss_scale(saved: Saved) -> None:
     progress, manifest = saved[0] / "progress.json", saved[0] / "manifest.json"
     content = json.loads(progress.read_text())
-    del content["data"]
+    del content["data"], content["loss_scale"]
     progress.write_text(json.dumps(content))
     entries = json.loads(manifest.read_text())
     data = progress.read_bytes()
     entries["files"]["progress.json"] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
     manifest.write_text(json.dumps(entries))
-    assert Checkpoint(saved[0]).progress() == replace(PROGRESS, data=None)
+    assert Checkpoint(saved[0]).progress() == replace(PROGRESS, data=None, loss_scale=None)
 
 
 def test_a_buffer_that_is_not_there(saved: Saved) -> None:

@@ -77,3 +77,15 @@ def test_failures_come_by_their_steps() -> None:
     failures = comparison.failures()
     assert [failure.split(":")[0] for failure in failures] == ["a", "b"]
     assert [line.split()[0] for line in comparison.table().splitlines()[1:]] == ["b", "a", "c"]
+
+
+def test_infinities_and_nans_equal_their_own_kind() -> None:
+    comparison, failures = compared(
+        [math.inf, -math.inf, math.nan, 1.5], [math.inf, -math.inf, math.nan, 1.0]
+    )
+    assert failures
+    assert "off by 0.5 " in failures[0]
+    assert not comparison.same_bits
+    assert compared([-math.nan, math.inf], [math.nan, math.inf])[0].same_bits
+    assert compared([math.inf], [-math.inf], [math.inf])[1]
+    assert compared([math.inf], [math.nan], [math.inf])[1]

@@ -151,6 +151,7 @@ def test_what_hydra_says_is_said_in_one_line(overrides: list[str], message: str)
         ),
         ("device", "gpu", "device=gpu is not one of auto, cpu, cuda"),
         ("progress", "lines", "progress=lines is not one of auto, bar, line, off; did you mean line?"),
+        ("precision", "bf32", "precision=bf32 is not one of fp32, bf16, fp16; did you mean"),
         ("averaging.op", "sum", "averaging.op=sum is not one of average, adasum"),
         ("averaging.compression", "bf16", "averaging.compression=bf16 is not one of none, fp16"),
         ("checkpoint.keep", -1, "checkpoint.keep=-1 must be 0 or greater"),

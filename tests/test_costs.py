@@ -213,3 +213,31 @@ def test_a_model_larger_than_any_host() -> None:
     layers = costs(torch.empty(1, 100_000), *[partial(nn.Linear, 100_000, 100_000)] * 10)
     assert sum(layer.parameter_bytes for layer in layers) > 400e9
     assert partition([layer.cost for layer in layers], 2) == (5,)
+
+
+def test_half_precision_halves_what_is_kept_and_sent_but_not_the_weights() -> None:
+    layers = (Layer("tokens", partial(nn.Embedding, 50, 32)), Layer("linear", partial(nn.Linear, 32, 8)))
+    model = Model(layers, NoLoss())
+    full, half = layer_costs(model, TOKENS), layer_costs(model, TOKENS, torch.bfloat16)
+    assert [cost.output_bytes for cost in half] == [2 * 32 * 32, 2 * 32 * 8]
+    assert half[1].saved_bytes == 2 * 32 * 32  # its input
+    for one, other in zip(full, half, strict=True):
+        assert other.warning is None
+        assert other.output_bytes * 2 == one.output_bytes
+        assert (other.flops_forward, other.flops_backward) == (one.flops_forward, one.flops_backward)
+        assert (other.parameters, other.parameter_bytes) == (one.parameters, one.parameter_bytes)
+        assert other.cost < one.cost
+
+
+def test_a_layer_that_counts_on_its_float32_is_costed_in_it() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(10, 10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float() @ self.weight  # autocast would convert both
+
+    model = Model((Layer("counts", Counts),), NoLoss())
+    (half,) = layer_costs(model, torch.empty(4, 10), torch.float16)
+    assert (half.flops_forward, half.warning) == (2 * 4 * 10 * 10, None)

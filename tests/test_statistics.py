@@ -175,3 +175,16 @@ def test_other_buffers_that_change_are_known() -> None:
     modules(torch.rand(3, 2))
     after = statistics.versions_of_others()
     assert [name for name in after if after[name] != before[name]] == ["layer/1: seen"]
+
+
+def test_a_step_that_does_not_count_leaves_them() -> None:
+    pipeline = Pipeline(convolutional(images()), [2, 3])
+    statistics = RunningStatistics(pipeline.layers)
+    before = {name: buffer.clone() for name, buffer in buffers(pipeline).items()}
+    pipeline.train(batches(sum(SIZES)), len(SIZES))
+    statistics.forget()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in buffers(pipeline).items())
+    pipeline.train(batches(), len(SIZES))
+    statistics.update(ALONE)
+    once = buffers(trained([2, 3], steps=1))
+    assert all(torch.equal(buffer, once[name]) for name, buffer in buffers(pipeline).items())

@@ -45,6 +45,7 @@ class Progress:
         optimizer: The optimizer's name; its state fits no other.
         versions: What it was made with.
         data: The data's fingerprint; None in checkpoints of before it was kept.
+        loss_scale: The attributes of the run's `LossScale`; None where it has none, and in older checkpoints.
     """
 
     step: int
@@ -53,6 +54,7 @@ class Progress:
     optimizer: str
     versions: dict[str, str]
     data: str | None = None
+    loss_scale: dict[str, Any] | None = None
 
 
 def save_checkpoint(

@@ -256,6 +256,7 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    precision: str = "fp32"  # fp32 | bf16 | fp16: what layers compute in; weights and gradients stay float32
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)

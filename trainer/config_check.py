@@ -90,6 +90,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "progress": ("auto", "bar", "line", "off"),
     "memory.recompute": ("none", "selective", "full"),
+    "precision": ("fp32", "bf16", "fp16"),
     "averaging.op": ("average", "adasum"),
     "averaging.compression": ("none", "fp16"),
     "optimizer.rate.name": ("constant", "cosine", "linear"),

@@ -93,7 +93,7 @@ class LayerCost:
         return self.forward + self.backward
 
 
-def layer_costs(model: Model, inputs: Activation) -> list[LayerCost]:
+def layer_costs(model: Model, inputs: Activation, compute: torch.dtype = torch.float32) -> list[LayerCost]:
     """Return what each layer costs.
 
     A layer that cannot run on the meta device (its shapes hang on its numbers, say) is taken for a product
@@ -105,6 +105,8 @@ def layer_costs(model: Model, inputs: Activation) -> list[LayerCost]:
     Args:
         model: The model; its loss is not costed.
         inputs: What the first layer takes, of a whole micro-batch; only types and shapes are looked at.
+        compute: The type that layers compute in: they are costed as if all of their float32 were of it, but
+            for the gradients that are added up. Autocast, which leaves some as it is, knows no meta device.
     """
     known: dict[tuple[int, Structure], tuple[LayerCost, list[Tensor], Nest]] = {}
     costs = []
@@ -112,17 +114,23 @@ def layer_costs(model: Model, inputs: Activation) -> list[LayerCost]:
     for layer in model.layers:
         key = id(layer.build), structure(tensors, nest)
         if key not in known:
-            known[key] = _layer_cost(layer, [_on_meta(tensor) for tensor in tensors], nest)
+            known[key] = _layer_cost(layer, tensors, nest, compute)
         cost, tensors, nest = known[key]
         costs.append(replace(cost, name=layer.name))
     return costs
 
 
-def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCost, list[Tensor], Nest]:
+def _layer_cost(
+    layer: Layer, given: list[Tensor], nest: Nest, compute: torch.dtype
+) -> tuple[LayerCost, list[Tensor], Nest]:
     """Return the cost of a layer, and the activation that it returns, flattened."""
     module = build_on_meta(layer).train()
     parameters = list(module.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    parameter_bytes, trained_bytes = _bytes(parameters), _bytes(trained)
+    inputs = [_on_meta(tensor, compute) for tensor in given]
+    if compute is not torch.float32:
+        module.to(compute)
     learns = bool(trained) or any(tensor.requires_grad for tensor in inputs)  # else it has no backward
     forward, backward, first = _Work(), _Work(), _Work()
     warning = None
@@ -137,6 +145,8 @@ def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCo
             kept = {recompute: _kept_bytes(module, inputs, nest, recompute) for recompute in Recompute}
             left, first, later = _first_part(module, inputs, nest)
     except Exception as error:  # a layer of the user's own may raise anything
+        if compute is not torch.float32:  # it may count on some of its float32
+            return _layer_cost(layer, given, nest, torch.float32)
         warning = (
             f"it does not run on the meta device, so its cost is a guess from its parameters "
             f"({type(error).__name__}: {error})"
@@ -152,9 +162,9 @@ def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCo
         flops_backward=backward.flops,
         moved_forward=max(forward.moved, crossing),
         # To add to a gradient is to read it, to read what is added, and to write it.
-        moved_backward=max(backward.moved, crossing) + 3 * _bytes(trained) if learns else 0,
+        moved_backward=max(backward.moved, crossing) + 3 * trained_bytes if learns else 0,
         parameters=sum(parameter.numel() for parameter in parameters),
-        parameter_bytes=_bytes(parameters),
+        parameter_bytes=parameter_bytes,
         output_bytes=_bytes(outputs),
         kept_bytes=kept,
         put_off_bytes=left,
@@ -229,7 +239,7 @@ def _first_part(
     deferral, work = Deferral({"": module}), _Work()
     deferred: Deferred = []
     with LiveBytes() as live:
-        leaves = [_on_meta(tensor) for tensor in inputs]
+        leaves = [_on_meta(tensor, tensor.dtype) for tensor in inputs]
         with deferral.forward():
             outputs, _ = _run(module, leaves, nest)
         outputs = [tensor for tensor in outputs if tensor.requires_grad]
@@ -248,9 +258,10 @@ def _product(parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:
     return 2 * vectors * sum(parameter.numel() for parameter in parameters)
 
 
-def _on_meta(tensor: Tensor) -> Tensor:
+def _on_meta(tensor: Tensor, compute: torch.dtype) -> Tensor:
     """Return a tensor's type and shape as the start of a graph of its own, as the engine cuts it."""
-    meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    dtype = compute if tensor.dtype is torch.float32 else tensor.dtype
+    meta = torch.empty(tensor.shape, dtype=dtype, device="meta")
     return meta.requires_grad_(tensor.requires_grad)
 
 

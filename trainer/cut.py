@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from trainer.costs import LayerCost, layer_costs
 from trainer.models.model import Activation, Model
 from trainer.partition import boundaries_from_user, partition_among_workers, stage_ranges
@@ -54,6 +56,7 @@ def cut_model(
     boundaries: Sequence[int] | None,
     placement: Sequence[int],
     recompute: Recompute = Recompute.NONE,
+    compute: torch.dtype = torch.float32,
 ) -> Cut:
     """Return the model's layers by stage.
 
@@ -64,11 +67,12 @@ def cut_model(
             known: the exact optimum of the slowest worker where each holds one stage.
         placement: The worker that holds each stage.
         recompute: What every layer's backward computes again.
+        compute: The type that layers compute in.
 
     Raises:
         UserError: The boundaries do not fit the model.
     """
-    costs = tuple(layer_costs(model, inputs))
+    costs = tuple(layer_costs(model, inputs, compute))
     if boundaries is None:
         boundaries = partition_among_workers([cost.cost + cost.again(recompute) for cost in costs], placement)
     else:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 from trainer.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
@@ -9,6 +10,7 @@ from trainer.errors import UserError
 from trainer.evaluation import evaluate
 from trainer.forecast import Forecast
 from trainer.generation import generate
+from trainer.loss_scale import LossScale
 from trainer.metrics.folder import RunFolder
 from trainer.metrics.progress import Display, build_display
 from trainer.metrics.table import headline, layout_table
@@ -44,7 +46,7 @@ def train(run: Run) -> None:
         result = stepper.run(step + 1, position)
         step, position = step + 1, position + config.batch.global_size
         _write(folder, step, result, forecast.timeline.bubble, config.batch.global_size)
-        display.step(step, result)
+        _show(display, step, result)
         trace.add(step)
         forecast.add(step)
         if step == first:
@@ -93,6 +95,13 @@ def _note_changed_buffers(run: Run, display: Display, before: dict[str, tuple[in
         )
 
 
+def _show(display: Display, step: int, result: StepResult) -> None:
+    display.step(step, result)
+    if result.skipped:
+        scale = result.loss_scale
+        display.say(f"step {step} changes nothing: its gradient overflows with a loss scale of {scale:g}")
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -112,6 +121,8 @@ def _restore(run: Run, folder: RunFolder) -> tuple[int, int, str]:
     progress = checkpoint.progress()
     _check_data(run, path, progress)
     checkpoint.restore(run.layers, run.optimizer, run.config.optimizer.name)
+    if run.loss_scale is not None and progress.loss_scale is not None:
+        run.loss_scale = LossScale(**progress.loss_scale)
     folder.forget_after(progress.step)
     _log.info("resumed from %s", path)
     return progress.step, progress.samples, f", resumed behind step {progress.step}"
@@ -139,7 +150,13 @@ def _save(run: Run, folder: RunFolder, step: int, position: int) -> None:
     if run.replica == 0 or sharded:
         config = run.config
         progress = Progress(
-            step, position, config.train.seed, config.optimizer.name, versions(), run.data.fingerprint
+            step,
+            position,
+            config.train.seed,
+            config.optimizer.name,
+            versions(),
+            run.data.fingerprint,
+            None if run.loss_scale is None else asdict(run.loss_scale),
         )
         save_checkpoint(
             folder.checkpoints,
@@ -160,6 +177,7 @@ def _validate(run: Run, folder: RunFolder, display: Display, step: int) -> None:
 
 
 def _write(folder: RunFolder, step: int, result: StepResult, predicted: float, samples: int) -> None:
+    scaling = {"loss_scale": result.loss_scale, "skipped": result.skipped}
     folder.write(
         step=step,
         loss=result.loss,
@@ -171,4 +189,5 @@ def _write(folder: RunFolder, step: int, result: StepResult, predicted: float, s
         bubble_predicted=predicted,
         cpu_seconds=list(result.cpu_seconds),
         peak_memory_bytes=list(result.peak_memory),
+        **(scaling if result.loss_scale is not None else {}),
     )

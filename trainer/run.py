@@ -18,12 +18,14 @@ from trainer.devices import devices_of_rank
 from trainer.errors import UserError
 from trainer.layout import Layout, deal, micro_batch_sizes
 from trainer.memory import fit
+from trainer.loss_scale import LossScale
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
 from trainer.optimization import build_optimizer, check_groups, state_per_weight
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine, Gradients
 from trainer.pipeline.mpi_transport import MpiTransport
+from trainer.pipeline.precision import COMPUTE_TYPES, Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.stage import BuiltLayer, Stage
@@ -60,12 +62,14 @@ class Run:
         micro_batches: Those of the global batch that the replica gets.
         ties: Which stages share parameters.
         devices: The devices that this rank drives.
+        precision: What layers compute in.
         cut: The model's layers by stage, and their costs.
         stages: This rank's stages, by number.
         layers: The layers of these stages, in the model's order.
         statistics: Batch normalisation's, of these layers.
         shards: Of their parameters: one for each replica, or one for all of them.
         optimizer: Of the parameters in this rank's shard; None where there are none to train.
+        loss_scale: What losses are multiplied by with precision=fp16; else None.
         randomness: What a forward's random numbers follow from.
         engine: Runs schedules on the stages.
         sizes: The size in samples of every micro-batch of the global batch.
@@ -74,6 +78,8 @@ class Run:
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
         self.world = world
+        self.precision = Precision(COMPUTE_TYPES[config.precision])
+        self.loss_scale = LossScale() if config.precision == "fp16" else None
         horovod()  # told about before anything else, if it does not work
         world.agree("configuration", flat(config))
         world.agree("versions", versions())
@@ -118,7 +124,14 @@ class Run:
         self.micro_batches = deal(len(self.sizes), self.layout.replicas, self.replica)
         example = training.inputs(np.arange(batch.micro_size) % len(training))
         recompute = Recompute(config.memory.recompute)
-        self.cut: Cut = cut_model(self.model, example, asked.boundaries, self.layout.placement, recompute)
+        self.cut: Cut = cut_model(
+            self.model,
+            example,
+            asked.boundaries,
+            self.layout.placement,
+            recompute=recompute,
+            compute=self.precision.compute,
+        )
         self.ties = tied_stages(layers, self.cut.stage_of)
         if (limit := parse_size(config.memory.limit)) is not None:
             longest = self.schedule(max(self.shares))
@@ -157,6 +170,7 @@ class Run:
                 randomness=self.randomness,
                 between=_both(remote.progress, gradients.progress),
                 recompute=[self.cut.recompute[i] for i in self.cut.stages[stage]],
+                precision=self.precision,
             )
             for stage in mine
         }

@@ -1,5 +1,6 @@
 """One optimizer step, the same on every rank: forward and backward by schedule, average, clip, update."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,15 +53,22 @@ class StepResult(Told):
     Attributes:
         lr: The learning rate of the update, of parameters that no group gives another.
         seconds: How long the step took, on this rank.
+        loss_scale: What losses were multiplied by for the backward; None but with precision=fp16.
     """
 
     lr: float
     seconds: float
+    loss_scale: float | None = None
 
     @property
     def bubble(self) -> float:
         """Return the share of the ranks' time in which they waited for one another."""
         return sum(self.waited) / (len(self.waited) * self.seconds)
+
+    @property
+    def skipped(self) -> bool:
+        """Return whether the step has changed nothing, for its gradient overflowed with the loss scale."""
+        return self.loss_scale is not None and not math.isfinite(self.grad_norm)
 
 
 class Stepper:
@@ -106,21 +114,24 @@ class Stepper:
         run.randomness.step, run.randomness.first_micro_batch = step, run.micro_batches.start
         lr = learning_rate(config.optimizer.lr, config.optimizer.rate, step, self._steps)
         count, scale = self._count(source)
+        loss_scale = None if run.loss_scale is None else run.loss_scale.value
 
         told: list[Told] = []
 
         def update(losses: Mapping[int, Tensor]) -> float:
-            self._observe()
             before = run.groups.model_parallel.waited
             waited = run.engine.observed.waited + self._waited_in_update
             told.append(self._exchange(self._total_loss(losses), count, waited))
+            if run.loss_scale is not None:  # not before: another rank may still have to read tied gradients
+                run.loss_scale.unscale(all_gradients(run.layers))
+            self._observe()
             self._update(step, told[0].grad_norm)
             return run.groups.model_parallel.waited - before + self._waited_in_update
 
         clear_gradients(run.layers)
-        run.engine.train(self._actions, source, scale, update)
+        run.engine.train(self._actions, source, scale * (loss_scale or 1.0), update)
         run.engine.observed.begin, run.engine.observed.end = start, time.perf_counter()
-        return StepResult(lr=lr, seconds=run.engine.observed.seconds, **vars(told[0]))
+        return StepResult(lr=lr, seconds=run.engine.observed.seconds, loss_scale=loss_scale, **vars(told[0]))
 
     def _count(self, source: MicroBatches) -> tuple[int, float]:
         """Return the global count and what losses are scaled by; on ranks without the last stage 0 and 1."""
@@ -144,6 +155,8 @@ class Stepper:
     def _exchange(self, loss: float, count: int, waited: float) -> Told:
         """Tell the group this rank's norms and numbers, and learn everyone's."""
         norms = gradient_norms(self._run.layers)
+        if self._run.loss_scale is not None:
+            norms /= self._run.loss_scale.value
         used, self._cpu_clock = time.process_time() - self._cpu_clock, time.process_time()
         arrived = time.perf_counter() - self._left
         tail = np.array(
@@ -167,7 +180,10 @@ class Stepper:
         )
 
     def _update(self, step: int, norm: float) -> None:
-        run = self._run
+        run, self._waited_in_update = self._run, 0.0
+        if run.loss_scale is not None and not run.loss_scale.accepts(norm):
+            run.statistics.forget()
+            return
         run.statistics.update(run.groups.data_parallel)
         clip(all_gradients(run.layers), norm, run.config.optimizer.clip)
         if run.optimizer is not None:

@@ -126,6 +126,16 @@ def statistics_are_of_a_replica():
     RunningStatistics.update = lambda self, replicas: update(self, _Alone())
 
 
+def layers_round_at_cuts_alone():
+    init = Stage.__init__
+
+    def between_stages_only(self, *arguments, **options):
+        init(self, *arguments, **options)
+        self._hand_on[:-1] = [lambda tensor: tensor for _ in self._hand_on[:-1]]
+
+    Stage.__init__ = between_stages_only
+
+
 class _Alone:
     size = 1
 

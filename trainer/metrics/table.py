@@ -37,8 +37,12 @@ def headline(run: Run) -> str:
         f"{layout.replicas} replica{_s(layout.replicas)} x {layout.stages} stage{_s(layout.stages)}, "
         f"schedule {config.schedule}; a step: {config.batch.global_size} samples in {len(run.sizes)} "
         f"micro-batch{'es' if len(run.sizes) != 1 else ''}, {run.threads} thread{_s(run.threads)} a rank, "
-        f"{', '.join(sorted(devices))}"
+        f"{', '.join(sorted(devices))}{_precision(config.precision)}"
     )
+
+
+def _precision(precision: str) -> str:
+    return "" if precision == "fp32" else f", {precision}"
 
 
 def _s(number: int) -> str:

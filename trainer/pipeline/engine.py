@@ -134,7 +134,8 @@ class Engine:
         Args:
             actions: This rank's list.
             source: This replica's micro-batches.
-            scale: What every loss's sum is multiplied by before its backward: 1 / the global count.
+            scale: What every loss's sum is multiplied by before its backward: 1 / the global count,
+                times the loss scale if there is one.
             step: Called when every stage of the rank has come to its STEP, with the losses: on the last
                 stage's rank the sum of every micro-batch (not scaled), elsewhere none.
         """

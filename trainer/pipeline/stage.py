@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trainer.models.model import Activation, Loss, Tie
 from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute, keeping
 from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients, collecting
@@ -83,6 +84,7 @@ class Stage:
         randomness: Seeds the device before every layer's forward.
         between: Called behind every layer: the time for messages to move on.
         recompute: By layer, what its backward computes again; None: nothing.
+        precision: What the layers compute in.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Stage:
         randomness: Randomness,
         between: Callable[[], None],
         recompute: Sequence[Recompute] | None = None,
+        precision: Precision = Precision(),  # noqa: B008  (frozen)
     ) -> None:
         self.index = index
         self.layers = tuple(layers)
@@ -103,6 +106,11 @@ class Stage:
         self._randomness = randomness
         self._between = between
         self._recompute = tuple(recompute or [Recompute.NONE] * len(layers))
+        self._precision = precision
+        # What becomes of a tensor that a layer returns.
+        self._hand_on = [precision.between_layers] * len(self.layers)
+        if loss is not None:
+            self._hand_on[-1] = precision.for_loss
         self._tapes: dict[int, _Tape] = {}
         self._deferred: dict[int, list[Deferred]] = {}  # by micro-batch: what each layer has put off
         # Autograd forbids to write into a leaf: these layers get copies.
@@ -156,9 +164,10 @@ class Stage:
         inputs = [leaf.clone() for leaf in leaves] if self._copied[number] else list(leaves)
         if layer.module.training:
             self._randomness.seed_layer(layer.name, micro_batch, self.device)
-        with self.deferral.forward() if split else nullcontext():
+        deferring = self.deferral.forward() if split else nullcontext()
+        with deferring, self._precision.autocast(self.device):
             tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
-        return [tensor.contiguous() for tensor in tensors], nest  # [2]
+        return [self._hand_on[number](tensor).contiguous() for tensor in tensors], nest  # [2]
 
     def loss_sum(self, micro_batch: int, output: Activation, target: Activation) -> Tensor:
         """Return the loss's sum on the last layer's output, as one more step of the tape."""

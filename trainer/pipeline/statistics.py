@@ -70,6 +70,11 @@ class RunningStatistics:
         for norm, end in zip(self._norms, ends, strict=True):
             norm.move(torch.from_numpy(total[end - norm.length : end]))
 
+    def forget(self) -> None:
+        """Leave the running statistics as they are: the step that was seen does not count."""
+        for norm in self._norms:
+            norm.take_sums()
+
 
 class _Norm:
     """One module's sums: [count, count * mean per channel, sum of squares per channel] in float64."""

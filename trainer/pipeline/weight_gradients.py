@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.errors import UserError
+from trainer.pipeline.precision import autocasted
 
 # A parameter and what makes its gradient, for every use of a micro-batch in the order of the backward.
 Deferred = list[tuple[nn.Parameter, Callable[[], Tensor]]]
@@ -39,7 +40,8 @@ def put_off(parameter: nn.Parameter, gradient: Callable[[], Tensor]) -> bool:
 
     Args:
         parameter: Whose gradient it is.
-        gradient: Makes the gradient of this use, in the parameter's shape; called with gradients off.
+        gradient: Makes the gradient of this use, in the parameter's shape; called with gradients off. Of
+            another type it is converted, as autograd would.
 
     Returns:
         Whether it will be done: False where the backward is whole, and autograd adds up.
@@ -68,9 +70,9 @@ def add_weight_gradients(deferred: Deferred) -> None:
     deferred.clear()
     with torch.no_grad():
         for parameter, gradients in uses.items():
-            total = gradients[0]()
+            total = gradients[0]().to(parameter.dtype)
             for gradient in gradients[1:]:
-                total = total + gradient()  # first to one another, as autograd does
+                total = total + gradient().to(parameter.dtype)  # first to one another, as autograd does
             if parameter.grad is None:
                 parameter.grad = total
             else:
@@ -85,9 +87,10 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
         ctx.parameters = weight, bias
-        return F.linear(x, weight, bias)
+        kept = autocasted(x), autocasted(weight)
+        ctx.save_for_backward(*kept)
+        return F.linear(*kept, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

@@ -74,10 +74,12 @@ class Comparison:
         if seen is None or expected is None or seen.shape != expected.shape or seen.dtype != expected.dtype:
             cell.add(step, math.nan, math.inf)
             return
-        seen, expected = seen.detach().cpu(), expected.detach().cpu()
+        seen, expected = one_nan(seen.detach().cpu()), one_nan(expected.detach().cpu())
         if _same_bits(seen, expected):
             return
         difference = (seen.double() - expected.double()).abs()
+        # Else an infinity would differ from itself.
+        difference = torch.where((seen == expected) | (seen.isnan() & expected.isnan()), 0.0, difference)
         bound = torch.zeros(()) if allowed is None else allowed.detach().cpu().double()
         share = torch.where(difference > 0, difference / bound, 0.0 * difference)
         cell.add(step, difference.max().item(), share.max().item())
@@ -126,6 +128,11 @@ class Comparison:
         for name, cells in self.cells.items():
             for kind, cell in cells.items():
                 yield name, kind, cell
+
+
+def one_nan(tensor: Tensor) -> Tensor:
+    """Return a tensor with one and the same NaN for all of them: their bits are the processor's choice."""
+    return tensor.masked_fill(tensor.isnan(), math.nan) if tensor.is_floating_point() else tensor
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

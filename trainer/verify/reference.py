@@ -2,8 +2,8 @@
 
 It shares the layers, the loss, the data, and the optimizer with its settings with what it checks, and nothing
 else. Seeds, initial weights, ties, the dealing of micro-batches, the counts, the sum over replicas, the norm,
-clipping and running statistics are written out here once more, from the documentation, so that a mistake in
-any of them shows: keep it so. Autograd sees the whole model as one graph.
+clipping, precision, the loss scale and running statistics are written out here once more, from the
+documentation, so that a mistake in any of them shows: keep it so. Autograd sees the whole model as one graph.
 """
 
 import math
@@ -70,6 +70,8 @@ class Reference:
             for tie in layer.ties
         }
         self._statistics = _statistics(self._modules)
+        self._compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
+        self._loss_scale = 2.0**16 if config.precision == "fp16" else 1.0
         self._gradients: Named = {}
         self._errors: Named = {}
 
@@ -94,10 +96,8 @@ class Reference:
             for i in run:
                 losses.append(self._forward_backward(number, i, batches[i], 1 / divisor if divisor else 0.0))
             total.add(self._gradients_of_owners())
-        for statistics in self._statistics:
-            statistics.move()
-        self._gradients = self._with_copies(total.result())
-        self._errors = self._with_copies(total.errors())
+        self._gradients = self._with_copies(self._unscaled(total.result()))
+        self._errors = self._with_copies(self._unscaled(total.errors()))
         return sum(losses) / sum(counts) if sum(counts) else 0.0
 
     def take_gradients(self, gradients: Named) -> None:
@@ -106,10 +106,20 @@ class Reference:
             self._parameters[name].grad = gradient.to(self._device, copy=True)
 
     def update(self, step: int) -> float:
-        """Clip the gradients that were taken and update the weights; return the norm before clipping."""
+        """Clip the gradients that were taken and update the weights; return the norm before clipping.
+
+        With precision=fp16 a step whose norm is not finite halves the loss scale, and changes nothing else.
+        (Behind 2,000 good steps it would double; so many are not verified.)
+        """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         own = [gradient for name, gradient in gradients.items() if name not in self._owners]
         norm = math.sqrt(sum(float(torch._foreach_norm([gradient])[0]) ** 2 for gradient in own))
+        skipped = self._config.precision == "fp16" and not math.isfinite(norm)
+        for statistics in self._statistics:
+            statistics.move(skipped=skipped)
+        if skipped:
+            self._loss_scale /= 2
+            return norm
         largest = self._config.optimizer.clip
         if largest is not None and norm > largest:
             for gradient in gradients.values():
@@ -155,16 +165,22 @@ class Reference:
     def _forward_backward(self, step: int, index: int, batch: NDArray[np.int64], scale: float) -> float:
         loss = self._loss(self._data.training, batch, (step, index))
         if loss.requires_grad:
-            torch.autograd.backward(loss, torch.full_like(loss, scale))
+            torch.autograd.backward(loss, torch.full_like(loss, scale * self._loss_scale))
         return loss.item()
 
     def _loss(self, dataset: Dataset, batch: NDArray[np.int64], place: tuple[int, int] | None) -> Tensor:
         """Return the sum of a micro-batch's loss; `place` is its step and index, where it is trained on."""
         activation = self._moved(dataset.inputs(batch))
-        for name, module in self._modules.items():
-            if place is not None:
-                torch.manual_seed(_seed(self._config.train.seed, "forward", *place, name))
-            activation = _contiguous(module(activation))
+        last = self._model.layers[-1].name
+        # Without a cache: with one, the gradients of the uses of a weight would be added up in halves.
+        lower = self._compute is not torch.float32
+        with torch.autocast(self._device.type, self._compute, enabled=lower, cache_enabled=False):
+            for name, module in self._modules.items():
+                if place is not None:
+                    torch.manual_seed(_seed(self._config.train.seed, "forward", *place, name))
+                activation = self._passed_on(
+                    module(activation), torch.float32 if name == last else self._compute
+                )
         return self._model.loss(activation, self._moved(dataset.targets(batch)))
 
     def _moved(self, activation: Activation) -> Activation:
@@ -172,6 +188,21 @@ class Reference:
             lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, activation
         )
         return moved
+
+    def _passed_on(self, activation: Activation, dtype: torch.dtype) -> Activation:
+        """Return an activation contiguous; what is of float32 or of the compute type in this type."""
+
+        def passed_on(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            converts = leaf.dtype in (torch.float32, self._compute)
+            return (leaf.to(dtype) if converts else leaf).contiguous()
+
+        converted: Activation = tree_map(passed_on, activation)
+        return converted
+
+    def _unscaled(self, named: Named) -> Named:
+        return {name: tensor / self._loss_scale for name, tensor in named.items()}
 
     def _gradients_of_owners(self) -> Named:
         """Return the gradients of all that learns; those of a tied parameter's uses added in layer order."""
@@ -196,12 +227,12 @@ class _Statistics:
         self._inputs: list[Tensor] = []
         module.register_forward_pre_hook(self._see)
 
-    def move(self) -> None:
-        """Move the running statistics once, whatever the forwards did to them."""
+    def move(self, *, skipped: bool) -> None:
+        """Move the running statistics once, whatever the forwards did to them; not if the step is skipped."""
         module = self._module
         for name, buffer in module.named_buffers():
             buffer.copy_(self._before[name])
-        if not self._frozen:
+        if not self._frozen and not skipped:
             values = torch.cat(self._inputs, dim=1)
             module.num_batches_tracked += 1
             momentum = module.momentum or 1 / int(module.num_batches_tracked)
@@ -248,10 +279,3 @@ def _seed(*purpose: int | str) -> int:
     """Return the first 63 bits of the BLAKE2b digest of "seed/what for/..."."""
     digest = blake2b("/".join(str(part) for part in purpose).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") // 2
-
-
-def _contiguous(activation: Activation) -> Activation:
-    contiguous: Activation = tree_map(
-        lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, activation
-    )
-    return contiguous

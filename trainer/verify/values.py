@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.pipeline.stage import BuiltLayer
 from trainer.run import Run
+from trainer.verify.comparison import one_nan
 
 KINDS = ("gradient", "weight", "buffer")
 Named = dict[str, Tensor]  # by "layer/name"
@@ -68,5 +69,5 @@ class Values:
 
 
 def _sha256(tensor: Tensor) -> str:
-    data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    data = one_nan(tensor.cpu()).contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(data.data).hexdigest()
