@@ -60,6 +60,7 @@ class Pipeline:
         sizes: Sequence[int],
         schedule: str = "1f1b",
         gradients: OneReplica | None = None,
+        *,
         recompute: Recompute = Recompute.NONE,
         precision: Precision = Precision(),  # noqa: B008  (frozen)
     ) -> None:

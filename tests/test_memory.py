@@ -70,15 +70,15 @@ def test_what_fits_is_left_alone() -> None:
 def test_every_rank_fits_for_about_the_least_time(share: float) -> None:
     whole = cut()
     frugal = Cut(whole.stages, whole.costs, (Recompute.FULL,) * 6)
-    most, fewest = (max(predict(each, SCHEDULE, 2).total(rank) for rank in range(STAGES)) for each in (whole, frugal))
+    most, fewest = (
+        max(predict(each, SCHEDULE, 2).total(rank) for rank in range(STAGES)) for each in (whole, frugal)
+    )
     limit = int(fewest + share * (most - fewest))
     fitted = fit(whole, SCHEDULE, 2, limit)
     assert all(predict(fitted, SCHEDULE, 2).total(rank) <= limit for rank in range(STAGES))
     for stage, layers in enumerate(whole.stages):  # against all ways to choose for a stage
         cheapest = min(
-            least(way)
-            for way in ways(whole, list(layers))
-            if predict(way, SCHEDULE, 2).total(stage) <= limit
+            least(way) for way in ways(whole, list(layers)) if predict(way, SCHEDULE, 2).total(stage) <= limit
         )
         spent = sum(fitted.costs[layer].again(fitted.recompute[layer]) for layer in layers)
         assert cheapest <= spent <= cheapest + fitted.costs[0].again(Recompute.FULL)
@@ -97,5 +97,7 @@ def ways(whole: Cut, layers: list[int]) -> list[Cut]:
 
 
 def test_what_cannot_fit_is_told() -> None:
-    with pytest.raises(UserError, match=r"memory\.limit=1\.0 KiB is too little: rank 0 of a group needs .* MiB"):
+    with pytest.raises(
+        UserError, match=r"memory\.limit=1\.0 KiB is too little: rank 0 of a group needs .* MiB"
+    ):
         fit(cut(), SCHEDULE, 2, 1024)

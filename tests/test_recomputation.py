@@ -97,7 +97,9 @@ def test_running_statistics_see_every_micro_batch_once(recompute: Recompute) -> 
 def test_a_norm_is_left_as_it_was_where_a_forward_stops_early() -> None:
     pipeline = Pipeline(blocks(2), [2], recompute=Recompute.FULL)
     RunningStatistics(pipeline.layers)
-    before = {name: buffer.clone() for layer in pipeline.layers for name, buffer in layer.module.named_buffers()}
+    before = {
+        name: buffer.clone() for layer in pipeline.layers for name, buffer in layer.module.named_buffers()
+    }
     pipeline.train(micro_batches(), MICRO_BATCHES)
     for layer in pipeline.layers:
         assert layer.module.norm.momentum == 0.1
@@ -106,7 +108,7 @@ def test_a_norm_is_left_as_it_was_where_a_forward_stops_early() -> None:
 
 
 def counted(schedule: str, recompute: Recompute) -> list[tuple[Action, int, int]]:
-    """Return the bytes that a step keeps behind every action, counted and foreseen; two stages, one process."""
+    """Return the bytes that a step keeps behind every action, counted and foreseen; both stages here."""
     model, source = blocks(4), micro_batches()
     pipeline = Pipeline(model, [2, 2], schedule, recompute=recompute)
     pipeline.train(source, MICRO_BATCHES)  # so that every weight has its gradient
@@ -123,7 +125,9 @@ def counted(schedule: str, recompute: Recompute) -> list[tuple[Action, int, int]
         pipeline.train(source, MICRO_BATCHES)
     cut = Cut(stage_ranges((2,), 4), tuple(layer_costs(model, source.inputs(0))), (recompute,) * 4)
     first, second = stage_bytes(cut)
-    second = replace(second, kept=second.kept - MESSAGE)  # what the first one keeps too: no copy in one process
+    second = replace(
+        second, kept=second.kept - MESSAGE
+    )  # what the first one keeps too: no copy in one process
     plan = Schedule(schedule, (0, 0), MICRO_BATCHES, (actions,))
     foreseen = [behind for _, behind in live_bytes(plan, 0, [first, second])]
     return list(zip(actions, found, foreseen, strict=True))

@@ -183,7 +183,9 @@ class AveragingConfig:
 class MemoryConfig:
     """What backwards compute again rather than keep."""
 
-    recompute: str = "none"  # none | selective (all but products and attention) | full (all but a layer's inputs)
+    recompute: str = (
+        "none"  # none | selective (all but products and attention) | full (all but a layer's inputs)
+    )
     limit: Any = None  # bytes that a rank may hold, or "12GiB": recomputes as little as that takes
 
 
@@ -249,7 +251,9 @@ class Config:
     """The whole configuration of a run."""
 
     layout: LayoutConfig = field(default_factory=LayoutConfig)
-    schedule: str = "1f1b"  # gpipe | 1f1b | interleaved | zb_h1 | zb_v | the path of a file: docs/schedules.md
+    schedule: str = (
+        "1f1b"  # gpipe | 1f1b | interleaved | zb_h1 | zb_v | the path of a file: docs/schedules.md
+    )
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING

@@ -249,7 +249,8 @@ def _first_part(
         del leaves, outputs, gradients
         for parameter in module.parameters():
             parameter.grad = None
-        return live.bytes, work, list(dict.fromkeys(parameter for parameter, _ in deferred))
+        left = live.bytes
+    return left, work, list(dict.fromkeys(parameter for parameter, _ in deferred))
 
 
 def _product(parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:

@@ -55,6 +55,7 @@ def cut_model(
     inputs: Activation,
     boundaries: Sequence[int] | None,
     placement: Sequence[int],
+    *,
     recompute: Recompute = Recompute.NONE,
     compute: torch.dtype = torch.float32,
 ) -> Cut:

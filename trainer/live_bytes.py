@@ -22,7 +22,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def bytes(self) -> int:
         """Return how much of it is still held."""
-        self._made = {key: made for key, made in self._made.items() if not made[0].expired()}
+        alive = {key: made for key, made in self._made.items() if not made[0].expired()}  # type: ignore[no-untyped-call]
+        self._made = alive
         return sum(size for _, size in self._made.values())
 
     def __torch_dispatch__(
@@ -40,7 +41,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if key not in given and key not in self._made:
                 storage = tensor.untyped_storage()
                 # The weak reference also keeps the address from being used again.
-                self._made[key] = StorageWeakRef(storage), storage.nbytes()
+                self._made[key] = StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]
         return result
 
 

@@ -87,8 +87,8 @@ def fit(cut: Cut, schedule: Schedule, state: float, limit: int) -> Cut:
             if not choices:
                 raise UserError(
                     f"memory.limit={size_text(limit)} is too little: rank {rank} of a group needs "
-                    f"{size_text(needed)} even where all its layers compute everything again; use more stages (layout.stages), a smaller "
-                    "batch.micro_size, or a larger limit"
+                    f"{size_text(needed)} even where all its layers compute everything again; use more "
+                    "stages (layout.stages), a smaller batch.micro_size, or a larger limit"
                 )
             cut = min(choices, key=lambda choice: choice[0])[1]
     return cut

@@ -75,7 +75,7 @@ def build_optimizer(
 
 
 def state_per_weight(config: OptimizerConfig) -> int:
-    """Return how many numbers the optimizer keeps for each weight; one of the user's own is taken for Adam."""
+    """Return how many numbers the optimizer keeps for each weight; of the user's own, what Adam does."""
     if isinstance(config, SGDConfig):
         return int(config.momentum > 0)
     return 2

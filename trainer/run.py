@@ -17,8 +17,8 @@ from trainer.data.order import Order
 from trainer.devices import devices_of_rank
 from trainer.errors import UserError
 from trainer.layout import Layout, deal, micro_batch_sizes
-from trainer.memory import fit
 from trainer.loss_scale import LossScale
+from trainer.memory import fit
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
 from trainer.optimization import build_optimizer, check_groups, state_per_weight
@@ -216,7 +216,7 @@ class Run:
             micro_batches,
             self.ties,
             self.config.layout.virtual_stages,
-            self.cut.work,
+            work=self.cut.work,
         )
         return by_rank(schedule, self.layout)
 

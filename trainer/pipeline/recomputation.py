@@ -12,13 +12,13 @@ summed the first time only.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import flop_registry
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _again = 0  # how many forwards that run again this process is in
@@ -37,17 +37,16 @@ def runs_again() -> bool:
     return _again > 0
 
 
-def keeping(recompute: Recompute, forward: Callable[P, T], *inputs: P.args, **named: P.kwargs) -> T:
+def keeping(recompute: Recompute, forward: Callable[..., T], *inputs: Tensor) -> T:
     """Run a layer's forward so that no more is kept for its backward than `recompute` says.
 
     Args:
         recompute: What is computed again.
         forward: The forward; called once more within the backward, for the same results.
         inputs: What it takes: they are kept.
-        named: The same, by name.
     """
     if recompute is Recompute.NONE:
-        return forward(*inputs, **named)
+        return forward(*inputs)
     contexts = _selective_contexts if recompute is Recompute.SELECTIVE else _full_contexts
     result: T = checkpoint(
         forward,
@@ -56,14 +55,13 @@ def keeping(recompute: Recompute, forward: Callable[P, T], *inputs: P.args, **na
         preserve_rng_state=False,  # the forward seeds itself
         determinism_check="none",
         context_fn=contexts,
-        **named,
     )
     return result
 
 
 def is_slow(operation: OpOverload) -> bool:
     """Return whether selective recomputation keeps what an operation returns."""
-    return operation.overloadpacket in flop_registry or "attention" in operation.name()
+    return operation.overloadpacket in flop_registry or "attention" in str(operation)
 
 
 @contextmanager
@@ -82,7 +80,7 @@ def _full_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManage
 
 
 def _selective_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    first, again = create_selective_checkpoint_contexts(_policy)
+    first, again = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
     return first, _running_again(again)
 
 

@@ -37,6 +37,7 @@ def training_schedule(
     micro_batches: int,
     ties: Sequence[Tied] = (),
     virtual_stages: int | None = None,
+    *,
     work: Work | None = None,
 ) -> Schedule:
     """Return the schedule of one training step of a group.
@@ -56,9 +57,7 @@ def training_schedule(
     return Schedule(name, placed, micro_batches, tuple(lists))
 
 
-def _orders(
-    name: str, placed: Sequence[int], micro_batches: int, work: Work | None
-) -> Sequence[Order]:
+def _orders(name: str, placed: Sequence[int], micro_batches: int, work: Work | None) -> Sequence[Order]:
     """Return the order of every worker."""
     workers = max(placed) + 1
     if name == "zb_v":

@@ -103,8 +103,8 @@ def zero_bubble_v(
 
     The placement and the bounds are those of Qi et al. (2024): at most as many activations alive as 1F1B's
     first stage keeps, and where F = I = W, a step of 6 m + p - 1 parts, of which p - 1 are idle. The order is
-    found anew, by `_there_and_back`, for what the parts of each stage take. With equal times, m >= p and up to
-    8 workers it is at most 3 % above the bound, and mostly at it.
+    found anew, by `_there_and_back`, for what the parts of each stage take. With equal times, m >= p and up
+    to 8 workers it is at most 3 % above the bound, and mostly at it.
     """
     assert virtual == 2, "there and back"  # noqa: PLR2004
     times = tuple(tuple(work[kind]) if work else (1.0,) * 2 * workers for kind in (_F, _I, _W))
