@@ -29,8 +29,8 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train verify report figures bench-schedule bench-overhead bench-pipeline bench-data bench-hybrid \
-	setup-deepspeed test lint types format wheels clean
+.PHONY: help setup train verify verify-matrix report figures bench-schedule bench-overhead \
+	bench-recompute bench-pipeline bench-data bench-hybrid setup-deepspeed test lint types format wheels clean
 
 ##@ Use
 help: ## List the targets
@@ -48,6 +48,12 @@ train: setup ## Train on NP ranks (default 4: 2 replicas x 2 stages); ARGS are t
 verify: setup ## Show on NP ranks that the layout does not change the training of the model that ARGS choose
 	$(IN_VENV) horovodrun -np $(NP) .venv/bin/python -m trainer.verify $(ARGS)
 
+verify-matrix: setup ## The same for every schedule, recomputation and precision, on 1, 2 and 4 ranks
+	@$(IN_VENV) for ranks in 1 2 4; do horovodrun -np $$ranks .venv/bin/python -m trainer.verify -m \
+		layout.stages=$$ranks 'schedule=gpipe,1f1b,interleaved,zb_h1,zb_v' \
+		'memory.recompute=none,selective,full' 'precision=fp32,bf16' model.width=32 data.context=32 \
+		batch.global_size=32 verify.steps=2 $(ARGS) || exit 1; done
+
 report: setup ## Draw a run: RUN=runs/...
 	$(IN_VENV) .venv/bin/python -m trainer.report $(RUN) $(ARGS)
 
@@ -57,6 +63,9 @@ bench-schedule: setup ## True schedules on layers that sleep, in turns with torc
 
 bench-overhead: setup ## What an action of the engine costs beyond bare autograd
 	$(IN_VENV) .venv/bin/python -m trainer.bench.overhead $(ARGS)
+
+bench-recompute: setup ## What recomputation saves in memory, and what it takes in time
+	$(IN_VENV) .venv/bin/python -m trainer.bench.recompute $(ARGS)
 
 bench-pipeline: setup ## A pipeline of GPT stages beside torch.distributed.pipelining and DeepSpeed, in turns
 	$(IN_VENV) .venv/bin/python -m trainer.bench.peers pipeline $(ARGS)

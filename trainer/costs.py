@@ -222,7 +222,8 @@ def _kept_bytes(module: nn.Module, inputs: list[Tensor], nest: Nest, recompute: 
     def forward(*leaves: Tensor) -> list[Tensor]:
         return [tensor.contiguous() for tensor in _run(module, leaves, nest)[0]]
 
-    with LiveBytes() as live:
+    live = LiveBytes()
+    with live:
         outputs = keeping(recompute, forward, *inputs)
         kept = live.bytes
     del outputs
@@ -238,7 +239,8 @@ def _first_part(
     """
     deferral, work = Deferral({"": module}), _Work()
     deferred: Deferred = []
-    with LiveBytes() as live:
+    live = LiveBytes()
+    with live:
         leaves = [_on_meta(tensor, tensor.dtype) for tensor in inputs]
         with deferral.forward():
             outputs, _ = _run(module, leaves, nest)
