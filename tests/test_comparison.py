@@ -87,5 +87,9 @@ def test_infinities_and_nans_equal_their_own_kind() -> None:
     assert "off by 0.5 " in failures[0]
     assert not comparison.same_bits
     assert compared([-math.nan, math.inf], [math.nan, math.inf])[0].same_bits
-    assert compared([math.inf], [-math.inf], [math.inf])[1]
-    assert compared([math.inf], [math.nan], [math.inf])[1]
+    assert compared([math.inf], [-math.inf], [9.0])[1]
+    assert compared([math.inf], [math.nan], [9.0])[1]
+
+
+def test_what_may_be_anything_is_no_failure() -> None:
+    assert not compared([math.inf, math.nan, 9.0], [1.0, math.inf, 1.0], [math.inf] * 3)[1]

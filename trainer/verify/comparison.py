@@ -68,7 +68,7 @@ class Comparison:
             kind: What of it, such as "gradient".
             seen: The launch's; None: it has none.
             expected: The reference's; None: it has none.
-            allowed: How far they may be apart, element by element; None: not at all.
+            allowed: How far they may be apart, element by element; infinite: as they like; None: not at all.
         """
         cell = self._cell(name, kind)
         if seen is None or expected is None or seen.shape != expected.shape or seen.dtype != expected.dtype:
@@ -78,9 +78,10 @@ class Comparison:
         if _same_bits(seen, expected):
             return
         difference = (seen.double() - expected.double()).abs()
-        # Else an infinity would differ from itself.
-        difference = torch.where((seen == expected) | (seen.isnan() & expected.isnan()), 0.0, difference)
         bound = torch.zeros(()) if allowed is None else allowed.detach().cpu().double()
+        # An infinity less itself, or over a bound that is infinite too, would be no number.
+        same = (seen == expected) | (seen.isnan() & expected.isnan())
+        difference = torch.where(same | bound.isinf(), 0.0, difference)
         share = torch.where(difference > 0, difference / bound, 0.0 * difference)
         cell.add(step, difference.max().item(), share.max().item())
 

@@ -88,7 +88,7 @@ class Reference:
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         counts = [int(self._model.loss.count(self._data.training.targets(batch))) for batch in batches]
         losses: list[float] = []
-        total = ReplicaSum(averaging, self._replicas)
+        total = ReplicaSum(averaging, self._replicas, skips=self._config.precision == "fp16")
         for run in np.array_split(np.arange(len(batches)), self._replicas):
             divisor = sum(counts[i] for i in run) if averaging.op == "adasum" else sum(counts)
             for parameter in self._parameters.values():

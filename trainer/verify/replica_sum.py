@@ -5,6 +5,7 @@ their own: two sums of R numbers g differ by at most 2 (R - 1) u sum |g|, where 
 to the next number (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 4.2).
 """
 
+import torch
 from torch import Tensor
 
 from trainer.config import AveragingConfig
@@ -18,11 +19,14 @@ class ReplicaSum:
     Args:
         config: How the launch averages.
         replicas: How many it has.
+        skips: Whether a step whose gradient overflows is skipped: what overflows on the way of an all-reduce
+            alone, in float16 or in Adasum's dot products, is then allowed to be anything.
     """
 
-    def __init__(self, config: AveragingConfig, replicas: int) -> None:
+    def __init__(self, config: AveragingConfig, replicas: int, *, skips: bool = False) -> None:
         self._config = config
         self._replicas = replicas
+        self._skips = skips
         one_result = config.op == "average" and config.compression == "none"
         self._is_exact = replicas == 1 or (replicas == 2 and one_result)  # noqa: PLR2004
         self._parts: list[Named] = []
@@ -52,9 +56,12 @@ class ReplicaSum:
 
     def _rounding(self, magnitude: Tensor) -> Tensor:
         if self._config.op == "adasum":  # its products over a whole parameter amplify a rounding
-            return magnitude * (self._replicas * 2.0**-17)
+            error = magnitude * (self._replicas * 2.0**-17)
+            return error.fill_(torch.inf) if self._skips and not error.isfinite().all() else error
         if self._config.compression == "fp16":  # 11 binary digits; the smallest number is 2 ** -24
-            return magnitude * ((self._replicas + 1) * 2.0**-11) + self._replicas * 2.0**-24
+            error = magnitude * ((self._replicas + 1) * 2.0**-11) + self._replicas * 2.0**-24
+            fits = magnitude + error < torch.finfo(torch.float16).max
+            return error.where(fits, torch.inf) if self._skips else error
         return magnitude * ((self._replicas - 1) * 2.0**-23)
 
 
