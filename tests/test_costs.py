@@ -94,6 +94,8 @@ def test_linear() -> None:
         parameter_bytes=4 * (10 * 20 + 20),
         output_bytes=4 * 4 * 20,
         saved_bytes=4 * 4 * 10,  # its input, for the weight's gradient
+        trained=10 * 20 + 20,
+        put_off=10 * 20 + 20,
     )
     assert (second.flops_forward, second.flops_backward) == (2 * 4 * 20 * 1, 2 * 2 * 4 * 20 * 1)
     assert second.forward == 160 + FLOPS_PER_BYTE * second.moved_forward

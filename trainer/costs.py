@@ -22,6 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from trainer.models.model import Activation, Layer, Model
 from trainer.models.names import build_on_meta
 from trainer.pipeline.activation import Nest, Structure, flatten, structure, unflatten
+from trainer.pipeline.weight_gradients import Deferred, add_weight_gradients, collecting, weights_put_off
+from trainer.pipeline.weight_nodes import as_it_is
 
 # So many operations take as long as moving a byte: about 100 GFLOP/s against 10 to 20 GB/s on a processor's
 # core, 60 TFLOP/s in fp32 against 3.4 TB/s on an H100. Only the order of magnitude matters: these costs
@@ -51,6 +53,8 @@ class LayerCost:
         saved_bytes: What the forward pass keeps for the backward, parameters left out; tensors that share
             memory count once. The layer before may keep some of them too, and attention that is
             fused keeps less: the meta device runs it unfused.
+        trained: How many numbers of the parameters are not frozen.
+        put_off: Of how many of these a split backward makes the gradients in its second part.
         warning: Why the figures are a guess; None if they are not.
     """
 
@@ -63,6 +67,8 @@ class LayerCost:
     parameter_bytes: int
     output_bytes: int
     saved_bytes: int
+    trained: int
+    put_off: int
     warning: str | None = None
 
     @property
@@ -113,15 +119,20 @@ def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCo
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     learns = bool(trained) or any(tensor.requires_grad for tensor in inputs)  # else it has no backward
     kept, forward, backward = _Kept(module), _Work(), _Work()
+    own: Deferred = []  # what autograd functions of the user's own put off
+    later: set[nn.Parameter] = set()
     warning = None
     try:
         with torch.enable_grad(), torch.device("meta"):
-            with saved_tensors_hooks(kept.save, lambda saved: saved), forward.counting():
+            with saved_tensors_hooks(kept.save, as_it_is), forward.counting():
                 outputs, nest = flatten(module(unflatten(inputs, nest)))
             learning = [tensor for tensor in outputs if tensor.requires_grad]
             gradients = [torch.empty_like(tensor) for tensor in learning]
-            with backward.counting():
+            later = weights_put_off(learning)
+            with backward.counting(), collecting(own):
                 torch.autograd.backward(learning, gradients)
+                later.update(parameter for parameter, _ in own)
+                add_weight_gradients(own)
     except Exception as error:  # a layer of the user's own may raise anything
         warning = (
             f"it does not run on the meta device, so its cost is a guess from its parameters "
@@ -142,6 +153,8 @@ def _layer_cost(layer: Layer, inputs: list[Tensor], nest: Nest) -> tuple[LayerCo
         parameter_bytes=_bytes(parameters),
         output_bytes=_bytes(outputs),
         saved_bytes=kept.bytes,
+        trained=sum(parameter.numel() for parameter in trained),
+        put_off=sum(parameter.numel() for parameter in later),
         warning=warning,
     )
     return cost, outputs, nest

@@ -2,29 +2,55 @@
 
 from collections.abc import Sequence
 
+from trainer.costs import LayerCost
+from trainer.cut import Cut
+from trainer.layout import Layout
 from trainer.run import Run
+from trainer.schedule.actions import Kind, Schedule
 
 
 def layout_table(run: Run) -> str:
-    """Return a table of the stages: their ranks, layers, parameters, bytes and share of the work."""
-    layout, cut = run.layout, run.cut
+    """Return the headline, and a table of the stages."""
+    schedule = run.schedule(len(run.micro_batches))
+    return f"{headline(run)}\n{stages_table(run.layout, run.cut, schedule)}"
+
+
+def stages_table(layout: Layout, cut: Cut, schedule: Schedule) -> str:
+    """Return a table of the stages: their ranks, layers, parameters, bytes and share of the work.
+
+    If the schedule splits backwards, also the share of the trained parameters whose gradients it puts off, and
+    a line with the layers of split stages that put off nothing.
+    """
     total = sum(cost.cost for cost in cut.costs)
-    rows = [("stage", "ranks", "layers", "parameters", "bytes", "work")]
+    rows = [["stage", "ranks", "layers", "parameters", "bytes", "work"]]
     for stage, layers in enumerate(cut.stages):
         costs = [cut.costs[layer] for layer in layers]
         ranks = [layout.rank_of(stage, replica) for replica in range(layout.replicas)]
         names = costs[0].name if len(costs) == 1 else f"{costs[0].name} .. {costs[-1].name} ({len(costs)})"
         rows.append(
-            (
+            [
                 str(stage),
                 _ranks(ranks),
                 names,
                 f"{sum(cost.parameters for cost in costs):,}",
                 _bytes(sum(cost.parameter_bytes for cost in costs)),
                 f"{sum(cost.cost for cost in costs) / total:.0%}",
-            )
+            ]
         )
-    return f"{headline(run)}\n{_align(rows)}"
+    split = {a.stage for worker in schedule.workers for a in worker if a.kind is Kind.WEIGHT_GRADIENT}
+    if not split:
+        return _align(rows)
+    by_stage = [[cut.costs[layer] for layer in layers] for layers in cut.stages]
+    column = [_put_off(costs) if stage in split else "none" for stage, costs in enumerate(by_stage)]
+    rows = [[*row, cell] for row, cell in zip(rows, ["put off", *column], strict=True)]
+    whole = [c.name for stage in sorted(split) for c in by_stage[stage] if c.trained and not c.put_off]
+    return "\n".join([_align(rows), *([f"  whole backwards: {', '.join(whole)}"] if whole else [])])
+
+
+def _put_off(costs: Sequence[LayerCost]) -> str:
+    """Return the share of the trained parameters whose gradients a split backward puts off."""
+    trained, put_off = sum(cost.trained for cost in costs), sum(cost.put_off for cost in costs)
+    return f"{put_off / trained:.1%}" if put_off else "none"
 
 
 def headline(run: Run) -> str:

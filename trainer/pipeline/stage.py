@@ -10,9 +10,7 @@ known to be complete, without any hook, when its last backward returns.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from trainer.models.model import Activation, Loss, Tie
 from trainer.pipeline.activation import Nest, flatten, unflatten
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients, collecting
+from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,7 @@ class Stage:
         self._randomness = randomness
         self._between = between
         self._tapes: dict[int, _Tape] = {}
+        self._deferral = Deferral(layer.module for layer in layers)
         self._deferred: dict[int, list[Deferred]] = {}  # by micro-batch: what each layer has put off
         # Autograd forbids to write into a leaf: these layers get copies.
         self._copied = [_works_in_place(layer) for layer in layers]
@@ -108,15 +107,6 @@ class Stage:
         """Set the layers to train (dropout on, graphs kept) or to infer."""
         for layer in self.layers:
             layer.module.train(mode)
-
-    @cached_property
-    def deferral(self) -> Deferral:
-        """Return what lets this stage's weight gradients be put off; made when it is first asked for.
-
-        Raises:
-            UserError: A layer is compiled.
-        """
-        return Deferral({layer.name: layer.module for layer in self.layers})
 
     def forward(
         self, micro_batch: int, tensors: list[Tensor], nest: Nest, *, split: bool = False
@@ -135,8 +125,7 @@ class Stage:
             inputs = [leaf.clone() for leaf in leaves] if copied else leaves
             if layer.module.training:
                 self._randomness.seed_layer(layer.name, micro_batch, self.device)
-            with self.deferral.forward() if split else nullcontext():
-                tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
+            tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
             tensors = [tensor.contiguous() for tensor in tensors]  # [2]
             tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
             tape.outputs.append([tensor for tensor in tensors if tensor.requires_grad])
@@ -175,10 +164,9 @@ class Stage:
         tape = self._tapes.pop(micro_batch)
         if not tape.split:
             return self._unwind(tape, gradients, complete)
-        with self.deferral.backward():
-            deferred: list[Deferred] = [[] for _ in self.layers]
-            self._deferred[micro_batch] = deferred
-            return self._unwind(tape, gradients, None, deferred)
+        deferred: list[Deferred] = [[] for _ in self.layers]
+        self._deferred[micro_batch] = deferred
+        return self._unwind(tape, gradients, None, deferred)
 
     def _unwind(
         self,
@@ -189,9 +177,10 @@ class Stage:
     ) -> list[Tensor]:
         for step in reversed(range(len(tape.outputs))):
             outputs, leaves = tape.outputs.pop(), tape.leaves.pop()
-            if outputs:
-                with collecting(deferred[step]) if step < len(deferred) else nullcontext():
-                    torch.autograd.backward(outputs, gradients)
+            if outputs and step < len(deferred):
+                self._deferral.backward(self.layers[step].name, outputs, gradients, deferred[step])
+            elif outputs:
+                torch.autograd.backward(outputs, gradients)
             # An output that nothing used has a gradient of zero, within a rank as across ranks.
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
             if complete is not None and step < len(self.layers):
