@@ -10,6 +10,7 @@ from tests.parallel.launch import REPOSITORY
 from trainer.bench.contest import ContestError, Entry, contest, take_turns
 from trainer.bench.gpt import Part, Work
 from trainer.bench.overhead import Bench
+from trainer.bench.split_backward import SplitBench, orders
 from trainer.bench.statistics import median_interval
 from trainer.bench.torch_pipeline import SCHEDULES
 
@@ -74,6 +75,17 @@ def test_the_bare_loop_computes_what_the_engine_computes() -> None:
         gradients.append([weight.grad for weight in bench.weights()])
     assert all(gradient is not None and gradient.abs() > 0 for gradient in gradients[0])
     assert torch.equal(torch.stack(gradients[0]), torch.stack(gradients[1]))
+
+
+def test_split_backwards_do_the_work_of_whole_ones() -> None:
+    work = Work(blocks=2, width=16, heads=2, context=8, micro_batches=3)
+    bench, gradients = SplitBench(work), []
+    for order in orders(work.micro_batches).values():
+        bench.step(order)
+        gradients.append([parameter.grad for parameter in bench.parameters()])
+    assert len(gradients) == 3
+    for others in gradients[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(gradients[0], others, strict=True))
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])

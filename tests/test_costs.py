@@ -95,8 +95,10 @@ def test_linear() -> None:
         parameter_bytes=4 * (10 * 20 + 20),
         output_bytes=4 * 4 * 20,
         kept_bytes=dict.fromkeys(Recompute, 4 * 4 * 20),  # its output; its input is the layer's before
+        trained=10 * 20 + 20,
+        put_off=10 * 20 + 20,
         put_off_bytes=4 * 4 * (10 + 20),  # its input and the gradient of its output
-        put_off=product + FLOPS_PER_BYTE * 4 * (80 + 20 + 3 * 220),  # the bias' sum, and adding
+        put_off_work=product + FLOPS_PER_BYTE * 4 * (80 + 20 + 3 * 220),  # the bias' sum, and adding
     )
     assert (second.flops_forward, second.flops_backward) == (2 * 4 * 20 * 1, 2 * 2 * 4 * 20 * 1)
     assert second.forward == 160 + FLOPS_PER_BYTE * second.moved_forward
@@ -220,7 +222,7 @@ def test_half_precision_halves_what_is_kept_and_sent_but_not_the_weights() -> No
     model = Model(layers, NoLoss())
     full, half = layer_costs(model, TOKENS), layer_costs(model, TOKENS, torch.bfloat16)
     assert [cost.output_bytes for cost in half] == [2 * 32 * 32, 2 * 32 * 8]
-    assert half[1].saved_bytes == 2 * 32 * 32  # its input
+    assert half[1].put_off_bytes == 2 * 32 * (32 + 8)  # its input, and the gradient of its output
     for one, other in zip(full, half, strict=True):
         assert other.warning is None
         assert other.output_bytes * 2 == one.output_bytes

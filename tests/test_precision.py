@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.fixtures import FIXTURES
 from tests.one_process import Pipeline
-from tests.test_weight_gradients import MODULES, WIDTH
+from tests.test_weight_gradients import ON_VECTORS, WIDTH
 from trainer.models.model import Activation
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
@@ -147,11 +147,11 @@ def test_no_cut_changes_a_bit(name: str, compute: torch.dtype, schedule: str) ->
 @pytest.mark.parametrize("compute", TYPES)
 @pytest.mark.parametrize("given", [torch.float32, None], ids=["float32 inside", "handed on"])
 @pytest.mark.parametrize("shape", [(5,), (3, 7)], ids=str)
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ON_VECTORS)
 def test_a_split_backward_has_the_bits_of_a_whole_one(
     name: str, shape: tuple[int, ...], given: torch.dtype | None, compute: torch.dtype
 ) -> None:
-    build, _ = MODULES[name]
+    build, _ = ON_VECTORS[name]
 
     class Inside(nn.Module):
         """Gives its module what a layer may: float32, although it was handed the compute type."""

@@ -1,15 +1,21 @@
-"""Backwards in two parts: the same bits as whole ones, and an error where they would not be."""
+"""Backwards in two parts: the same bits as whole ones, whatever has weights."""
 
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UserError
+from trainer.models.gpt import Block, Embedding, Head
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.weight_gradients import put_off
@@ -19,15 +25,33 @@ WIDTH = 24
 MICRO_BATCHES = 3
 
 
-class Twice(nn.Module):
-    """Calls one linear map three times."""
+class Function(nn.Module):
+    """A module that does with its parts what a function says."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[..., Tensor], *parts: nn.Module) -> None:
         super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.parts = nn.ModuleList(parts)
+        self._function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.linear(x).tanh()) + self.linear(x)
+        return self._function(x, *self.parts)
+
+
+def linear(**options: Any) -> nn.Linear:
+    return nn.Linear(WIDTH, WIDTH, **options)
+
+
+def three_times(x: Tensor, part: nn.Module) -> Tensor:
+    return part(part(x).tanh()) + part(x)
+
+
+def used_besides(x: Tensor, part: nn.Linear) -> Tensor:
+    return part(x) * part.weight[0]
+
+
+def two_ways(x: Tensor, part: nn.Linear) -> Tensor:
+    """The weight is met in two places, once as it lies and once transposed."""
+    return part(x).tanh() @ part.weight
 
 
 class Derived(nn.Linear):
@@ -35,27 +59,32 @@ class Derived(nn.Linear):
         return F.linear(x, self.weight * 2, self.bias)
 
 
-class Shared(nn.Module):
+def shared() -> nn.Module:
     """Two linear maps with one weight."""
+    one, other = linear(), linear()
+    other.weight = one.weight
+    return nn.Sequential(one, nn.Tanh(), other)
+
+
+class Conv1D(nn.Module):
+    """What Hugging Face's GPT-2 has for linear maps: `transformers.pytorch_utils.Conv1D`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.other.weight = self.one.weight
+        self.weight = nn.Parameter(torch.randn(WIDTH, 2 * WIDTH))
+        self.bias = nn.Parameter(torch.rand(2 * WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.other(self.one(x).tanh())
+        size_out = (*x.size()[:-1], 2 * WIDTH)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size_out)[..., :WIDTH]
 
 
-class Mixed(nn.Module):
-    """Uses a linear map's weight besides calling it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
+class Scaled(Conv1D):
+    """A product and a sum with factors, which nobody explains."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) @ self.linear.weight
+        flat = torch.addmm(self.bias, x.flatten(0, -2), self.weight, beta=0.5, alpha=2.0)
+        return flat[:, :WIDTH].view(x.shape)
 
 
 class Scale(torch.autograd.Function):
@@ -87,97 +116,358 @@ class Own(nn.Module):
         return Scale.apply(x, self.weight)
 
 
-def frozen(module: nn.Linear, name: str) -> nn.Module:
-    module.get_parameter(name).requires_grad_(False)
+def frozen(module: nn.Module, *names: str) -> nn.Module:
+    for name in names:
+        module.get_parameter(name).requires_grad_(False)
     return module
 
 
-MODULES: dict[str, tuple[Callable[[], nn.Module], int]] = {  # how many parameters have their gradients later
-    "linear": (lambda: nn.Linear(WIDTH, WIDTH), 2),
-    "no bias": (lambda: nn.Linear(WIDTH, WIDTH, bias=False), 1),
-    "three times": (Twice, 2),
-    "weight frozen": (lambda: frozen(nn.Linear(WIDTH, WIDTH), "weight"), 1),
-    "bias frozen": (lambda: frozen(nn.Linear(WIDTH, WIDTH), "bias"), 1),
+def hooked(module: nn.Linear) -> nn.Module:
+    """Its weight's gradient is halved on its way, as to mask or to clip it."""
+    module.weight.register_hook(lambda gradient: gradient / 2)
+    return module
+
+
+def turned(module: nn.Linear) -> nn.Module:
+    """Its weight lies in memory by columns."""
+    module.weight = nn.Parameter(module.weight.detach().t().contiguous().t())
+    return module
+
+
+Build = Callable[[], nn.Module]
+
+# How many parameters have their gradients in the second part.
+ON_VECTORS: dict[str, tuple[Build, int]] = {
+    "linear": (linear, 2),
+    "no bias": (partial(linear, bias=False), 1),
+    "three times": (lambda: Function(three_times, linear()), 2),
+    "shared": (shared, 3),
+    "in place behind it": (lambda: nn.Sequential(linear(), nn.ReLU(inplace=True)), 2),
+    "transformers' Conv1D": (Conv1D, 2),
+    "on what is not contiguous": (
+        lambda: Function(lambda x, part: part(x.transpose(0, -2)).transpose(0, -2), linear(bias=False)),
+        1,
+    ),
+    "by columns": (lambda: turned(linear()), 2),
+    "weight frozen": (lambda: frozen(linear(), "weight"), 1),
+    "bias frozen": (lambda: frozen(linear(), "bias"), 1),
     "own": (Own, 1),
-    "derived": (lambda: Derived(WIDTH, WIDTH), 0),
-    "shared": (Shared, 0),
-    "parametrised": (lambda: parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)), 0),
+    "derived": (lambda: Derived(WIDTH, WIDTH), 1),
+    "parametrised": (lambda: parametrizations.weight_norm(linear()), 1),
+    "used besides": (lambda: Function(used_besides, linear()), 1),
+    "used in two ways": (lambda: Function(two_ways, linear()), 2),
+    "hooked": (lambda: hooked(linear()), 1),
+    "factors": (Scaled, 0),
     "norm": (lambda: nn.LayerNorm(WIDTH), 0),
+    "checkpoint": (lambda: Function(lambda x, part: checkpoint(part, x, use_reentrant=False), linear()), 0),
+    "reentrant checkpoint": (
+        lambda: Function(
+            lambda x, part: checkpoint(part, x.clone().requires_grad_(), use_reentrant=True), linear()
+        ),
+        0,
+    ),
+}
+
+CONVOLUTIONS: dict[str, tuple[Build, tuple[int, ...], int]] = {  # the shape of an input, too
+    "1d": (lambda: nn.Conv1d(6, 8, 3), (2, 6, 17), 2),
+    "1d, stride": (lambda: nn.Conv1d(6, 8, 5, stride=2, padding=2), (2, 6, 17), 2),
+    "2d": (lambda: nn.Conv2d(6, 8, 3, padding=1), (2, 6, 9, 9), 2),
+    "2d, no bias": (lambda: nn.Conv2d(6, 8, 3, padding=1, bias=False), (2, 6, 9, 9), 1),
+    "stride": (lambda: nn.Conv2d(6, 8, 3, stride=2), (2, 6, 9, 9), 2),
+    "dilation": (lambda: nn.Conv2d(6, 8, 3, dilation=2), (2, 6, 9, 9), 2),
+    "groups": (lambda: nn.Conv2d(6, 8, 3, groups=2), (2, 6, 9, 9), 2),
+    "depthwise": (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6), (2, 6, 9, 9), 2),
+    "depthwise, stride and dilation": (
+        lambda: nn.Conv2d(6, 12, 3, stride=2, dilation=2, groups=6),
+        (2, 6, 13, 13),
+        2,
+    ),
+    "1x1": (lambda: nn.Conv2d(6, 8, 1), (2, 6, 9, 9), 2),
+    "5x5, many images": (lambda: nn.Conv2d(6, 8, 5), (20, 6, 9, 9), 2),
+    "one image": (lambda: nn.Conv2d(16, 32, 3, padding=1), (1, 16, 16, 16), 2),
+    "no batch": (lambda: nn.Conv2d(6, 8, 3), (6, 9, 9), 2),
+    "same": (lambda: nn.Conv2d(6, 8, 3, padding="same"), (2, 6, 9, 9), 2),
+    "same, lopsided": (lambda: nn.Conv2d(6, 8, 4, padding="same"), (2, 6, 9, 9), 2),
+    "reflected": (lambda: nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect"), (2, 6, 9, 9), 2),
+    "channels last": (
+        lambda: Function(lambda x, part: part(x.to(memory_format=torch.channels_last)), nn.Conv2d(6, 8, 3)),
+        (2, 6, 9, 9),
+        2,
+    ),
+    "weight with channels last": (
+        lambda: nn.Conv2d(6, 8, 3).to(memory_format=torch.channels_last),
+        (2, 6, 9, 9),
+        2,
+    ),
+    "on what is not contiguous": (
+        lambda: Function(lambda x, part: part(x.transpose(2, 3)[:, :, ::2]), nn.Conv2d(6, 8, 3)),
+        (2, 6, 9, 9),
+        2,
+    ),
+    "3d": (lambda: nn.Conv3d(4, 6, 3, padding=1), (2, 4, 5, 5, 5), 2),
+    "3d, groups": (lambda: nn.Conv3d(4, 6, (1, 3, 2), stride=(1, 2, 1), groups=2), (2, 4, 5, 5, 5), 2),
+    "transposed": (lambda: nn.ConvTranspose2d(6, 8, 3, stride=2, output_padding=1), (2, 6, 9, 9), 2),
+    "transposed, 1d, groups": (lambda: nn.ConvTranspose1d(6, 8, 3, groups=2), (2, 6, 9), 2),
+    "weight frozen": (lambda: frozen(nn.Conv2d(6, 8, 3), "weight"), (2, 6, 9, 9), 1),
+    "bias frozen": (lambda: frozen(nn.Conv2d(6, 8, 3), "bias"), (2, 6, 9, 9), 1),
+    "twice": (
+        lambda: Function(lambda x, part: part(part(x).relu()), nn.Conv2d(6, 6, 3)),
+        (2, 6, 9, 9),
+        2,
+    ),
+    "weight used besides": (
+        lambda: Function(lambda x, part: part(x) * part.weight.sum(), nn.Conv2d(6, 8, 3)),
+        (2, 6, 9, 9),
+        1,
+    ),
+}
+
+EMBEDDINGS: dict[str, tuple[Build, int]] = {
+    "embedding": (lambda: nn.Embedding(20, WIDTH), 1),
+    "padding": (lambda: nn.Embedding(20, WIDTH, padding_idx=3), 1),
+    "by frequency": (lambda: nn.Embedding(20, WIDTH, scale_grad_by_freq=True), 1),
+    "with a largest norm": (lambda: nn.Embedding(20, WIDTH, max_norm=1.0), 1),
+    "twice": (lambda: Function(lambda x, part: part(x) + part(x + 1), nn.Embedding(21, WIDTH)), 1),
+    "sparse": (lambda: nn.Embedding(20, WIDTH, sparse=True), 0),
 }
 
 
-def stage_of(build: Callable[[], nn.Module]) -> Stage:
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def stage_of(*builds: Build) -> Stage:
     torch.manual_seed(0)
-    modules = [nn.Linear(WIDTH, WIDTH), build(), nn.Linear(WIDTH, WIDTH)]
-    layers = [BuiltLayer(i, f"layer {i}", module) for i, module in enumerate(modules)]
+    layers = [BuiltLayer(i, f"layer {i}", build()) for i, build in enumerate(builds)]
     return Stage(0, layers, CPU, loss=None, randomness=Randomness(0), between=lambda: None)
 
 
-def train(
-    stage: Stage, shape: tuple[int, ...], *, split: bool, wanted: bool
-) -> tuple[list[Tensor], list[Tensor | None], int]:
-    """Run all forwards, then all backwards; return input gradients, gradients, and how many came later."""
+def vectors(*shape: int, wanted: bool = True) -> list[Tensor]:
     given = torch.Generator().manual_seed(1)
-    inputs = [torch.rand(*shape, WIDTH, generator=given).requires_grad_(wanted) for _ in range(MICRO_BATCHES)]
-    outputs = [stage.forward(i, [x], 0, split=split)[0] for i, x in enumerate(inputs)]
-    seeds = [torch.rand(tensors[0].shape, generator=given) for tensors in outputs]
+    return [torch.randn(shape, generator=given).requires_grad_(wanted) for _ in range(MICRO_BATCHES)]
+
+
+def tokens(*shape: int) -> list[Tensor]:
+    given = torch.Generator().manual_seed(1)
+    return [torch.randint(20, shape, generator=given) for _ in range(MICRO_BATCHES)]
+
+
+def parameters(stage: Stage) -> list[nn.Parameter]:
+    return [parameter for layer in stage.layers for parameter in layer.module.parameters()]
+
+
+def train(
+    stage: Stage, inputs: list[Tensor], *, split: bool, autocast: bool = False
+) -> tuple[list[Tensor], list[Tensor | None], list[bool]]:
+    """Run all forwards, then all backwards; return input gradients, gradients, and which came later."""
+    given = torch.Generator().manual_seed(2)
+    outputs = []
+    for i, x in enumerate(inputs):
+        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+            ((output,), _) = stage.forward(i, [x], 0, split=split)
+        outputs.append(output)
+    seeds = [torch.randn(output.shape, generator=given).to(output.dtype) for output in outputs]
     back = [gradient for i, seed in enumerate(seeds) for gradient in stage.backward(i, [seed])]
-    middle = [p for p in stage.layers[1].module.parameters() if p.requires_grad]
-    later = sum(parameter.grad is None for parameter in middle)
+    later = [p.requires_grad and p.grad is None for p in parameters(stage)]
     if split:
-        for i in range(MICRO_BATCHES):
+        for i in range(len(inputs)):
             stage.weight_gradients(i)
-    return back, [p.grad for layer in stage.layers for p in layer.module.parameters()], later
+    return back, [p.grad for p in parameters(stage)], later
 
 
-@pytest.mark.parametrize("wanted", [True, False], ids=["gradient wanted", "first stage"])
-@pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 4)], ids=str)
-@pytest.mark.parametrize("name", MODULES)
-def test_a_split_backward_has_the_bits_of_a_whole_one(
-    name: str, shape: tuple[int, ...], *, wanted: bool
+def assert_equal(these: list[Tensor | None], those: list[Tensor | None]) -> None:
+    assert len(these) == len(those)
+    for this, that in zip(these, those, strict=True):
+        assert (this is None) == (that is None)
+        if this is not None:
+            assert this.dtype == that.dtype
+            assert this.stride() == that.stride() or this.is_sparse
+            assert torch.equal(this.to_dense(), that.to_dense())
+
+
+def assert_split_equals_whole(
+    builds: list[Build], inputs: list[Tensor], *, later: int | None = None, autocast: bool = False
 ) -> None:
-    build, put_off_by_it = MODULES[name]
-    whole = train(stage_of(build), shape, split=False, wanted=wanted)
-    split = train(stage_of(build), shape, split=True, wanted=wanted)
-    for one, other in zip([*whole[0], *whole[1]], [*split[0], *split[1]], strict=True):
-        assert (one is None and other is None) or torch.equal(one, other)
-    assert whole[2] == 0
-    assert split[2] == put_off_by_it
+    whole = train(stage_of(*builds), inputs, split=False, autocast=autocast)
+    split = train(stage_of(*builds), inputs, split=True, autocast=autocast)
+    assert_equal([*whole[0], *whole[1]], [*split[0], *split[1]])
+    assert any(gradient is not None and gradient.to_dense().any() for gradient in whole[1])
+    assert not any(whole[2])
+    assert later is None or sum(split[2]) == later
+
+
+PRECISION = pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+FIRST = pytest.mark.parametrize("wanted", [True, False], ids=["gradient wanted", "first stage"])
+
+
+@PRECISION
+@FIRST
+@pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("name", ON_VECTORS)
+def test_on_vectors(name: str, shape: tuple[int, ...], *, wanted: bool, autocast: bool) -> None:
+    """A layer between two linear maps, which put off their weights and biases too."""
+    build, later = ON_VECTORS[name]
+    assert_split_equals_whole(
+        [linear, build, linear], vectors(*shape, WIDTH, wanted=wanted), later=2 + later + 2, autocast=autocast
+    )
+
+
+@PRECISION
+@FIRST
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(name: str, *, wanted: bool, autocast: bool) -> None:
+    build, shape, later = CONVOLUTIONS[name]
+    assert_split_equals_whole([build], vectors(*shape, wanted=wanted), later=later, autocast=autocast)
+
+
+@PRECISION
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_embeddings(name: str, *, autocast: bool) -> None:
+    build, later = EMBEDDINGS[name]
+    assert_split_equals_whole([build, linear], tokens(3, 11), later=later + 2, autocast=autocast)
+
+
+def cnn() -> list[Build]:
+    """The blocks of a small network for images: as in ResNet, and as in MobileNet."""
+
+    def residual() -> nn.Module:
+        body = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
+        )
+        return Function(lambda x, part: x + part(x), body)
+
+    def separable() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU6(inplace=True),
+            nn.Conv2d(16, 32, 1, bias=False),
+            nn.BatchNorm2d(32),
+        )
+
+    return [
+        lambda: nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True)),
+        residual,
+        separable,
+        lambda: nn.Conv2d(32, 32, 3, stride=2, groups=4),
+        lambda: nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10)),
+    ]
+
+
+def gpt() -> list[Build]:
+    sizes = {"width": WIDTH, "heads": 4, "dropout": 0.0}
+    return [
+        partial(Embedding, vocabulary=20, width=WIDTH, context=16, dropout=0.0),
+        *[partial(Block, blocks=2, rotary=rotary, **sizes) for rotary in (False, True)],
+        partial(Head, vocabulary=20, width=WIDTH),
+    ]
+
+
+def transformer() -> list[Build]:
+    """PyTorch's own."""
+    layer = partial(nn.TransformerEncoderLayer, WIDTH, 4, 48, dropout=0.0)
+    return [partial(nn.Embedding, 20, WIDTH), layer, partial(layer, batch_first=True, norm_first=True)]
+
+
+@PRECISION
+@pytest.mark.parametrize(
+    ("builds", "inputs", "waiting"),
+    [
+        pytest.param(cnn(), vectors(4, 3, 12, 12, wanted=False), 0.9, id="cnn"),
+        pytest.param(gpt(), tokens(3, 16), 0.95, id="gpt"),
+        pytest.param(transformer(), tokens(3, 16), 0.9, id="transformer"),
+    ],
+)
+def test_whole_models(builds: list[Build], inputs: list[Tensor], waiting: float, *, autocast: bool) -> None:
+    """The bits of plain autograd with one graph for the whole model; most of the weights wait."""
+    stage = stage_of(*builds)
+    _, gradients, later = train(stage, inputs, split=True, autocast=autocast)
+    assert_equal(gradients, plain_gradients(builds, inputs, autocast=autocast))
+    sizes = [parameter.numel() for parameter in parameters(stage)]
+    assert sum(size for size, waits in zip(sizes, later, strict=True) if waits) > waiting * sum(sizes)
+
+
+def plain_gradients(builds: list[Build], inputs: list[Tensor], *, autocast: bool) -> list[Tensor | None]:
+    """Return the gradients of the same model and outputs' gradients, with nothing of ours."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*(build() for build in builds))
+    given = torch.Generator().manual_seed(2)
+    for x in inputs:
+        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+            output = network(x)
+        output.backward(torch.randn(output.shape, generator=given).to(output.dtype))
+    return [parameter.grad for parameter in network.parameters()]
 
 
 def test_whole_and_split_backwards_in_turn() -> None:
     """As where a schedule splits some of a stage's backwards only."""
     gradients = []
     for splits in ((), (0, 2)):
-        stage = stage_of(Twice)
-        for i in range(MICRO_BATCHES):
-            x = torch.full((2, WIDTH), 0.1 * (i + 1), requires_grad=True)
+        stage = stage_of(linear, lambda: Function(three_times, linear()), linear)
+        for i, x in enumerate(vectors(2, WIDTH)):
             (y,), _ = stage.forward(i, [x], 0, split=i in splits)
             stage.backward(i, [torch.ones_like(y)])
             if i in splits:
                 stage.weight_gradients(i)
-        gradients.append([p.grad for layer in stage.layers for p in layer.module.parameters()])
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+        gradients.append([parameter.grad for parameter in parameters(stage)])
+    assert_equal(*gradients)
 
 
 def test_layers_complete_in_the_second_part() -> None:
-    stage, complete = stage_of(nn.Tanh), list[str]()
-    (y,), _ = stage.forward(0, [torch.ones(2, WIDTH)], 0, split=True)
+    stage, complete = stage_of(linear, nn.Tanh, linear), list[str]()
+    (y,), _ = stage.forward(0, vectors(2, WIDTH)[:1], 0, split=True)
     stage.backward(0, [y], lambda layer: complete.append(layer.name))
     assert complete == []
     stage.weight_gradients(0, lambda layer: complete.append(layer.name))
     assert complete == ["layer 2", "layer 1", "layer 0"]
 
 
-def test_a_weight_that_is_used_besides() -> None:
-    """Autograd would add both uses up first: the split refuses rather than give other bits."""
-    train(stage_of(Mixed), (2,), split=False, wanted=True)
-    with pytest.raises(UserError, match=r"layer 'layer 1' uses the weight of an nn\.Linear besides"):
-        train(stage_of(Mixed), (2,), split=True, wanted=True)
+def test_a_weight_of_two_layers() -> None:
+    """It waits in neither: its uses would else be added in another order."""
+    module = linear()
+    stage = stage_of(lambda: nn.Sequential(module, nn.Tanh()), lambda: nn.Sequential(module))
+    _, _, later = train(stage, vectors(2, WIDTH), split=True)
+    assert not any(later)
 
 
-@pytest.mark.parametrize("compiled", [torch.compile, lambda module: module.compile() or module])
-def test_what_is_compiled_cannot_be_split(compiled: Callable[[nn.Module], nn.Module]) -> None:
-    stage = stage_of(lambda: compiled(nn.Linear(WIDTH, WIDTH)))
-    with pytest.raises(UserError, match="layer 'layer 1' is compiled"):
-        _ = stage.deferral
+def test_a_weight_that_is_used_in_another_way_later() -> None:
+    """Then its gradients would be added in another order than the micro-batches': refused."""
+
+    def sometimes(x: Tensor, part: nn.Linear) -> Tensor:
+        return part(x) * part.weight.sum() if x[0, 0] > 0 else part(x)
+
+    stage = stage_of(lambda: Function(sometimes, linear()))
+    inputs = [torch.full((2, WIDTH), number) for number in (1.0, -1.0)]
+    train(stage, inputs, split=True)  # once in the first part, always in the first part
+    stage = stage_of(lambda: Function(sometimes, linear()))
+    with pytest.raises(
+        UserError, match=r"layer 'layer 0' uses a weight of shape \(24, 24\) in one micro-batch"
+    ):
+        train(stage, inputs[::-1], split=True)
+
+
+def test_what_is_compiled_is_whole() -> None:
+    compiled = torch.compile(linear(), backend="aot_eager")
+    stage = stage_of(linear, lambda: compiled, linear)
+    _, gradients, later = train(stage, vectors(3, WIDTH), split=True)
+    assert later == [True, True, False, False, True, True]
+    assert all(gradient is not None for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    "build", [linear, partial(nn.Conv1d, 3, 3, 3), nn.GELU], ids=["linear", "convolution", "none"]
+)
+def test_nothing_is_kept_behind_the_second_part(build: Build) -> None:
+    """Memory of inputs and output gradients lives up to it where weights wait, and else is free before."""
+    stage = stage_of(build)
+    arrays = np.ones((3, WIDTH), np.float32), np.ones(build().forward(torch.ones(3, WIDTH)).shape, np.float32)
+    alive = [weakref.ref(array) for array in arrays]
+    x, gradient = map(torch.from_numpy, arrays)
+    stage.forward(0, [x.requires_grad_()], 0, split=True)
+    stage.backward(0, [gradient])
+    del x, gradient, arrays
+    kept = [reference() is not None for reference in alive]
+    stage.weight_gradients(0)
+    assert kept == [bool(list(stage.layers[0].module.parameters()))] * 2
+    assert [reference() for reference in alive] == [None, None]

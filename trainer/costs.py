@@ -23,7 +23,7 @@ from trainer.models.names import build_on_meta
 from trainer.pipeline.activation import Nest, Structure, flatten, structure, unflatten
 from trainer.pipeline.recomputation import Recompute, keeping
 from trainer.pipeline.stage import works_in_place
-from trainer.pipeline.weight_gradients import Deferral, Deferred, collecting
+from trainer.pipeline.weight_gradients import Deferral, Deferred
 
 # So many operations take as long as moving a byte: about 100 GFLOP/s against 10 to 20 GB/s on a processor's
 # core, 60 TFLOP/s in fp32 against 3.4 TB/s on an H100. Only the order of magnitude matters: these costs
@@ -53,8 +53,10 @@ class LayerCost:
         kept_bytes: What a forward pass keeps until the backward, its output included, parameters and inputs
             left out, by what the backward computes again. Attention that is fused keeps less: the meta
             device runs it unfused.
-        put_off_bytes: What the first part of a split backward leaves for the second, inputs included.
-        put_off: The relative time of that second part, in operations.
+        trained: How many numbers of the parameters are not frozen.
+        put_off: Of how many of these a split backward makes the gradients in its second part.
+        put_off_bytes: What the first part of it leaves for the second, inputs included.
+        put_off_work: The relative time of the second part, in operations.
         warning: Why the figures are a guess; None if they are not.
     """
 
@@ -67,8 +69,10 @@ class LayerCost:
     parameter_bytes: int
     output_bytes: int
     kept_bytes: Mapping[Recompute, int]
+    trained: int
+    put_off: int
     put_off_bytes: int
-    put_off: float
+    put_off_work: float
     warning: str | None = None
 
     @property
@@ -167,9 +171,11 @@ def _layer_cost(
         parameter_bytes=parameter_bytes,
         output_bytes=_bytes(outputs),
         kept_bytes=kept,
+        trained=sum(parameter.numel() for parameter in trained),
+        put_off=sum(parameter.numel() for parameter in later),
         put_off_bytes=left,
         # The second part also adds what it makes to the gradients.
-        put_off=backward.cost - first.cost + FLOPS_PER_BYTE * 3 * _bytes(later) if later else 0.0,
+        put_off_work=backward.cost - first.cost + FLOPS_PER_BYTE * 3 * _bytes(later) if later else 0.0,
         warning=warning,
     )
     return cost, outputs, shape
@@ -233,26 +239,20 @@ def _kept_bytes(module: nn.Module, inputs: list[Tensor], nest: Nest, recompute: 
 def _first_part(
     module: nn.Module, inputs: list[Tensor], nest: Nest
 ) -> tuple[int, "_Work", list[nn.Parameter]]:
-    """Return what the first part of a split backward keeps, its work, and whose gradients it puts off.
-
-    The module stays changed.
-    """
-    deferral, work = Deferral({"": module}), _Work()
+    """Return what the first part of a split backward keeps, its work, and whose gradients it puts off."""
+    deferral, work, live = Deferral([module]), _Work(), LiveBytes()
     deferred: Deferred = []
-    live = LiveBytes()
     with live:
         leaves = [_on_meta(tensor, tensor.dtype) for tensor in inputs]
-        with deferral.forward():
-            outputs, _ = _run(module, leaves, nest)
-        outputs = [tensor for tensor in outputs if tensor.requires_grad]
+        outputs = [tensor for tensor in _run(module, leaves, nest)[0] if tensor.requires_grad]
         gradients = [torch.empty_like(tensor) for tensor in outputs]
-        with deferral.backward(), collecting(deferred), work.counting():
-            torch.autograd.backward(outputs, gradients)
+        if outputs:
+            with work.counting():
+                deferral.backward("", outputs, gradients, deferred)
         del leaves, outputs, gradients
         for parameter in module.parameters():
             parameter.grad = None
-        left = live.bytes
-    return left, work, list(dict.fromkeys(parameter for parameter, _ in deferred))
+    return live.bytes, work, list(dict.fromkeys(parameter for parameter, _ in deferred))
 
 
 def _product(parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:

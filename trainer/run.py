@@ -32,7 +32,7 @@ from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport, Transport
-from trainer.schedule.actions import Action, Kind, Schedule
+from trainer.schedule.actions import Action, Schedule
 from trainer.schedule.assemble import placement, training_schedule
 from trainer.schedule.from_file import read_schedule
 from trainer.schedule.machine import Machine
@@ -174,9 +174,6 @@ class Run:
             )
             for stage in mine
         }
-        for action in self.schedule(len(self.micro_batches)).workers[self.groups.model_parallel.rank]:
-            if action.kind is Kind.WEIGHT_GRADIENT:
-                _ = self.stages[action.stage].deferral  # says now, not in a step, what it cannot split
         self.layers: list[BuiltLayer] = [layer for stage in self.stages.values() for layer in stage.layers]
         self.statistics = RunningStatistics(self.layers)
         shards = self.layout.replicas if config.optimizer.sharded else 1

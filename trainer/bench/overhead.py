@@ -1,7 +1,8 @@
 """`python -m trainer.bench.overhead`: what an action costs beyond the autograd that it has to do anyway.
 
 Layers that do next to nothing run through the engine, all stages in one process, and through a bare loop of
-autograd over the very same graphs: a leaf, the layer, its backward, for every layer and micro-batch.
+autograd over the very same graphs: a leaf, the layer, its backward, for every layer and micro-batch. Then, on
+real layers, what a backward in two parts costs beside a whole one.
 """
 
 import argparse
@@ -14,8 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer import environment
 from trainer.averaging import OneReplica
+from trainer.bench.gpt import Work
 from trainer.bench.sleeping import MeanOfSamples, Numbers
+from trainer.bench.split_backward import ratios
 from trainer.layout import Layout
 from trainer.models.model import Layer
 from trainer.pipeline.engine import Engine
@@ -113,8 +117,10 @@ def main() -> None:
     parser.add_argument("--micro-batches", type=int, default=32)
     parser.add_argument("--schedule", choices=ORDERS, default="1f1b")
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--split-rounds", type=int, default=20, help="of the table of split backwards")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    environment.keep_freed_memory()
     print("stages  actions  microseconds an action: engine   bare autograd   overhead")
     for stages in given.stages:
         bench = Bench(given.schedule, stages, given.micro_batches)
@@ -125,6 +131,13 @@ def main() -> None:
     print(f"\n{given.stages[-1]} stages, by kind: microseconds of an action, bare autograd included")
     for kind, seconds in _by_kind(bench, given.rounds).items():
         print(f"  {kind:20}{seconds * 1e6:8.1f}")
+    work = Work()
+    print(
+        f"\n{work.blocks} GPT blocks of width {work.width}, {work.micro_batches} micro-batches: CPU time of a "
+        "step over that with whole backwards, median (95 % interval)"
+    )
+    for way, ratio in ratios(work, given.split_rounds).items():
+        print(f"  {way:28}{ratio}")
 
 
 def _medians(rounds: int, *ways: Callable[[], None]) -> list[float]:

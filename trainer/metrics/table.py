@@ -2,30 +2,57 @@
 
 from collections.abc import Sequence
 
+from trainer.cut import Cut
+from trainer.layout import Layout
 from trainer.run import Run
+from trainer.schedule.actions import Kind, Schedule
 from trainer.sizes import size_text
 
 
 def layout_table(run: Run) -> str:
-    """Return a table of the stages: their ranks, layers, parameters, bytes and share of the work."""
-    layout, cut = run.layout, run.cut
+    """Return the headline, and a table of the stages."""
+    schedule = run.schedule(len(run.micro_batches))
+    return f"{headline(run)}\n{stages_table(run.layout, run.cut, schedule)}"
+
+
+def stages_table(layout: Layout, cut: Cut, schedule: Schedule) -> str:
+    """Return a table of the stages: their ranks, layers, parameters, bytes and share of the work.
+
+    If the schedule splits backwards, also the share of the trained parameters whose gradients it puts off,
+    and a line with the layers of split stages that put off nothing.
+    """
     total = sum(cost.cost for cost in cut.costs)
-    rows = [("stage", "ranks", "layers", "parameters", "bytes", "work")]
+    rows = [["stage", "ranks", "layers", "parameters", "bytes", "work"]]
     for stage, layers in enumerate(cut.stages):
         costs = [cut.costs[layer] for layer in layers]
         ranks = [layout.rank_of(stage, replica) for replica in range(layout.replicas)]
         names = costs[0].name if len(costs) == 1 else f"{costs[0].name} .. {costs[-1].name} ({len(costs)})"
         rows.append(
-            (
+            [
                 str(stage),
                 _ranks(ranks),
                 names,
                 f"{sum(cost.parameters for cost in costs):,}",
                 size_text(sum(cost.parameter_bytes for cost in costs)),
                 f"{sum(cost.cost for cost in costs) / total:.0%}",
-            )
+            ]
         )
-    return f"{headline(run)}\n{_align(rows)}"
+    split = {a.stage for worker in schedule.workers for a in worker if a.kind is Kind.WEIGHT_GRADIENT}
+    if not split:
+        return _align(rows)
+    put_off = [cut.put_off(layer, cost.put_off) for layer, cost in enumerate(cut.costs)]
+    column = ["put off"]
+    for stage, layers in enumerate(cut.stages):
+        share = sum(put_off[layer] for layer in layers) / max(1, sum(cut.costs[i].trained for i in layers))
+        column.append(f"{share:.1%}" if share and stage in split else "none")
+    whole = [
+        cut.costs[layer].name
+        for stage in sorted(split)
+        for layer in cut.stages[stage]
+        if cut.costs[layer].trained and not put_off[layer]
+    ]
+    table = _align([[*row, cell] for row, cell in zip(rows, column, strict=True)])
+    return f"{table}\n  whole backwards: {', '.join(whole)}" if whole else table
 
 
 def headline(run: Run) -> str:

@@ -48,15 +48,3 @@ class Precision:
     def for_loss(self, tensor: Tensor) -> Tensor:
         """Return the last layer's output as the loss takes it: sums of many terms want float32."""
         return tensor.float() if tensor.dtype is self.compute else tensor
-
-
-def autocasted(tensor: Tensor) -> Tensor:
-    """Return what a product would make of a tensor here: for an `autograd.Function` of one's own.
-
-    In its forward autocast is on and converts for the kernels alone; in its backward autocast is off. So what
-    it saves for its backward has to be converted by itself.
-    """
-    kind = tensor.device.type
-    if tensor.dtype is torch.float64 or not torch.is_autocast_enabled(kind):
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(kind))

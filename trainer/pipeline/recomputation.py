@@ -5,6 +5,9 @@
                 norms, activation functions, dropout and softmax are computed again
     full        keeps the layer's inputs alone
 
+Of a backward in two parts only `none` and `full` put weight gradients off: a graph that recomputes bit by
+bit, as `selective` needs it, gives what it has saved but once.
+
 A forward that runs again gives the same bits: it is seeded as the first time, and running statistics are
 summed the first time only.
 """
@@ -14,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -57,6 +61,12 @@ def keeping(recompute: Recompute, forward: Callable[..., T], *inputs: Tensor) ->
         context_fn=contexts,
     )
     return result
+
+
+def again(forward: Callable[..., T], *inputs: Tensor) -> T:
+    """Run a layer's forward once more, with a plain graph: its backward can be split."""
+    with torch.enable_grad(), _running_again(nullcontext()):
+        return forward(*inputs)
 
 
 def is_slow(operation: OpOverload) -> bool:

@@ -10,9 +10,8 @@ known to be complete, without any hook, when its last backward returns.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ from trainer.models.model import Activation, Loss, Tie
 from trainer.pipeline.activation import Nest, flatten, unflatten
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.recomputation import Recompute, keeping
-from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients, collecting
+from trainer.pipeline.recomputation import Recompute, again, keeping
+from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,8 @@ class _Tape:
     split: bool
     leaves: list[list[Tensor]] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)
+    # By layer, where a split backward begins with all of the forward: it.
+    again: dict[int, Callable[[], tuple[list[Tensor], Nest]]] = field(default_factory=dict)
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -112,6 +113,7 @@ class Stage:
         if loss is not None:
             self._hand_on[-1] = precision.for_loss
         self._tapes: dict[int, _Tape] = {}
+        self._deferral = Deferral(layer.module for layer in layers)
         self._deferred: dict[int, list[Deferred]] = {}  # by micro-batch: what each layer has put off
         # Autograd forbids to write into a leaf: these layers get copies.
         self._copied = [works_in_place(layer.module) for layer in layers]
@@ -120,15 +122,6 @@ class Stage:
         """Set the layers to train (dropout on, graphs kept) or to infer."""
         for layer in self.layers:
             layer.module.train(mode)
-
-    @cached_property
-    def deferral(self) -> Deferral:
-        """Return what lets this stage's weight gradients be put off; made when it is first asked for.
-
-        Raises:
-            UserError: A layer is compiled.
-        """
-        return Deferral({layer.name: layer.module for layer in self.layers})
 
     def forward(
         self, micro_batch: int, tensors: list[Tensor], nest: Nest, *, split: bool = False
@@ -144,9 +137,11 @@ class Stage:
         tape = _Tape(split)
         for number in range(len(self.layers)):
             leaves = [_leaf(tensor) for tensor in tensors]  # [1]
-            run = partial(self._run_layer, number, micro_batch, nest, split)
+            run = partial(self._run_layer, number, micro_batch, nest)
             if torch.is_grad_enabled():
                 tensors, nest = keeping(self._recompute[number], run, *leaves)
+                if split and self._recompute[number] is Recompute.FULL:
+                    tape.again[number] = partial(again, run, *leaves)
             else:
                 tensors, nest = run(*leaves)
             tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
@@ -157,15 +152,14 @@ class Stage:
         return tensors, nest
 
     def _run_layer(
-        self, number: int, micro_batch: int, nest: Nest, split: bool, *leaves: Tensor
+        self, number: int, micro_batch: int, nest: Nest, *leaves: Tensor
     ) -> tuple[list[Tensor], Nest]:
         """Run a layer; called again with the same where its backward recomputes."""
         layer = self.layers[number]
         inputs = [leaf.clone() for leaf in leaves] if self._copied[number] else list(leaves)
         if layer.module.training:
             self._randomness.seed_layer(layer.name, micro_batch, self.device)
-        deferring = self.deferral.forward() if split else nullcontext()
-        with deferring, self._precision.autocast(self.device):
+        with self._precision.autocast(self.device):
             tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
         return [self._hand_on[number](tensor).contiguous() for tensor in tensors], nest  # [2]
 
@@ -199,10 +193,9 @@ class Stage:
         tape = self._tapes.pop(micro_batch)
         if not tape.split:
             return self._unwind(tape, gradients, complete)
-        with self.deferral.backward():
-            deferred: list[Deferred] = [[] for _ in self.layers]
-            self._deferred[micro_batch] = deferred
-            return self._unwind(tape, gradients, None, deferred)
+        deferred: list[Deferred] = [[] for _ in self.layers]
+        self._deferred[micro_batch] = deferred
+        return self._unwind(tape, gradients, None, deferred)
 
     def _unwind(
         self,
@@ -213,9 +206,12 @@ class Stage:
     ) -> list[Tensor]:
         for step in reversed(range(len(tape.outputs))):
             outputs, leaves = tape.outputs.pop(), tape.leaves.pop()
-            if outputs:
-                with collecting(deferred[step]) if step < len(deferred) else nullcontext():
-                    torch.autograd.backward(outputs, gradients)
+            if outputs and step in tape.again:
+                outputs = [tensor for tensor in tape.again.pop(step)()[0] if tensor.requires_grad]
+            if outputs and step < len(deferred):
+                self._deferral.backward(self.layers[step].name, outputs, gradients, deferred[step])
+            elif outputs:
+                torch.autograd.backward(outputs, gradients)
             # An output that nothing used has a gradient of zero, within a rank as across ranks.
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
             if complete is not None and step < len(self.layers):

@@ -1,30 +1,36 @@
 """Weight gradients as work for later: what splits a backward in two.
 
-In the first part of a split backward a module makes the gradient of its input only, and puts off what its
-weights' take. It is done in the second part by the products that autograd would have formed, in the order in
-which it would have added them up, so that not a bit is different.
+A forward is plain PyTorch's, and leaves autograd's graph. In it some nodes meet weights (`weight_nodes.py`):
 
-    module                       its weights' gradients
-    nn.Linear itself             in the second part
-    one that calls `put_off`     in the second part
-    anything else                in the first: also classes derived from nn.Linear, parametrised weights, and
-                                 an nn.Linear whose weight another module shares
+              gradient of y                    first part: autograd's own run of the graph, but for the way from
+                    |                          these nodes to their weights; each keeps x and the gradient of y
+        x <----- [ node ] - - -> weight, bias
+                                               second part: the gradients of weight and bias, by the kernels that
+                                               autograd would have called, added up in the order in which it would
+
+So not a bit is different. What a node here does not explain has its gradient in the first part: weights that are
+computed from others (parametrised ones, say) or also used elsewhere, norms, whatever is compiled.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeGuard
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from trainer.errors import UserError
-from trainer.pipeline.precision import autocasted
+from trainer.pipeline.weight_nodes import WEIGHT_NODES, WeightNode
 
+# Makes a gradient; None where there is none after all.
+Gradient: TypeAlias = Callable[[], Tensor | None]
+# Does a step between a node and a parameter, too.
+Step: TypeAlias = Callable[[Gradient, Tensor], Tensor | None]
 # A parameter and what makes its gradient, for every use of a micro-batch in the order of the backward.
-Deferred = list[tuple[nn.Parameter, Callable[[], Tensor]]]
+Deferred: TypeAlias = list[tuple[nn.Parameter, Gradient]]
 
 _collecting: list[Deferred] = []  # where what is put off goes; empty outside of a split backward
 
@@ -39,16 +45,16 @@ def put_off(parameter: nn.Parameter, gradient: Callable[[], Tensor]) -> bool:
         return gradient_of_x, None if later else product(gradient, x)
 
     Args:
-        parameter: Whose gradient it is.
-        gradient: Makes the gradient of this use, in the parameter's shape; called with gradients off. Of
-            another type it is converted, as autograd would.
+        parameter: Whose gradient it is; all its uses put theirs off, or none does.
+        gradient: Makes the gradient of this use, a new tensor in the parameter's shape; called with
+            gradients off. Of another type it is converted, as autograd would.
 
     Returns:
         Whether it will be done: False where the backward is whole, and autograd adds up.
     """
     if not _collecting:
         return False
-    _collecting[-1].append((parameter, gradient))
+    _collecting[-1].append((parameter, partial(_cast, gradient, parameter)))
     return True
 
 
@@ -63,127 +69,213 @@ def collecting(deferred: Deferred) -> Iterator[None]:
 
 
 def add_weight_gradients(deferred: Deferred) -> None:
-    """Do what was put off, and forget it."""
-    uses: dict[nn.Parameter, list[Callable[[], Tensor]]] = {}
+    """Do what was put off, and forget it bit by bit."""
+    uses: dict[nn.Parameter, list[Gradient]] = {}
     for parameter, gradient in deferred:
         uses.setdefault(parameter, []).append(gradient)
     deferred.clear()
     with torch.no_grad():
-        for parameter, gradients in uses.items():
-            total = gradients[0]().to(parameter.dtype)
-            for gradient in gradients[1:]:
-                total = total + gradient().to(parameter.dtype)  # first to one another, as autograd does
-            if parameter.grad is None:
-                parameter.grad = total
-            else:
+        for parameter in list(uses):
+            total = _sum(uses.pop(parameter))  # first to one another, as autograd does
+            if total is None:
+                continue
+            if parameter.grad is not None:
                 parameter.grad.add_(total)
+            elif total.stride() == parameter.stride():
+                parameter.grad = total
+            else:  # autograd lays gradients out as their parameters
+                parameter.grad = torch.empty_like(parameter).copy_(total)
 
 
-class _Linear(torch.autograd.Function):
-    """A linear map that puts off the gradients of weight and bias.
-
-    Both are among the inputs so that the output has a gradient wherever they want one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None) -> Tensor:
-        ctx.parameters = weight, bias
-        kept = autocasted(x), autocasted(weight)
-        ctx.save_for_backward(*kept)
-        return F.linear(*kept, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (gradient,) = gradients
-        x, weight = ctx.saved_tensors
-        inputs, outputs = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        if of_weight:
-            put_off(ctx.parameters[0], lambda: outputs.t().mm(inputs))
-        if of_bias:
-            put_off(ctx.parameters[1], lambda: outputs.sum(0))
-        return outputs.mm(weight).view(x.shape) if of_x else None, None, None
+def weights_put_off(outputs: Iterable[Tensor]) -> set[nn.Parameter]:
+    """Return the parameters whose gradients the first part of a backward from these outputs would put off."""
+    return {parameter for parameter, _ in _Plan(outputs, _may_wait).put_off}
 
 
 class Deferral:
-    """Lets the linear maps of some layers put off their weight gradients.
+    """Runs the first parts of split backwards.
 
     Args:
-        layers: The layers' modules, by name.
-
-    Attributes:
-        modules: The linear maps that can, in the layers' order.
-
-    Raises:
-        UserError: A module is compiled: what it was compiled to cannot be split.
+        layers: The modules of all layers whose backwards it will split.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        self.modules: list[nn.Linear] = []
-        self._active = False
-        self._mixed: str | None = None
-        owners = Counter(
-            parameter
-            for layer in layers.values()
-            for module in layer.modules()
-            for parameter in module.parameters(recurse=False)
-        )
-        for name, layer in layers.items():
-            for module in layer.modules():
-                if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-                    raise UserError(
-                        f"layer {name!r} is compiled (torch.compile), and its backward cannot be split: use "
-                        "a schedule with whole backwards (schedule=1f1b), or do not compile it"
-                    )
-                parameters = module.parameters(recurse=False)
-                if _is_linear(module) and all(owners[parameter] == 1 for parameter in parameters):
-                    self._take_over(name, module)
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        owners = Counter(parameter for layer in layers for parameter in layer.parameters())
+        # Whether a parameter's gradients are put off. The first backward says it for all: where one waits and
+        # the next one does not, micro-batches are not added in their order.
+        self._put_off = {parameter: False for parameter, number in owners.items() if number > 1}
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
-        """Let the forwards within this context have backwards that put off."""
-        self._active = True
-        try:
-            yield
-        finally:
-            self._active = False
+    def backward(
+        self, layer: str, outputs: Sequence[Tensor], gradients: Sequence[Tensor], deferred: Deferred
+    ) -> None:
+        """Run a layer backward, all but what can be put off.
 
-    @contextmanager
-    def backward(self) -> Iterator[None]:
-        """Hold the first parts of backwards within this context against their promise.
+        Args:
+            layer: The layer's name.
+            outputs: The ends of its graph.
+            gradients: One for each.
+            deferred: Gets what is put off.
 
         Raises:
-            UserError: Behind it, if a weight whose gradient is put off was also used beside its module.
-                Autograd would have added up both before adding them to the gradient: other bits.
+            UserError: The layer uses a weight in one micro-batch as it did not in an earlier one.
         """
-        with self.forward():
-            yield
-        if self._mixed is not None:
-            raise UserError(
-                f"layer {self._mixed!r} uses the weight of an nn.Linear besides calling it, so its backward "
-                "cannot be split: use a schedule with whole backwards (schedule=1f1b)"
-            )
+        plan = _Plan(outputs, self._may_wait)
+        self._decide(layer, plan)
+        with collecting(deferred):
+            plan.run(outputs, gradients)
+        deferred += plan.put_off
 
-    def _take_over(self, layer: str, module: nn.Linear) -> None:
-        """Give the module a forward of its own; what calls it, and hooks on it, notice nothing."""
+    def _may_wait(self, leaf: Tensor) -> bool:
+        return _may_wait(leaf) and self._put_off.get(leaf, True)
 
-        def forward(x: Tensor) -> Tensor:
-            if not (self._active and torch.is_grad_enabled()):
-                return F.linear(x, module.weight, module.bias)
-            output: Tensor = _Linear.apply(x, module.weight, module.bias)  # type: ignore[no-untyped-call]
-            return output
-
-        def watch(gradient: Tensor | None) -> None:
-            if gradient is not None and self._active:
-                self._mixed = layer
-
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.register_hook(watch)  # type: ignore[no-untyped-call]  # before autograd adds it
-        module.forward = forward  # type: ignore[method-assign, assignment]
-        self.modules.append(module)
+    def _decide(self, layer: str, plan: "_Plan") -> None:
+        for parameter, _ in plan.put_off:
+            self._put_off[parameter] = True
+        for leaf in plan.whole:
+            if isinstance(leaf, nn.Parameter) and self._put_off.setdefault(leaf, False):
+                raise UserError(
+                    f"layer {layer!r} uses a weight of shape {tuple(leaf.shape)} in one micro-batch in a way "
+                    "in which it did not in an earlier one, so its backward cannot be split: use a schedule "
+                    "with whole backwards (schedule=1f1b)"
+                )
 
 
-def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return whether a module is a plain linear map that trains."""
-    return type(module) is nn.Linear and any(p.requires_grad for p in module.parameters())
+class _Plan:
+    """What the first part of a backward runs, and what it puts off.
+
+    Args:
+        outputs: The ends of the graph.
+        may_wait: Whether a leaf's gradient may be put off, as far as the leaf is concerned.
+
+    Attributes:
+        put_off: The parameters whose gradients wait, and what makes them once the first part has run.
+        whole: The leaves that have theirs in the first part.
+    """
+
+    def __init__(self, outputs: Iterable[Tensor], may_wait: Callable[[Tensor], bool]) -> None:
+        self.put_off: Deferred = []
+        self.whole: list[Tensor] = []
+        self._nodes: dict[Any, WeightNode] = {}
+        self._graph = graph = _Graph(outputs)
+        for node in graph.leaves:
+            leaf = node.variable
+            waits = may_wait(leaf) and not graph.runs_its_own
+            gradient = self._into(node, leaf, _STEPS) if waits else None
+            if gradient is None:
+                self.whole.append(leaf)
+            else:
+                self.put_off.append((leaf, gradient))
+
+    def run(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Run the first part."""
+        if not self.put_off:
+            torch.autograd.backward(outputs, gradients)
+            return
+        # A node that is asked for is run, also where nothing before it learns.
+        asked = [weights.edge for weights in self._nodes.values()]
+        for node, weights in self._nodes.items():
+            node.register_prehook(weights.keep)
+        torch.autograd.backward(outputs, gradients, inputs=[*self.whole, *asked])
+
+    def _into(self, node: Any, leaf: Tensor, steps: Mapping[str, Step]) -> Gradient | None:
+        """Return what makes the gradient that flows into a node, if all of it can wait.
+
+        Args:
+            node: A leaf's node, or one on the way to it.
+            leaf: The leaf.
+            steps: What the way may still lead through.
+        """
+        gradients = []
+        for user, place in self._graph.users(node):
+            gradient = self._from(user, place, leaf, steps)
+            if gradient is None:
+                return None
+            gradients.append(gradient)
+        return gradients[0] if len(gradients) == 1 else partial(_sum, gradients)
+
+    def _from(self, node: Any, place: int, leaf: Tensor, steps: Mapping[str, Step]) -> Gradient | None:
+        """Return what makes the gradient of the input of a node at a place, if it can wait."""
+        name = type(node).__name__
+        if name in steps:
+            rest = {other: step for other, step in steps.items() if other != name}
+            gradient = self._into(node, leaf, rest)
+            return gradient and partial(steps[name], gradient, leaf)
+        kind = WEIGHT_NODES.get(name)
+        if kind is None or not kind.fits(node, place, leaf):
+            return None
+        if node not in self._nodes:
+            if not kind.can_wait(node):
+                return None
+            self._nodes[node] = kind(node)
+        return partial(self._nodes[node].gradient, place)
+
+
+class _Graph:
+    """A graph of autograd, read from its end.
+
+    Args:
+        outputs: The ends.
+
+    Attributes:
+        leaves: The nodes of the leaves.
+        runs_its_own: Whether a node runs a backward within, as reentrant checkpoints do, which must be whole.
+    """
+
+    def __init__(self, outputs: Iterable[Tensor]) -> None:
+        self.leaves: list[Any] = []
+        self.runs_its_own = False
+        # For every node, which nodes it is an input of, and at which place; None is the outside.
+        self._users = users = {
+            tensor.grad_fn or get_gradient_edge(tensor).node: [(None, 0)] for tensor in outputs
+        }
+        left = list(users)
+        while left:
+            node = left.pop()
+            name = type(node).__name__
+            if name == "AccumulateGrad":
+                self.leaves.append(node)
+            elif name == "CheckpointFunctionBackward":
+                self.runs_its_own = True
+            for place, (before, _) in enumerate(node.next_functions):
+                if before in users:
+                    users[before].append((node, place))
+                elif before is not None:
+                    users[before] = [(node, place)]
+                    left.append(before)
+
+    def users(self, node: Any) -> list[tuple[Any, int]]:
+        """Return which nodes a node is an input of, and at which place, in the order of their backwards."""
+        users = self._users[node]
+        if len(users) == 1 or (None, 0) in users:
+            return users
+        return sorted(users, key=lambda user: -user[0]._sequence_nr())  # the latest operation first
+
+
+def _sum(gradients: Iterable[Gradient]) -> Tensor | None:
+    """Return the sum of those that there are, from the first to the last."""
+    total = None
+    for make in gradients:
+        gradient = make()
+        if gradient is not None:
+            total = gradient if total is None else total + gradient
+    return total
+
+
+def _transposed(make: Gradient, leaf: Tensor) -> Tensor | None:
+    gradient = make()
+    return None if gradient is None else gradient.t()
+
+
+def _cast(make: Gradient, leaf: Tensor) -> Tensor | None:
+    gradient = make()
+    return None if gradient is None else gradient.to(leaf)
+
+
+# What may stand between a node and a parameter, each once: nn.Linear's transposition, and autocast's copy.
+_STEPS: Mapping[str, Step] = {"TBackward0": _transposed, "ToCopyBackward0": _cast}
+
+
+def _may_wait(leaf: Tensor) -> bool:
+    """Return whether a leaf is a parameter that has nothing done to its gradient by the way."""
+    hooked = leaf._backward_hooks or leaf._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+    return isinstance(leaf, nn.Parameter) and not hooked

@@ -1,0 +1,73 @@
+"""The table at the start of a run, on layouts made by hand."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from tests.test_weight_gradients import Own
+from trainer.cut import Cut, cut_model
+from trainer.layout import Layout
+from trainer.metrics.table import stages_table
+from trainer.models.model import Layer, Model
+from trainer.models.simplenet import BinaryLoss
+from trainer.schedule.assemble import training_schedule
+
+WIDTH = 24
+
+
+class Opaque(nn.Linear):
+    """Does not run on the meta device."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * float(x.sum())
+
+
+def cut(*last_stage: Layer) -> Cut:
+    """Return three linear maps a layer each, in two stages, and a last stage."""
+    layers = [Layer(f"linear.{number}", partial(nn.Linear, WIDTH, WIDTH)) for number in range(3)]
+    return cut_model(Model((*layers, *last_stage), BinaryLoss()), torch.empty(4, WIDTH), [2, 3], range(3))
+
+
+def table(schedule: str, *last_stage: Layer) -> list[list[str]]:
+    """Return the table's lines in words."""
+    text = stages_table(Layout(6, 3), cut(*last_stage), training_schedule(schedule, 3, 4))
+    return [line.split() for line in text.splitlines()]
+
+
+def test_stages() -> None:
+    head, first, second, third = table("1f1b", Layer("last", partial(nn.Linear, WIDTH, 1)))
+    assert head == ["stage", "ranks", "layers", "parameters", "bytes", "work"]
+    assert first[:-1] == ["0", "0", "3", "linear.0", "..", "linear.1", "(2)", "1,200", "4.7", "KiB"]
+    assert second[:-1] == ["1", "1", "4", "linear.2", "600", "2.3", "KiB"]
+    assert third[:-1] == ["2", "2", "5", "last", "25", "100", "B"]
+    assert sum(int(line[-1].rstrip("%")) for line in (first, second, third)) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("build", "share"),
+    [
+        pytest.param(partial(nn.Linear, WIDTH, 1), "100.0%", id="all"),
+        pytest.param(lambda: nn.Sequential(nn.Linear(WIDTH, 1), nn.LayerNorm(1)), "92.6%", id="most"),
+        pytest.param(Own, "100.0%", id="an autograd function of one's own"),
+    ],
+)
+def test_what_is_put_off(build: Callable[[], nn.Module], share: str) -> None:
+    """ZB-H1's first stage has whole backwards."""
+    lines = table("zb_h1", Layer("last", build))
+    assert [line[-1] for line in lines] == ["off", "none", "100.0%", share]
+
+
+def test_layers_that_put_off_nothing_are_named() -> None:
+    """But not those with nothing to put off."""
+    last = [
+        Layer("norm", partial(nn.LayerNorm, WIDTH)),
+        Layer("tanh", nn.Tanh),
+        Layer("opaque", partial(Opaque, WIDTH, WIDTH)),
+        Layer("frozen", lambda: nn.LayerNorm(WIDTH).requires_grad_(False)),
+    ]
+    *_, stage, line = table("zb_h1", *last)
+    assert stage[-1] == "none"
+    assert line == ["whole", "backwards:", "norm,", "opaque"]
