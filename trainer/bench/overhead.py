@@ -133,8 +133,8 @@ def main() -> None:
         print(f"  {kind:20}{seconds * 1e6:8.1f}")
     work = Work()
     print(
-        f"\n{work.blocks} GPT blocks of width {work.width}, {work.micro_batches} micro-batches: CPU time of a "
-        "step over that with whole backwards, median (95 % interval)"
+        f"\n{work.blocks} GPT blocks of width {work.width}, {work.micro_batches} micro-batches: CPU time "
+        "of a step over that with whole backwards, median (95 % interval)"
     )
     for way, ratio in ratios(work, given.split_rounds).items():
         print(f"  {way:28}{ratio}")

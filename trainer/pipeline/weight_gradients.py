@@ -2,14 +2,13 @@
 
 A forward is plain PyTorch's, and leaves autograd's graph. In it some nodes meet weights (`weight_nodes.py`):
 
-              gradient of y                    first part: autograd's own run of the graph, but for the way from
-                    |                          these nodes to their weights; each keeps x and the gradient of y
-        x <----- [ node ] - - -> weight, bias
-                                               second part: the gradients of weight and bias, by the kernels that
-                                               autograd would have called, added up in the order in which it would
+         gradient of y                 first part: autograd's own run of the graph, but for the way from these
+               |                       nodes to their weights; each keeps x and the gradient of y
+    x <---- [ node ] - - -> weight     second part: the gradients of the weights, by the kernels that autograd
+                                       would have called, added up in the order in which it would
 
-So not a bit is different. What a node here does not explain has its gradient in the first part: weights that are
-computed from others (parametrised ones, say) or also used elsewhere, norms, whatever is compiled.
+So not a bit is different. What a node here does not explain has its gradient in the first part: weights that
+are computed from others (parametrised ones, say) or also used elsewhere, norms, whatever is compiled.
 """
 
 from collections import Counter
@@ -126,7 +125,7 @@ class Deferral:
         deferred += plan.put_off
 
     def _may_wait(self, leaf: Tensor) -> bool:
-        return _may_wait(leaf) and self._put_off.get(leaf, True)
+        return _may_wait(leaf) and self._put_off.get(leaf, True)  # type: ignore[call-overload]
 
     def _decide(self, layer: str, plan: "_Plan") -> None:
         for parameter, _ in plan.put_off:
@@ -175,7 +174,7 @@ class _Plan:
         asked = [weights.edge for weights in self._nodes.values()]
         for node, weights in self._nodes.items():
             node.register_prehook(weights.keep)
-        torch.autograd.backward(outputs, gradients, inputs=[*self.whole, *asked])
+        torch.autograd.backward(outputs, gradients, inputs=[*self.whole, *asked])  # type: ignore[arg-type]
 
     def _into(self, node: Any, leaf: Tensor, steps: Mapping[str, Step]) -> Gradient | None:
         """Return what makes the gradient that flows into a node, if all of it can wait.
@@ -225,9 +224,10 @@ class _Graph:
         self.leaves: list[Any] = []
         self.runs_its_own = False
         # For every node, which nodes it is an input of, and at which place; None is the outside.
-        self._users = users = {
+        users: dict[Any, list[tuple[Any, int]]] = {
             tensor.grad_fn or get_gradient_edge(tensor).node: [(None, 0)] for tensor in outputs
         }
+        self._users = users
         left = list(users)
         while left:
             node = left.pop()
@@ -261,7 +261,7 @@ def _sum(gradients: Iterable[Gradient]) -> Tensor | None:
     return total
 
 
-def _transposed(make: Gradient, leaf: Tensor) -> Tensor | None:
+def _transposed(make: Gradient, _leaf: Tensor) -> Tensor | None:
     gradient = make()
     return None if gradient is None else gradient.t()
 
@@ -277,5 +277,5 @@ _STEPS: Mapping[str, Step] = {"TBackward0": _transposed, "ToCopyBackward0": _cas
 
 def _may_wait(leaf: Tensor) -> bool:
     """Return whether a leaf is a parameter that has nothing done to its gradient by the way."""
-    hooked = leaf._backward_hooks or leaf._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+    hooked = leaf._backward_hooks or leaf._post_accumulate_grad_hooks
     return isinstance(leaf, nn.Parameter) and not hooked

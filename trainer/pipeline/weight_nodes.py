@@ -1,8 +1,8 @@
 """Where autograd's graph meets weights: the nodes whose weights can have their gradients later.
 
-A node is what an operation of the forward leaves in the graph, with the tensors that its backward takes. Those
-here make the gradients of their weights by the kernels that autograd would have called, on the same tensors:
-so not a bit is different, whatever module ran the operation, and in whatever precision it ran.
+A node is what an operation of the forward leaves in the graph, with the tensors that its backward takes.
+Those here make the gradients of their weights by the kernels that autograd would have called, on the same
+tensors: so not a bit is different, whatever module ran the operation, and in whatever precision it ran.
 
     node                   operation                            its inputs, weights in brackets
     AddmmBackward0         F.linear with a bias; addmm          [bias] x [weight]
@@ -51,7 +51,7 @@ class WeightNode:
         return all(hook is None for hook in hooks)
 
     @classmethod
-    def fits(cls, node: Any, place: int, weight: Tensor) -> bool:
+    def fits(cls, _node: Any, place: int, _weight: Tensor) -> bool:
         """Return whether a weight that is the node's input at a place can, too."""
         return place in cls.places
 
