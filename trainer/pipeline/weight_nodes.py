@@ -100,8 +100,8 @@ def _versions(tensors: Iterable[Tensor | None]) -> list[int]:
 class _Mm(WeightNode):
     """x [rows, inputs] times a weight [inputs, outputs]."""
 
-    places = (1,)
-    saved = ("self",)
+    places: ClassVar[tuple[int, ...]] = (1,)
+    saved: ClassVar[tuple[str, ...]] = ("self",)
 
     def _keep_settings(self, node: Any) -> None:
         # As the weight of nn.Linear lies, which is transposed on the way here.
@@ -127,7 +127,7 @@ class _Addmm(_Mm):
     @classmethod
     def fits(cls, node: Any, place: int, weight: Tensor) -> bool:
         if place == 0:  # not one that is broadcast in another way, or not at all
-            return tuple(weight.shape) == node._saved_mat2_sym_sizes[1:]
+            return bool(tuple(weight.shape) == node._saved_mat2_sym_sizes[1:])
         return place in cls.places
 
     def _make(self, gradient: Tensor, place: int) -> dict[int, Tensor]:
