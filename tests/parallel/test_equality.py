@@ -1,10 +1,13 @@
 """The layout does not change the training: the same numbers, bit for bit, at a fixed number of replicas."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.parallel.conftest import Trained
 
 pytestmark = pytest.mark.parallel
+OWN_SCHEDULE = Path(__file__).parents[1] / "fixtures" / "own_schedule.txt"
 
 
 @pytest.mark.parametrize(
@@ -18,6 +21,11 @@ pytestmark = pytest.mark.parallel
         pytest.param(3, ["layout.stages=3", "schedule=zb_h1"], id="3 stages, zb_h1"),
         pytest.param(3, ["layout.stages=3", "schedule=gpipe"], id="3 stages, gpipe"),
         pytest.param(2, ["schedule=zb_v"], id="2 ranks of 2 stages each, zb_v"),
+        pytest.param(2, [f"schedule={OWN_SCHEDULE}"], id="2 stages, a file"),
+        pytest.param(2, ["memory.recompute=selective"], id="2 stages, selective recomputation"),
+        pytest.param(
+            3, ["layout.stages=3", "schedule=zb_h1", "memory.recompute=full"], id="3 stages, zb_h1, recomputed"
+        ),
         pytest.param(5, ["layout.stages=5"], id="5 stages, 1f1b"),
         pytest.param(1, ["layout.devices_per_rank=3"], id="3 stages in one process"),
         pytest.param(2, ["layout.devices_per_rank=2", "layout.stages=4"], id="2 ranks of 2 devices each"),
