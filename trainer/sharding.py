@@ -10,8 +10,8 @@ That is the first stage of ZeRO (Rajbhandari et al., 2020), with whole parameter
 [1] A reduce-scatter would send half as much as an all-reduce. But it adds in another order, which from three
 replicas on gives other bits; the norm would need a sum more; and an all-reduce hides behind the drain.
 [2] An all-gather a layer, which sends half as much as an all-reduce; Horovod joins small ones. It does not
-join broadcasts, and there would be one for each parameter. For a moment there are two copies of the weights,
-when activations have given their memory back.
+join broadcasts, one for each parameter: they took 4 to 10 times as long (100 parameters, 2 and 4 replicas on
+2 cores). For a moment there are two copies of the weights, when activations have given their memory back.
 """
 
 from collections.abc import Sequence
