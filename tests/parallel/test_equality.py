@@ -24,7 +24,9 @@ OWN_SCHEDULE = Path(__file__).parents[1] / "fixtures" / "own_schedule.txt"
         pytest.param(2, [f"schedule={OWN_SCHEDULE}"], id="2 stages, a file"),
         pytest.param(2, ["memory.recompute=selective"], id="2 stages, selective recomputation"),
         pytest.param(
-            3, ["layout.stages=3", "schedule=zb_h1", "memory.recompute=full"], id="3 stages, zb_h1, recomputed"
+            3,
+            ["layout.stages=3", "schedule=zb_h1", "memory.recompute=full"],
+            id="3 stages, zb_h1, recomputed",
         ),
         pytest.param(5, ["layout.stages=5"], id="5 stages, 1f1b"),
         pytest.param(1, ["layout.devices_per_rank=3"], id="3 stages in one process"),

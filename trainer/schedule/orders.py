@@ -129,13 +129,19 @@ def _there_and_back(
         + micro_batches * sum(each[worker] + each[2 * workers - 1 - worker] for each in times)
         for worker in range(workers)
     )
-    shortest: tuple[float, list[list[Action]]] = inf, []
-    for preference in _PREFERENCES[: max(1, _MOST_ACTIONS // (6 * workers * micro_batches))]:
-        found = _Greedy(workers, micro_batches, times, preference).orders()
-        shortest = min(shortest, found, key=lambda each: each[0])
-        if shortest[0] <= least:
-            break
-    return tuple(_whole_where_nobody_waits(order) for order in shortest[1])
+    tries = max(1, _MOST_ACTIONS // (12 * workers * micro_batches))
+    best: tuple[float, list[list[Action]]] = inf, []
+    # While the pipeline is full nobody need wait for a whole backward, which is less work than two parts.
+    for whole in (range(0), range(workers, micro_batches - workers)):
+        shortest: tuple[float, list[list[Action]]] = inf, []
+        for preference in _PREFERENCES[:tries]:
+            found = _Greedy(workers, micro_batches, times, preference, whole).orders()
+            shortest = min(shortest, found, key=lambda each: each[0])
+            if shortest[0] <= least:
+                break
+        seconds = shortest[0] * (1 + _SPLITTING * (1 - len(whole) / micro_batches))
+        best = min(best, (seconds, shortest[1]), key=lambda each: each[0])
+    return tuple(_whole_where_nobody_waits(order) for order in best[1])
 
 
 # What a worker may do first: forwards and input gradients, of its stage on the way there and on the way back.
@@ -144,6 +150,7 @@ _PREFERENCES = sorted(
     permutations([(_F, _BACK), (_F, _THERE), (_I, _THERE), (_I, _BACK)]),
     key=lambda order: order.index((_I, _THERE)) + 2 * order.index((_F, _BACK)),
 )
+_SPLITTING = 0.03  # what splitting every backward adds to the work (`make bench-overhead`)
 _MOST_ACTIONS = 50_000  # that are placed in all, which takes about a second
 
 
@@ -159,6 +166,7 @@ class _Greedy:
         micro_batches: How many there are.
         times: Of a forward, an input gradient and a weight gradient, of every stage.
         preference: The kinds and ways, the dearest first.
+        whole: The micro-batches whose backwards are not split.
     """
 
     def __init__(
@@ -167,11 +175,13 @@ class _Greedy:
         micro_batches: int,
         times: Sequence[Sequence[float]],
         preference: Sequence[tuple[Kind, int]],
+        whole: range,
     ) -> None:
         self._workers = workers
         self._micro_batches = micro_batches
         self._stages = 2 * workers
         self._times = dict(zip((_F, _I, _W), times, strict=True))
+        self._whole = whole
         self._preference = (*preference, (_W, _BACK), (_W, _THERE))
         # By kind and stage: when each micro-batch was done.
         self._ends: dict[Kind, list[list[float]]] = {
@@ -183,12 +193,14 @@ class _Greedy:
         """Return how long the step takes, and every worker's order."""
         orders: list[list[Action]] = [[] for _ in range(self._workers)]
         turns = [self._next(worker) for worker in range(self._workers)]
-        for _ in range(3 * self._stages * self._micro_batches):
+        while any(turn[0] < inf for turn in turns):
             start, worker, kind, stage = min(turns, key=lambda turn: turn[:2])
-            ends = self._ends[kind][stage]
-            orders[worker].append(Action(kind, stage, len(ends)))
-            self._clocks[worker] = start + self._times[kind][stage]
-            ends.append(self._clocks[worker])
+            i = len(self._ends[kind][stage])
+            parts = (_I, _W) if kind is _I and i in self._whole else (kind,)
+            orders[worker].append(Action(Kind.BACKWARD if len(parts) > 1 else kind, stage, i))
+            self._clocks[worker] = start + sum(self._times[part][stage] for part in parts)
+            for part in parts:
+                self._ends[part][stage].append(self._clocks[worker])
             for changed in range(max(0, worker - 1), min(worker + 2, self._workers)):
                 turns[changed] = self._next(changed)
         return max(self._clocks), orders
@@ -206,7 +218,8 @@ class _Greedy:
     def _ready(self, kind: Kind, stage: int, worker: int) -> float:
         """Return when the next micro-batch can go through a stage; infinity where it is not known yet."""
         ends, i = self._ends, len(self._ends[kind][stage])
-        if i == self._micro_batches:
+        behind = len(ends[_W][stage]) < i  # gradients add up in the order of micro-batches
+        if i == self._micro_batches or (kind is _I and i in self._whole and behind):
             return inf
         if kind is _W:
             needed = [ends[_I][stage]]
