@@ -40,7 +40,15 @@ class Cut:
 
     @property
     def work(self) -> dict[Kind, list[float]]:
-        """Return the relative time of forwards and backwards by stage, with what backwards compute again."""
+        """Return the relative time of forwards and backwards by stage, with what backwards compute again.
+
+        Where no operations are counted in any layer, nothing is known of them but that they are there: then
+        all layers are equal, and so are a forward and both parts of a backward.
+        """
+        if not any(cost.flops_forward for cost in self.costs):
+            layers = [float(len(layers)) for layers in self.stages]
+            parts = (Kind.FORWARD, Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)
+            return dict.fromkeys(parts, layers) | {Kind.BACKWARD: [2 * each for each in layers]}
         forward = [cost.forward for cost in self.costs]
         again = [cost.again(recompute) for cost, recompute in zip(self.costs, self.recompute, strict=True)]
         backward = [cost.backward + more for cost, more in zip(self.costs, again, strict=True)]
