@@ -1,6 +1,7 @@
 """The table at the start of a run, on layouts made by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from trainer.layout import Layout
 from trainer.metrics.table import stages_table
 from trainer.models.model import Layer, Model
 from trainer.models.simplenet import BinaryLoss
+from trainer.pipeline.recomputation import Recompute
 from trainer.schedule.assemble import training_schedule
 
 WIDTH = 24
@@ -71,3 +73,16 @@ def test_layers_that_put_off_nothing_are_named() -> None:
     *_, stage, line = table("zb_h1", *last)
     assert stage[-1] == "none"
     assert line == ["whole", "backwards:", "norm,", "opaque"]
+
+
+def test_how_many_layers_compute_again() -> None:
+    whole = cut(Layer("last", partial(nn.Linear, WIDTH, 1)))
+    modes = (Recompute.FULL, Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
+    text = stages_table(Layout(6, 3), replace(whole, recompute=modes), training_schedule("zb_h1", 3, 4))
+    *stages, put_off_nothing, full, selective = text.splitlines()
+    assert put_off_nothing == "  whole backwards: linear.2"
+    assert [line.split()[-1] for line in stages] == ["off", "none", "none", "100.0%"]
+    assert (full, selective) == (
+        "  computes again: 2 of 4 layers, full",
+        "  computes again: 1 of 4 layers, selective",
+    )

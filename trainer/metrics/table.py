@@ -1,9 +1,11 @@
 """The table at the start of a run: who holds what."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from trainer.cut import Cut
 from trainer.layout import Layout
+from trainer.pipeline.recomputation import Recompute
 from trainer.run import Run
 from trainer.schedule.actions import Kind, Schedule
 from trainer.sizes import size_text
@@ -19,7 +21,7 @@ def stages_table(layout: Layout, cut: Cut, schedule: Schedule) -> str:
     """Return a table of the stages: their ranks, layers, parameters, bytes and share of the work.
 
     If the schedule splits backwards, also the share of the trained parameters whose gradients it puts off,
-    and a line with the layers of split stages that put off nothing.
+    and a line with the layers of split stages that put off nothing. If layers compute again, how many do.
     """
     total = sum(cost.cost for cost in cut.costs)
     rows = [["stage", "ranks", "layers", "parameters", "bytes", "work"]]
@@ -38,8 +40,12 @@ def stages_table(layout: Layout, cut: Cut, schedule: Schedule) -> str:
             ]
         )
     split = {a.stage for worker in schedule.workers for a in worker if a.kind is Kind.WEIGHT_GRADIENT}
+    again = Counter(mode.value for mode in cut.recompute if mode is not Recompute.NONE)
+    notes = [
+        f"  computes again: {number} of {len(cut.costs)} layers, {mode}" for mode, number in again.items()
+    ]
     if not split:
-        return _align(rows)
+        return "\n".join([_align(rows), *notes])
     put_off = [cut.put_off(layer, cost.put_off) for layer, cost in enumerate(cut.costs)]
     column = ["put off"]
     for stage, layers in enumerate(cut.stages):
@@ -51,8 +57,9 @@ def stages_table(layout: Layout, cut: Cut, schedule: Schedule) -> str:
         for layer in cut.stages[stage]
         if cut.costs[layer].trained and not put_off[layer]
     ]
-    table = _align([[*row, cell] for row, cell in zip(rows, column, strict=True)])
-    return f"{table}\n  whole backwards: {', '.join(whole)}" if whole else table
+    if whole:
+        notes.insert(0, f"  whole backwards: {', '.join(whole)}")
+    return "\n".join([_align([[*row, cell] for row, cell in zip(rows, column, strict=True)]), *notes])
 
 
 def headline(run: Run) -> str:
