@@ -1,6 +1,5 @@
 """The engine's steps: the gradients of plain PyTorch, and the same bits however the model is cut."""
 
-from collections.abc import Iterator
 from functools import cache, partial
 from itertools import combinations
 
@@ -43,15 +42,6 @@ CASES = [
     for sizes in cuts(LAYERS[name])
     if fits(schedule, sizes)
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Compute with one thread: tensors this small gain nothing from more, which a busy machine holds up."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

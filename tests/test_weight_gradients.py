@@ -232,11 +232,6 @@ EMBEDDINGS: dict[str, tuple[Build, int]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def stage_of(*builds: Build) -> Stage:
     torch.manual_seed(0)
     layers = [BuiltLayer(i, f"layer {i}", build()) for i, build in enumerate(builds)]
