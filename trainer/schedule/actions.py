@@ -4,6 +4,7 @@ A schedule is plain data. The one list is validated, simulated, drawn and execut
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -70,6 +71,9 @@ class Action:
         peer = "" if self.peer < 0 else f"{'>' if self.kind in SENDS else '<'}{self.peer}"
         return f"{self.kind.value}{self.stage}{micro_batch}{peer}"
 
+
+Order = tuple[Action, ...]  # what a worker computes, without messages
+Work = Mapping[Kind, Sequence[float]]  # what an action of a kind takes, by stage
 
 _ACTION = re.compile(r"([a-zA-Z]+)(\d+)(?:\.(\d+))?(?:[<>](\d+))?")
 

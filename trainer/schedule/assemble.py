@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from trainer.errors import UserError
 from trainer.schedule import orders
-from trainer.schedule.actions import PASSES_ON, Action, Kind, Schedule, Tied
+from trainer.schedule.actions import PASSES_ON, Action, Kind, Order, Schedule, Tied, Work
 from trainer.schedule.from_file import read_schedule
-from trainer.schedule.orders import ORDERS, Order, Work, forward_only, zero_bubble_v
+from trainer.schedule.orders import ORDERS, forward_only
+from trainer.schedule.zero_bubble_v import zero_bubble_v
 
 
 def placement(name: str, workers: int, virtual_stages: int | None = None) -> tuple[int, ...]:

@@ -13,8 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from trainer.errors import UserError
-from trainer.schedule.actions import COMPLETES, PASSES_ON, Action, Kind, parse_action
-from trainer.schedule.orders import Order
+from trainer.schedule.actions import COMPLETES, PASSES_ON, Action, Kind, Order, parse_action
 
 _COMPUTING = {Kind.FORWARD} | PASSES_ON | COMPLETES
 
