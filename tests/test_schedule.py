@@ -1,7 +1,7 @@
 """The orders of computing, as staircases that can be seen, and the lists that are made from them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import UserError
@@ -19,8 +19,9 @@ from trainer.schedule.actions import (
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
 from trainer.schedule.draw import draw_text
 from trainer.schedule.live import StageBytes, live_bytes, peak_live, peak_live_bytes
+from trainer.schedule.machine import Machine
 from trainer.schedule.orders import ORDERS, placement
-from trainer.schedule.simulate import simulate
+from trainer.schedule.simulate import simulate, simulate_on
 from trainer.schedule.validate import validate
 
 SPLIT = (Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)
@@ -105,6 +106,7 @@ def test_interleaved_comes_to_an_end_with_any_number_of_micro_batches(p: int, m:
     validate([generation_schedule(schedule.placement, m)])
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 10), st.integers(1, 24))
 def test_zb_v_keeps_within_1f1b_memory_and_near_its_bound(p: int, m: int) -> None:
     schedule = training_schedule("zb_v", p, m)
@@ -114,6 +116,29 @@ def test_zb_v_keeps_within_1f1b_memory_and_near_its_bound(p: int, m: int) -> Non
         seconds = simulate(schedule, [1.0] * 2 * p, [2.0] * 2 * p).makespan
         assert seconds <= 1.1 * (6 * m + p - 1)
         assert p > 4 or seconds == 6 * m + p - 1
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 5), st.integers(1, 16), st.floats(0.02, 0.2))
+def test_zb_v_splits_less_where_splitting_is_work(p: int, m: int, more: float) -> None:
+    times = {
+        Kind.FORWARD: 1.0,
+        Kind.BACKWARD: 2.0,
+        Kind.INPUT_GRADIENT: 1 + more,
+        Kind.WEIGHT_GRADIENT: 1 + more,
+    }
+    work = {kind: [seconds] * 2 * p for kind, seconds in times.items()}
+    dear, free = training_schedule("zb_v", p, m, work=work), training_schedule("zb_v", p, m)
+    validate([dear])
+    assert max(peak_live(dear)) <= 2 * p
+    if m >= 2 * p:
+        seconds = [simulate_on(Machine(work), [schedule])[0].makespan for schedule in (dear, free)]
+        assert seconds[0] <= seconds[1] + 1e-9
+        assert splits(dear) <= splits(free)
+
+
+def splits(schedule: Schedule) -> int:
+    return sum(action.kind is Kind.WEIGHT_GRADIENT for actions in schedule.workers for action in actions)
 
 
 def test_a_schedule_that_does_not_interleave_has_one_stage_a_worker() -> None:
