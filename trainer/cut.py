@@ -55,7 +55,7 @@ class Cut:
             return dict.fromkeys(parts, layers) | {Kind.BACKWARD: [2 * each for each in layers]}
         forward = [cost.forward for cost in self.costs]
         again = [cost.again(recompute) for cost, recompute in zip(self.costs, self.recompute, strict=True)]
-        backward = [cost.backward + more for cost, more in zip(self.costs, again, strict=True)]
+        backward = [cost.backward + repeated for cost, repeated in zip(self.costs, again, strict=True)]
         put_off = [self.put_off(layer, cost.put_off_work) for layer, cost in enumerate(self.costs)]
         more = [SPLITTING / 2 * all_ if later else 0.0 for all_, later in zip(backward, put_off, strict=True)]
         times = {
