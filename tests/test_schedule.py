@@ -106,7 +106,7 @@ def test_interleaved_comes_to_an_end_with_any_number_of_micro_batches(p: int, m:
     validate([generation_schedule(schedule.placement, m)])
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(1, 10), st.integers(1, 24))
 def test_zb_v_keeps_within_1f1b_memory_and_near_its_bound(p: int, m: int) -> None:
     schedule = training_schedule("zb_v", p, m)
@@ -118,9 +118,10 @@ def test_zb_v_keeps_within_1f1b_memory_and_near_its_bound(p: int, m: int) -> Non
         assert p > 4 or seconds == 6 * m + p - 1
 
 
-@pytest.mark.parametrize("more", [0.05, 0.1])
-@pytest.mark.parametrize(("p", "m"), [(2, 2), (2, 4), (2, 8), (3, 4), (3, 9), (4, 8), (4, 16)])
-def test_zb_v_splits_less_where_splitting_is_work(p: int, m: int, more: float) -> None:
+@settings(max_examples=20)
+@given(st.integers(1, 5), st.integers(1, 16), st.sampled_from([0.02, 0.05, 0.1, 0.2]))
+def test_zb_v_splits_only_what_pays(p: int, m: int, more: float) -> None:
+    """Where parts are more work than a whole backward: not longer than the order that splits freely."""
     times = {
         Kind.FORWARD: 1.0,
         Kind.BACKWARD: 2.0,
@@ -134,7 +135,7 @@ def test_zb_v_splits_less_where_splitting_is_work(p: int, m: int, more: float) -
     if m >= 2 * p:
         seconds = [simulate_on(Machine(work), [schedule])[0].makespan for schedule in (dear, free)]
         assert seconds[0] <= seconds[1] + 1e-9
-        assert splits(dear) <= splits(free)
+        assert seconds[0] < seconds[1] - 1e-9 or splits(dear) <= splits(free)
 
 
 def splits(schedule: Schedule) -> int:
