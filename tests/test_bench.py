@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.parallel.launch import REPOSITORY
-from trainer.bench.contest import ContestError, Entry, contest, take_turns
+from trainer.bench.contest import ContestError, Entry, Pair, Turn, contest, take_turns
 from trainer.bench.gpt import Part, Work
 from trainer.bench.overhead import Bench
+from trainer.bench.peers import LIMIT, ONE, OURS, table
 from trainer.bench.split_backward import SplitBench, orders
 from trainer.bench.statistics import median_interval
 from trainer.bench.torch_pipeline import SCHEDULES
@@ -42,14 +43,33 @@ def _entry(name: str, seconds: float, folder: Path) -> Entry:
 
 
 def test_contestants_take_turns(tmp_path: Path) -> None:
-    with contest([_entry("quick", 0.02, tmp_path), _entry("slow", 0.2, tmp_path)]) as contestants:
-        turns = take_turns(contestants, rounds=3, steps=2)
-    assert {name: len(taken) for name, taken in turns.items()} == {"quick": 3, "slow": 3}
-    for name, seconds in (("quick", 0.02), ("slow", 0.2)):
-        assert all(turn.seconds >= seconds > turn.cpu_seconds for turn in turns[name])
-        assert len((tmp_path / name).read_text().split()) == 3 + 3 * (
-            1 + 2
-        )  # the first steps, and those of the turns
+    """The first one is the reference: it has a turn before and behind every other's."""
+    seconds = {"quick": 0.02, "slow": 0.2, "slower": 0.3}
+    with contest([_entry(name, each, tmp_path) for name, each in seconds.items()]) as contestants:
+        pairs = take_turns(contestants, rounds=2, steps=2)
+    for name, each in seconds.items():
+        assert len(pairs[name]) == 2
+        assert all(pair.turn.seconds >= each > pair.turn.cpu_seconds for pair in pairs[name])
+        assert all(each > pair.reference.seconds >= 0.02 for pair in pairs[name] if name != "quick")
+        turns = 2 * 3 if name == "quick" else 2
+        assert len((tmp_path / name).read_text().split()) == 3 + turns * 3  # the first ones, and warming up
+
+
+def test_the_table_tells_ratios_of_pairs() -> None:
+    """The machine became slower by a half, and then by as much again: no ratio knows."""
+    seconds = {OURS: 1.0, LIMIT: 0.9, ONE: 1.8, "theirs": 1.2}
+    pairs = {
+        name: [Pair(Turn(slow * each, each), Turn(slow, 1.0)) for slow in (1.0, 1.5, 2.0)]
+        for name, each in seconds.items()
+    }
+    _, ours, limit, one, theirs, cpu = table(pairs).splitlines()
+    assert ours.split()[1:4] == ["1.500", "1.000", "1.000"]
+    assert ours.endswith("0.900 (0.900 .. 0.900)    ")
+    assert theirs.split()[1:3] == ["1.800", "1.200"]
+    assert theirs.endswith("1.200 (1.200 .. 1.200)    0.750 (0.750 .. 0.750)    ")
+    assert "0.900 (0.900 .. 0.900)" in limit
+    assert "1.800 (1.800 .. 1.800)" in one
+    assert "0.556 (0.556 .. 0.556) (medians of 1.800 s)" in cpu
 
 
 def test_a_contestant_that_fails_is_told(tmp_path: Path) -> None:

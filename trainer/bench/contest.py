@@ -1,7 +1,8 @@
 """Contestants, all started once, that take turns: the others' processes are stopped meanwhile.
 
-A machine's speed drifts by more than what is to be told apart. So every round asks everyone in turn, seconds
-apart, and what counts is the ratio within a round.
+A machine's speed drifts by more than what is to be told apart. So the first contestant, the reference, has a
+turn before and a turn behind every other one's, and what counts is the ratio to the two, seconds apart: a
+steady drift has no part in it.
 """
 
 import json
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -58,6 +60,19 @@ class Turn:
 
     seconds: float
     cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A contestant's turn beside the reference's.
+
+    Attributes:
+        turn: The contestant's.
+        reference: The mean of the reference's, right before and right behind it.
+    """
+
+    turn: Turn
+    reference: Turn
 
 
 class ContestError(RuntimeError):
@@ -190,13 +205,25 @@ def _last_error(text: str) -> str:
     return errors[-1].strip() if errors else "no error told"
 
 
-def take_turns(contestants: Sequence[Contestant], rounds: int, steps: int) -> dict[str, list[Turn]]:
-    """Return every contestant's turns, by round; every other round goes in the opposite order."""
-    turns: dict[str, list[Turn]] = {contestant.name: [] for contestant in contestants}
+def take_turns(contestants: Sequence[Contestant], rounds: int, steps: int) -> dict[str, list[Pair]]:
+    """Return every contestant's turns, by round, beside those of the first, who is the reference.
+
+    Every other round goes in the opposite order. The reference's own entry is the mean of its round.
+    """
+    reference, *others = contestants
+    pairs: dict[str, list[Pair]] = {contestant.name: [] for contestant in contestants}
     for number in range(rounds):
-        for contestant in contestants if number % 2 == 0 else reversed(contestants):
-            turns[contestant.name].append(contestant.take_turn(steps))
-    return turns
+        its = [reference.take_turn(steps)]
+        for contestant in others if number % 2 == 0 else reversed(others):
+            turn = contestant.take_turn(steps)
+            its.append(reference.take_turn(steps))
+            pairs[contestant.name].append(Pair(turn, _mean(its[-2:])))
+        pairs[reference.name].append(Pair(_mean(its), _mean(its)))
+    return pairs
+
+
+def _mean(turns: Sequence[Turn]) -> Turn:
+    return Turn(fmean(turn.seconds for turn in turns), fmean(turn.cpu_seconds for turn in turns))
 
 
 def _environment(entry: Entry, rank: int) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """`python -m trainer.bench.peers pipeline|data|hybrid`: the same GPT under this trainer and its peers.
 
-Same weights' shapes, batch, threads and optimizer; alternately in one run. The table tells every contestant's
-time over ours, round by round: the median and its 95 % interval. `share` is that of the limit: the time of
-the same ranks doing the same actions with every receive answered at once, over the true time.
+Same weights' shapes, batch, threads and optimizer; alternately in one run, ours before and behind every
+other's. The table tells every contestant's time over ours, pair by pair: the median and its 95 % interval.
+`share` is that of the limit: the time of the same ranks doing the same actions with every receive answered at
+once, over the true time.
 """
 
 import argparse
@@ -10,14 +11,15 @@ import json
 import socket
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainer.bench.contest import Entry, Turn, contest, take_turns
+from trainer.bench.contest import Entry, Pair, contest, take_turns
 from trainer.bench.gpt import LEARNING_RATE, WEIGHT_DECAY, Work
 from trainer.bench.ours import FREE
-from trainer.bench.statistics import Interval, median_interval
+from trainer.bench.statistics import median_interval
 from trainer.bench.torch_pipeline import SCHEDULES
 
 OURS, LIMIT, ONE = "ours", "free-running", "one process"
@@ -37,11 +39,11 @@ def main() -> None:
     entries = [*_ours(work, given.schedule), *_torchs(work, given.torch), *_deepspeed(work)]
     print(f"{given.job}: {work.stages} stages x {work.replicas} replicas, {work.plain()}", flush=True)
     with contest(entries) as contestants:
-        turns = take_turns(contestants, given.rounds, given.steps)
-    print(table(turns))
+        pairs = take_turns(contestants, given.rounds, given.steps)
+    print(table(pairs))
     given.save.parent.mkdir(parents=True, exist_ok=True)
-    given.save.write_text(json.dumps(_raw(given, work, turns)) + "\n")
-    _draw(given.save.with_suffix(".png"), given.job, work, turns)
+    given.save.write_text(json.dumps(_raw(given, work, pairs)) + "\n")
+    _draw(given.save.with_suffix(".png"), given.job, work, pairs)
     print(f"raw times: {given.save}, picture: {given.save.with_suffix('.png')}")
 
 
@@ -107,55 +109,53 @@ def _on_torch(
     return Entry(name, command, copies=work.ranks, variables=place | (variables or {}), required=False)
 
 
-def ratios(turns: dict[str, list[Turn]], name: str, over: str = OURS) -> Interval:
-    """Return how much longer a contestant's steps take than another's, round by round."""
-    return median_interval(_by_round(turns, name, over))
-
-
-def _by_round(turns: dict[str, list[Turn]], name: str, over: str) -> list[float]:
-    return [mine.seconds / theirs.seconds for mine, theirs in zip(turns[name], turns[over], strict=True)]
-
-
-def table(turns: dict[str, list[Turn]]) -> str:
+def table(pairs: Mapping[str, Sequence[Pair]]) -> str:
     """Return a row for every contestant."""
     rows = [
         f"{'contestant':22}{'seconds':>9}{'CPU seconds':>13}  {'time / ours, 95 %':26}{'share of the limit'}"
     ]
-    cpu_of_one = statistics.median(turn.cpu_seconds for turn in turns[ONE])
-    for name, taken in turns.items():
-        cpu = statistics.median(turn.cpu_seconds for turn in taken)
-        seconds = statistics.median(turn.seconds for turn in taken)
-        share = "" if name in (LIMIT, ONE) else str(ratios(turns, LIMIT, over=name))
-        rows.append(f"{name:22}{seconds:9.3f}{cpu:13.3f}  {ratios(turns, name)!s:26}{share:26}")
-    cpu = statistics.median(
-        turn.cpu_seconds / one.cpu_seconds for turn, one in zip(turns[OURS], turns[ONE], strict=True)
-    )
-    rows.append(f"our CPU seconds over those of one process: {cpu:.3f} (medians of {cpu_of_one:.3f} s)")
+    limit = _over_ours(pairs[LIMIT])
+    for name, of_name in pairs.items():
+        seconds = statistics.median(pair.turn.seconds for pair in of_name)
+        cpu = statistics.median(pair.turn.cpu_seconds for pair in of_name)
+        over_ours = _over_ours(of_name)
+        shares = [least / its for least, its in zip(limit, over_ours, strict=True)]
+        share = "" if name in (LIMIT, ONE) else str(median_interval(shares))
+        rows.append(f"{name:22}{seconds:9.3f}{cpu:13.3f}  {median_interval(over_ours)!s:26}{share:26}")
+    cpu_of_one = statistics.median(pair.turn.cpu_seconds for pair in pairs[ONE])
+    ratio = median_interval([pair.reference.cpu_seconds / pair.turn.cpu_seconds for pair in pairs[ONE]])
+    rows.append(f"our CPU seconds over those of one process: {ratio} (medians of {cpu_of_one:.3f} s)")
     return "\n".join(rows)
 
 
-def _raw(given: Any, work: Work, turns: dict[str, list[Turn]]) -> dict[str, Any]:
+def _over_ours(pairs: Sequence[Pair]) -> list[float]:
+    """Return how much longer a contestant's steps took than ours, by round."""
+    return [pair.turn.seconds / pair.reference.seconds for pair in pairs]
+
+
+def _raw(given: Any, work: Work, pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
     return {
         "job": given.job,
         "work": work.plain(),
         "schedule": given.schedule,
         "steps of a turn": given.steps,
-        "turns": {name: [vars(turn) for turn in taken] for name, taken in turns.items()},
+        "turns": {name: [asdict(pair) for pair in of_name] for name, of_name in pairs.items()},
     }
 
 
-def _draw(path: Path, job: str, work: Work, turns: dict[str, list[Turn]]) -> None:
+def _draw(path: Path, job: str, work: Work, pairs: Mapping[str, Sequence[Pair]]) -> None:
     """Draw every contestant's ratio with its interval."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    names = [name for name in turns if name not in (OURS, ONE)]
+    names = [name for name in pairs if name not in (OURS, ONE)]
     figure = Figure(figsize=(8, 1.6 + 0.4 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for row, name in enumerate(names):
-        each = ratios(turns, name)
-        axes.plot(_by_round(turns, name, OURS), [row] * len(turns[name]), "|", color="#9aa3ab")
+        over_ours = _over_ours(pairs[name])
+        each = median_interval(over_ours)
+        axes.plot(over_ours, [row] * len(over_ours), "|", color="#9aa3ab")
         colour = "#159d73" if name == LIMIT else "#2a6eb5"
         axes.plot([each.low, each.high], [row, row], linewidth=5, color=colour, alpha=0.5)
         axes.plot(each.median, row, "o", color=colour)

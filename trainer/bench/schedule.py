@@ -1,8 +1,9 @@
 """`python -m trainer.bench.schedule`: true schedules on layers that sleep, ours and torch's, in turns.
 
 The share of a step in which ranks are idle is held against its closed form on p equal stages and m >= p
-micro-batches, where a forward and both parts of a backward take the same time, and against the simulated time
-of the very schedule:
+micro-batches, where a forward and both parts of a backward take the same time. The step's time is held
+against that of the very schedule, simulated where layers take just as long as they sleep and messages no
+time (`simulated`), and on the machine that each run has observed itself (`forecast`).
 
     GPipe, 1F1B     (p - 1) / (m + p - 1)
     interleaved     (p - 1) / (2 m + p - 1), two stages of half the length a worker
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from trainer.bench.sleeping import Sleep
@@ -40,11 +42,32 @@ _COLUMNS = {  # with their widths
     "simulated": 10,
     "idle": 7,
     "step/simulated": 15,
+    "step/forecast": 14,
     "torch idle": 11,
     "torch/ours": 11,
 }
 Case = tuple[str, int]  # schedule, micro-batches
-Seconds = dict[Case, list[float]]
+
+
+@dataclass
+class Measured:
+    """What the launches of one case took.
+
+    Attributes:
+        seconds: Of every step that counts.
+        over_forecast: Of our launches: the median of their steps over the forecast of their own.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    over_forecast: list[float] = field(default_factory=list)
+
+    def add(self, other: "Measured") -> None:
+        """Take in another launch."""
+        self.seconds += other.seconds
+        self.over_forecast += other.over_forecast
+
+
+Cases = dict[Case, Measured]
 
 
 def main() -> None:
@@ -68,7 +91,8 @@ def main() -> None:
         ours, torchs = _measure(ranks, counts, given.rounds, given.steps, given.floats)
         for case in ours:
             print(_report(ranks, case, ours[case], torchs.get(case)), flush=True)
-            raw.append({"ranks": ranks, "case": case, "ours": ours[case], "torch": torchs.get(case)})
+            peers = asdict(torchs[case]) if case in torchs else None
+            raw.append({"ranks": ranks, "case": case, "ours": asdict(ours[case]), "torch": peers})
     given.save.parent.mkdir(parents=True, exist_ok=True)
     given.save.write_text(
         json.dumps({"floats": given.floats, "transport": given.transport, "sleep": vars(SLEEP), "times": raw})
@@ -77,30 +101,28 @@ def main() -> None:
     print(f"raw times: {given.save}")
 
 
-def _measure(
-    ranks: int, counts: Sequence[int], rounds: int, steps: int, floats: int
-) -> tuple[Seconds, Seconds]:
-    ours: Seconds = defaultdict(list)
-    torchs: Seconds = defaultdict(list)
+def _measure(ranks: int, counts: Sequence[int], rounds: int, steps: int, floats: int) -> tuple[Cases, Cases]:
+    ours: Cases = defaultdict(Measured)
+    torchs: Cases = defaultdict(Measured)
     for _ in range(rounds):
-        for seconds, launch in ((ours, _ours), (torchs, _torchs)):
+        for cases, launch in ((ours, _ours), (torchs, _torchs)):
             for case, measured in launch(ranks, counts, steps, floats).items():
-                seconds[case] += measured
+                cases[case].add(measured)
     return ours, torchs
 
 
-def _ours(ranks: int, counts: Sequence[int], steps: int, floats: int) -> Seconds:
-    """Return the seconds of every step after the first; a launch for every number of stages a worker."""
-    seconds: Seconds = {}
+def _ours(ranks: int, counts: Sequence[int], steps: int, floats: int) -> Cases:
+    """Return what every step after the first took; a launch for every number of stages a worker."""
+    cases: Cases = {}
     for virtual in sorted({virtual_stages(name) for name in ORDERS}):
         names = [name for name in ORDERS if virtual_stages(name) == virtual]
-        seconds |= _launch(names, virtual, ranks, counts, steps=steps, floats=floats)
-    return seconds
+        cases |= _launch(names, virtual, ranks, counts, steps=steps, floats=floats)
+    return cases
 
 
 def _launch(
     names: Sequence[str], virtual: int, ranks: int, counts: Sequence[int], *, steps: int, floats: int
-) -> Seconds:
+) -> Cases:
     """Run our schedules; the layers of workers with several stages sleep for a part of the time each."""
     cases = [(name, count) for name in names for count in counts]
     layers = {"layers": virtual * ranks} | {key: value / virtual for key, value in vars(SLEEP).items()}
@@ -114,15 +136,17 @@ def _launch(
         program += [f"+data.options={{floats: {floats}}}", "batch.micro_size=1", f"train.steps={steps + 1}"]
         program += ["optimizer=sgd", "threads=1", "eval.samples=1", "progress=off", "device=cpu"]
         _run(["horovodrun", "-np", str(ranks), *program])
-        return {case: _step_seconds(Path(folder) / str(i))[1:] for i, case in enumerate(cases)}
+        return {case: _read(Path(folder) / str(i)) for i, case in enumerate(cases)}
 
 
-def _step_seconds(run: Path) -> list[float]:
+def _read(run: Path) -> Measured:
     entries = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [entry["step_seconds"] for entry in entries if "loss" in entry]
+    seconds = [entry["step_seconds"] for entry in entries if "loss" in entry][1:]
+    forecast = json.loads((run / "timeline.json").read_text())["predicted_seconds"]
+    return Measured(seconds, [statistics.median(seconds) / forecast])
 
 
-def _torchs(ranks: int, counts: Sequence[int], steps: int, floats: int) -> Seconds:
+def _torchs(ranks: int, counts: Sequence[int], steps: int, floats: int) -> Cases:
     given = {"micro_batches": counts, "steps": steps, "floats": floats, "sleep": vars(SLEEP)}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     out = _run([*launcher, "-m", "trainer.bench.torch_schedule", json.dumps(given)])
@@ -130,7 +154,7 @@ def _torchs(ranks: int, counts: Sequence[int], steps: int, floats: int) -> Secon
     for each in found:
         for slept in each["slept"]:
             assert set(slept.values()) == {each["micro_batches"]}, f"not once a micro-batch: {each}"
-    return {(each["schedule"], each["micro_batches"]): each["seconds"] for each in found}
+    return {(each["schedule"], each["micro_batches"]): Measured(each["seconds"]) for each in found}
 
 
 def _run(command: Sequence[str]) -> str:
@@ -149,7 +173,7 @@ def _closed_form(name: str, p: int, m: int) -> float:
     return (p - 1) / (parts * m + p - 1)
 
 
-def _report(ranks: int, case: Case, ours: list[float], torchs: list[float] | None) -> str:
+def _report(ranks: int, case: Case, ours: Measured, torchs: Measured | None) -> str:
     """Return a row; torch has not every schedule."""
     name, count = case
     busy = count * (SLEEP.forward + SLEEP.input_gradient + SLEEP.weight_gradient)
@@ -157,8 +181,8 @@ def _report(ranks: int, case: Case, ours: list[float], torchs: list[float] | Non
     backward = SLEEP.input_gradient + SLEEP.weight_gradient
     forwards, backwards = ([each / virtual] * schedule.stages for each in (SLEEP.forward, backward))
     simulated = simulate(schedule, forwards, backwards).makespan
-    mine = statistics.median(ours)
-    theirs = statistics.median(torchs) if torchs else None
+    mine = statistics.median(ours.seconds)
+    theirs = statistics.median(torchs.seconds) if torchs else None
     return _row(
         ranks,
         count,
@@ -167,6 +191,7 @@ def _report(ranks: int, case: Case, ours: list[float], torchs: list[float] | Non
         f"{1 - busy / simulated:.3f}",
         f"{1 - busy / mine:.3f}",
         f"{mine / simulated:.3f}",
+        f"{statistics.median(ours.over_forecast):.3f}",
         f"{1 - busy / theirs:.3f}" if theirs else "-",
         f"{theirs / mine:.3f}" if theirs else "-",
     )
