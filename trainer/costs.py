@@ -7,8 +7,9 @@ functions, dropout, lookups, costs what the bytes that it reads and writes cost,
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from trainer.kept_bytes import kept_by_loss, kept_bytes
 from trainer.live_bytes import LiveBytes, tensors_in
 from trainer.models.model import Activation, Layer, Model
 from trainer.models.names import build_on_meta
 from trainer.pipeline.activation import Nest, Structure, flatten, structure, unflatten
-from trainer.pipeline.recomputation import Recompute, keeping
+from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.stage import works_in_place
 from trainer.pipeline.weight_gradients import Deferral, Deferred
 
@@ -51,8 +53,8 @@ class LayerCost:
         parameter_bytes: The bytes of these.
         output_bytes: The bytes of the activation that it returns: the message, if the model is cut here.
         kept_bytes: What a forward pass keeps until the backward, its output included, parameters and inputs
-            left out, by what the backward computes again. Attention that is fused keeps less: the meta
-            device runs it unfused.
+            left out, by what the backward computes again; the last layer's with what the loss keeps.
+            Attention with dropout counts as unfused, as on a processor; a GPU keeps less.
         trained: How many numbers of the parameters are not frozen.
         put_off: Of how many of these a split backward makes the gradients in its second part.
         put_off_bytes: What the first part of it leaves for the second, inputs included.
@@ -97,7 +99,12 @@ class LayerCost:
         return self.forward + self.backward
 
 
-def layer_costs(model: Model, inputs: Activation, compute: torch.dtype = torch.float32) -> list[LayerCost]:
+def layer_costs(
+    model: Model,
+    inputs: Activation,
+    compute: torch.dtype = torch.float32,
+    targets: Activation = None,
+) -> list[LayerCost]:
     """Return what each layer costs.
 
     A layer that cannot run on the meta device (its shapes hang on its numbers, say) is taken for a product
@@ -107,10 +114,12 @@ def layer_costs(model: Model, inputs: Activation, compute: torch.dtype = torch.f
     once.
 
     Args:
-        model: The model; its loss is not costed.
+        model: The model; its loss takes no time here.
         inputs: What the first layer takes, of a whole micro-batch; only types and shapes are looked at.
         compute: The type that layers compute in: they are costed as if all of their float32 were of it, but
             for the gradients that are added up. Autocast, which leaves some as it is, knows no meta device.
+        targets: The micro-batch's, of which only types and shapes are looked at; None: what the loss keeps is
+            not counted, nor is it where the loss does not run on the meta device.
     """
     known: dict[tuple[int, Structure], tuple[LayerCost, list[Tensor], Nest]] = {}
     costs = []
@@ -121,6 +130,11 @@ def layer_costs(model: Model, inputs: Activation, compute: torch.dtype = torch.f
             known[key] = _layer_cost(layer, tensors, nest, compute)
         cost, tensors, nest = known[key]
         costs.append(replace(cost, name=layer.name))
+    if targets is not None:
+        with suppress(Exception):  # a loss of the user's own may raise anything
+            more = kept_by_loss(model.loss, tensors, nest, targets)
+            kept = {recompute: size + more for recompute, size in costs[-1].kept_bytes.items()}
+            costs[-1] = replace(costs[-1], kept_bytes=kept)
     return costs
 
 
@@ -146,7 +160,7 @@ def _layer_cost(
             gradients = [torch.empty_like(tensor) for tensor in learning]
             with backward.counting():
                 torch.autograd.backward(learning, gradients)
-            kept = {recompute: _kept_bytes(module, inputs, nest, recompute) for recompute in Recompute}
+            kept = {mode: kept_bytes(partial(_outputs, module, nest), inputs, mode) for mode in Recompute}
             left, first, later = _first_part(module, inputs, nest)
     except Exception as error:  # a layer of the user's own may raise anything
         if compute is not torch.float32:  # it may count on some of its float32
@@ -222,18 +236,9 @@ def _run(module: nn.Module, leaves: Sequence[Tensor], nest: Nest) -> tuple[list[
     return flatten(module(unflatten([leaf.clone() if copied else leaf for leaf in leaves], nest)))
 
 
-def _kept_bytes(module: nn.Module, inputs: list[Tensor], nest: Nest, recompute: Recompute) -> int:
-    """Return what a forward keeps for its backward, besides its inputs."""
-
-    def forward(*leaves: Tensor) -> list[Tensor]:
-        return [tensor.contiguous() for tensor in _run(module, leaves, nest)[0]]
-
-    live = LiveBytes()
-    with live:
-        outputs = keeping(recompute, forward, *inputs)
-        kept = live.bytes
-    del outputs
-    return kept
+def _outputs(module: nn.Module, nest: Nest, *leaves: Tensor) -> list[Tensor]:
+    """Return what a stage keeps of what a layer returns."""
+    return [tensor.contiguous() for tensor in _run(module, leaves, nest)[0]]
 
 
 def _first_part(

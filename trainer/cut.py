@@ -80,6 +80,7 @@ def cut_model(
     *,
     recompute: Recompute = Recompute.NONE,
     compute: torch.dtype = torch.float32,
+    targets: Activation = None,
 ) -> Cut:
     """Return the model's layers by stage.
 
@@ -91,11 +92,12 @@ def cut_model(
         placement: The worker that holds each stage.
         recompute: What every layer's backward computes again.
         compute: The type that layers compute in.
+        targets: A micro-batch of targets, for what the loss keeps; None: it is not counted.
 
     Raises:
         UserError: The boundaries do not fit the model.
     """
-    costs = tuple(layer_costs(model, inputs, compute))
+    costs = tuple(layer_costs(model, inputs, compute, targets))
     if boundaries is None:
         boundaries = partition_among_workers([cost.cost + cost.again(recompute) for cost in costs], placement)
     else:

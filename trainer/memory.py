@@ -32,7 +32,8 @@ class Memory:
 def predict(cut: Cut, schedule: Schedule, state: float) -> Memory:
     """Return what each rank of a group holds.
 
-    The loss keeps memory too, on the last stage, which is not counted, nor is what libraries need.
+    What an action needs for itself, such as gradients on their way, is not counted, nor is what libraries
+    need.
 
     Args:
         cut: The layers of each stage, and what they compute again.

@@ -122,15 +122,16 @@ class Run:
         self.sizes = micro_batch_sizes(batch.global_size, batch.micro_size)
         self.replica = self.layout.replica(self.world.rank)
         self.micro_batches = deal(len(self.sizes), self.layout.replicas, self.replica)
-        example = training.inputs(np.arange(batch.micro_size) % len(training))
+        samples = np.arange(batch.micro_size) % len(training)
         recompute = Recompute(config.memory.recompute)
         self.cut: Cut = cut_model(
             self.model,
-            example,
+            training.inputs(samples),
             asked.boundaries,
             self.layout.placement,
             recompute=recompute,
             compute=self.precision.compute,
+            targets=training.targets(samples),
         )
         self.ties = tied_stages(layers, self.cut.stage_of)
         if (limit := parse_size(config.memory.limit)) is not None:

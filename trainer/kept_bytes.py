@@ -1,0 +1,104 @@
+"""What a forward keeps for its backward, counted on torch's meta device: no memory is taken for it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from trainer.live_bytes import LiveBytes
+from trainer.models.model import Activation, Loss
+from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.pipeline.recomputation import Recompute, keeping
+
+aten = torch.ops.aten
+
+
+def kept_bytes(
+    forward: Callable[..., list[Tensor]], inputs: Sequence[Tensor], recompute: Recompute = Recompute.NONE
+) -> int:
+    """Return what a forward keeps, besides parameters and inputs.
+
+    Args:
+        forward: From inputs to outputs.
+        inputs: On the meta device.
+        recompute: What its backward computes again.
+    """
+    live = LiveBytes()
+    with torch.enable_grad(), torch.device("meta"), _FusedAttention(), live:
+        outputs = keeping(recompute, forward, *inputs)
+        kept = live.bytes
+    del outputs
+    return kept
+
+
+def kept_by_loss(loss: Loss, outputs: Sequence[Tensor], nest: Nest, targets: Activation) -> int:
+    """Return what a loss keeps, besides what the last layer returns and the targets.
+
+    Args:
+        loss: The loss.
+        outputs: What the last layer returns; what is smaller than float32 becomes float32 for the loss.
+        nest: How these nest.
+        targets: Of a micro-batch; only types and shapes are looked at.
+    """
+
+    def forward(*leaves: Tensor) -> list[Tensor]:
+        return [loss(unflatten(list(leaves), nest), on_meta)]
+
+    leaves = [_float32(tensor) for tensor in outputs]
+    flat, shape = flatten(targets)
+    on_meta = unflatten([torch.empty_like(tensor, device="meta") for tensor in flat], shape)
+    converted = sum(
+        leaf.nbytes for leaf, tensor in zip(leaves, outputs, strict=True) if leaf.dtype != tensor.dtype
+    )
+    return converted + kept_bytes(forward, leaves)
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.is_floating_point() and tensor.itemsize < 4 else tensor.dtype  # noqa: PLR2004
+    return torch.empty(tensor.shape, dtype=dtype, device="meta").requires_grad_(tensor.requires_grad)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Runs attention fused where a processor does; the meta device by itself never does."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call a function, or what stands for it."""
+        if func is F.scaled_dot_product_attention:
+            func = _attention
+        return func(*args, **(kwargs or {}))
+
+
+def _attention(  # noqa: PLR0917  (torch's)
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return what `F.scaled_dot_product_attention` does, with its names; [batch, heads, tokens, width]."""
+    four = query.dim() == key.dim() == value.dim() == 4  # noqa: PLR2004
+    same = query.shape[-1] == key.shape[-1] == value.shape[-1]
+    learns = attn_mask is not None and attn_mask.requires_grad
+    if dropout_p > 0 or enable_gqa or learns or not (four and same):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)  # numbers, which are kept
+    output: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]
+    return output
