@@ -54,6 +54,8 @@ def flatten(activation: Activation) -> tuple[list[Tensor], Nest]:
     Raises:
         TypeError: It holds something that is neither a tensor, None, a tuple nor a dict.
     """
+    if isinstance(activation, Tensor):  # as nearly all are, and this is called for every layer
+        return [activation], 0
     tensors: list[Tensor] = []
     return tensors, _flatten(activation, tensors)
 
@@ -77,10 +79,10 @@ def _flatten(activation: Activation, tensors: list[Tensor]) -> Nest:
 
 def unflatten(tensors: list[Tensor], nest: Nest) -> Activation:
     """Return the activation that `flatten` took apart."""
-    if nest is None:
-        return None
     if isinstance(nest, int):
         return tensors[nest]
+    if nest is None:
+        return None
     parts: Any = tuple(unflatten(tensors, part) for part in nest[-1])
     return parts if nest[0] == "tuple" else dict(zip(nest[1], parts, strict=True))
 

@@ -43,7 +43,8 @@ class Precision:
 
     def between_layers(self, tensor: Tensor) -> Tensor:
         """Return a layer's output as the next layer takes it."""
-        return tensor.to(self.compute) if tensor.dtype is torch.float32 else tensor
+        convert = tensor.dtype is torch.float32 is not self.compute
+        return tensor.to(self.compute) if convert else tensor
 
     def for_loss(self, tensor: Tensor) -> Tensor:
         """Return the last layer's output as the loss takes it: sums of many terms want float32."""

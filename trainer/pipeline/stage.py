@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trainer.models.model import Activation, Loss, Tie
 from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.pipeline.graph import run_backward
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute, again, keeping
@@ -134,20 +135,20 @@ class Stage:
             nest: How its tensors nest.
             split: Whether its backward will come in two parts.
         """
-        tape = _Tape(split)
-        for number in range(len(self.layers)):
+        tape, learning = _Tape(split), torch.is_grad_enabled()
+        for number, recompute in enumerate(self._recompute):
             leaves = [_leaf(tensor) for tensor in tensors]  # [1]
-            run = partial(self._run_layer, number, micro_batch, nest)
-            if torch.is_grad_enabled():
-                tensors, nest = keeping(self._recompute[number], run, *leaves)
-                if split and self._recompute[number] is Recompute.FULL:
+            if learning and recompute is not Recompute.NONE:
+                run = partial(self._run_layer, number, micro_batch, nest)
+                tensors, nest = keeping(recompute, run, *leaves)
+                if split and recompute is Recompute.FULL:
                     tape.again[number] = partial(again, run, *leaves)
             else:
-                tensors, nest = run(*leaves)
+                tensors, nest = self._run_layer(number, micro_batch, nest, *leaves)
             tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
             tape.outputs.append([tensor for tensor in tensors if tensor.requires_grad])
             self._between()
-        if torch.is_grad_enabled():
+        if learning:
             self._tapes[micro_batch] = tape
         return tensors, nest
 
@@ -211,7 +212,7 @@ class Stage:
             if outputs and step < len(deferred):
                 self._deferral.backward(self.layers[step].name, outputs, gradients, deferred[step])
             elif outputs:
-                torch.autograd.backward(outputs, gradients)
+                run_backward(outputs, gradients)
             # An output that nothing used has a gradient of zero, within a rank as across ranks.
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
             if complete is not None and step < len(self.layers):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from trainer.errors import UserError
+from trainer.pipeline.graph import run_backward
 from trainer.pipeline.weight_nodes import WEIGHT_NODES, WeightNode
 
 # Makes a gradient; None where there is none after all.
@@ -168,13 +169,13 @@ class _Plan:
     def run(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Run the first part."""
         if not self.put_off:
-            torch.autograd.backward(outputs, gradients)
+            run_backward(outputs, gradients)
             return
         # A node that is asked for is run, also where nothing before it learns.
         asked = [weights.edge for weights in self._nodes.values()]
         for node, weights in self._nodes.items():
             node.register_prehook(weights.keep)
-        torch.autograd.backward(outputs, gradients, inputs=[*self.whole, *asked])  # type: ignore[arg-type]
+        run_backward(outputs, gradients, [*self.whole, *asked])  # type: ignore[list-item]
 
     def _into(self, node: Any, leaf: Tensor, steps: Mapping[str, Step]) -> Gradient | None:
         """Return what makes the gradient that flows into a node, if all of it can wait.
