@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from trainer.layout import Layout
-from trainer.schedule.actions import Action, Kind, Schedule, Tied
+from trainer.schedule.actions import RECEIVES, Action, Kind, Schedule, Tied
 from trainer.schedule.assemble import training_schedule
 from trainer.schedule.calibrate import (
     Seen,
@@ -192,6 +192,31 @@ def test_a_link_slower_than_the_stages_and_messages_of_one_size() -> None:
     schedules = schedules_of(8, 8, name="gpipe")
     (predicted, _), (true, _) = (simulate_on(each, schedules) for each in (learn(truth, schedules), truth))
     assert true.seconds < predicted.seconds < 1.02 * true.seconds
+
+
+def test_a_message_that_had_come_long_before_tells_nothing() -> None:
+    """Looking for it takes a moment too, in which its receiver seems to wait: 0.1 ms here."""
+    schedules = schedules_of(8, name="zb_h1")
+    truth = replace(
+        TRUTH,
+        work=dict.fromkeys((Kind.FORWARD, Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT), (0.02,) * STAGES)
+        | {Kind.BACKWARD: (0.04,) * STAGES},
+        message_bytes=dict.fromkeys([*ACTIVATIONS, *GRADIENTS], LARGE),
+        network=Network(Link(bandwidth=1e9)),
+        buckets=(),
+        replicas=1,
+    )
+    ranks = []
+    for seen in seen_on(truth, schedules):
+        times = [
+            Times(each.start, each.start + 1e-4, each.end + 1e-4)
+            if action.kind in RECEIVES and each.ready - each.start < 1e-6
+            else each
+            for action, each in zip(seen.step.actions, seen.step.times, strict=True)
+        ]
+        ranks.append(replace(seen, step=replace(seen.step, times=tuple(times))))
+    latency, bandwidth = calibrate(ranks, STAGES).network.inside
+    assert latency + LARGE / bandwidth == pytest.approx(LARGE / 1e9)
 
 
 def test_ties_cross_the_whole_group() -> None:

@@ -19,7 +19,7 @@ from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.replay import SEND_OF, message_of
 from trainer.schedule.timeline import RankTimeline, Times
 
-_WAITED = 20e-6  # seconds; a receive that waits for less did not see its message arrive
+_LOOKING = 5e-4  # seconds; a receive that waits for less may have found its message there, on a busy core
 _SAME = 1e-4  # seconds; all-reduces seen to end closer together were seen at one look
 _ROUNDING = 1e-6  # of a backward
 _SPREAD = 1.5  # sizes closer to each other than this factor tell nothing about bandwidth
@@ -199,10 +199,11 @@ def _median(numbers: Iterable[float]) -> float:
 def _travels(
     ranks: Sequence[RankTimeline], sizes: Mapping[Channel, int], network: Network, first: int
 ) -> tuple[list[Point], list[Point]]:
-    """Return the messages that were waited for, inside nodes and between them: bytes and seconds.
+    """Return the messages that were seen to arrive, inside nodes and between them: bytes and seconds.
 
-    One that was sent before the one before it on its way had been taken up may have stood in line behind it:
-    it is left out.
+    One that was sent before its receiver began to wait, and was there at once, may have come long before. One
+    that was sent before the one before it on its way had been taken up may have stood in line behind it. Both
+    are left out.
     """
     taken = {
         message_of(action): (number, times)
@@ -221,7 +222,8 @@ def _travels(
             target, there = taken[message]
             alone = free.get(target, -inf) <= times.end
             free[target] = there.ready
-            if target != source and alone and there.ready - there.start >= _WAITED:
+            seen = there.start <= times.end or there.ready - there.start >= _LOOKING
+            if target != source and alone and seen:
                 point = sizes.get((message.kind, message.source, message.target), 0), there.ready - times.end
                 (between if network.crosses(first + source, first + target) else inside).append(point)
     return inside, between
