@@ -23,6 +23,7 @@ from trainer.live_bytes import LiveBytes, tensors_in
 from trainer.models.model import Activation, Layer, Model
 from trainer.models.names import build_on_meta
 from trainer.pipeline.activation import Nest, Structure, flatten, structure, unflatten
+from trainer.pipeline.precision import Precision
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.stage import works_in_place
 from trainer.pipeline.weight_gradients import Deferral, Deferred
@@ -132,7 +133,7 @@ def layer_costs(
         costs.append(replace(cost, name=layer.name))
     if targets is not None:
         with suppress(Exception):  # a loss of the user's own may raise anything
-            more = kept_by_loss(model.loss, tensors, nest, targets)
+            more = kept_by_loss(model.loss, Precision(compute), tensors, nest, targets)
             kept = {recompute: size + more for recompute, size in costs[-1].kept_bytes.items()}
             costs[-1] = replace(costs[-1], kept_bytes=kept)
     return costs

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from trainer.live_bytes import LiveBytes
 from trainer.models.model import Activation, Loss
 from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.pipeline.precision import Precision
 from trainer.pipeline.recomputation import Recompute, keeping
 
 aten = torch.ops.aten
@@ -34,31 +35,26 @@ def kept_bytes(
     return kept
 
 
-def kept_by_loss(loss: Loss, outputs: Sequence[Tensor], nest: Nest, targets: Activation) -> int:
+def kept_by_loss(
+    loss: Loss, precision: Precision, outputs: Sequence[Tensor], nest: Nest, targets: Activation
+) -> int:
     """Return what a loss keeps, besides what the last layer returns and the targets.
 
     Args:
         loss: The loss.
-        outputs: What the last layer returns; what is smaller than float32 becomes float32 for the loss.
+        precision: What the loss takes of what the layers compute in.
+        outputs: What the last layer returns, on the meta device.
         nest: How these nest.
         targets: Of a micro-batch; only types and shapes are looked at.
     """
 
     def forward(*leaves: Tensor) -> list[Tensor]:
-        return [loss(unflatten(list(leaves), nest), on_meta)]
+        taken = [precision.for_loss(tensor) for tensor in leaves]
+        return [*taken, loss(unflatten(taken, nest), on_meta)]
 
-    leaves = [_float32(tensor) for tensor in outputs]
-    flat, shape = flatten(targets)
-    on_meta = unflatten([torch.empty_like(tensor, device="meta") for tensor in flat], shape)
-    converted = sum(
-        leaf.nbytes for leaf, tensor in zip(leaves, outputs, strict=True) if leaf.dtype != tensor.dtype
-    )
-    return converted + kept_bytes(forward, leaves)
-
-
-def _float32(tensor: Tensor) -> Tensor:
-    dtype = torch.float32 if tensor.is_floating_point() and tensor.itemsize < 4 else tensor.dtype  # noqa: PLR2004
-    return torch.empty(tensor.shape, dtype=dtype, device="meta").requires_grad_(tensor.requires_grad)
+    tensors, shape = flatten(targets)
+    on_meta = unflatten([torch.empty_like(tensor, device="meta") for tensor in tensors], shape)
+    return kept_bytes(forward, outputs)
 
 
 class _FusedAttention(TorchFunctionMode):

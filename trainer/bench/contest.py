@@ -218,7 +218,8 @@ def take_turns(contestants: Sequence[Contestant], rounds: int, steps: int) -> di
             turn = contestant.take_turn(steps)
             its.append(reference.take_turn(steps))
             pairs[contestant.name].append(Pair(turn, _mean(its[-2:])))
-        pairs[reference.name].append(Pair(_mean(its), _mean(its)))
+        own = _mean(its)
+        pairs[reference.name].append(Pair(own, own))
     return pairs
 
 
