@@ -1,10 +1,12 @@
-"""The end of every rank when one of them fails: one message, one exit code, no hang."""
+"""The end of every rank when one of them fails, or is ended: one message, one exit code, no hang."""
 
 import importlib
 import os
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from trainer import environment
@@ -21,6 +23,34 @@ _LONGEST_HEAD_START = 8.0
 
 # What was written has to pass the launcher's pipes before the launcher is told to end everything.
 _DELIVERY = 0.2  # seconds
+
+_how_to_go_on: Callable[[], str] | None = None
+
+
+def tell_when_ended(how_to_go_on: Callable[[], str]) -> None:
+    """Have rank 0 say how to go on when the run is ended from outside.
+
+    Ctrl-C under a launcher, a scheduler's time limit and the loss of another rank all reach a rank as
+    SIGTERM, a second or two before SIGKILL (Open MPI 4.1). It then ends by that signal, as without this.
+
+    Args:
+        how_to_go_on: Returns the words; called when it happens.
+    """
+    global _how_to_go_on  # noqa: PLW0603  (a process ends once)
+    if environment.rank() == 0:
+        _how_to_go_on = how_to_go_on
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    # Not through sys.stderr: what was interrupted may be writing there.
+    os.write(2, _interrupted("ended from outside").encode())
+    os.kill(os.getpid(), number)
+
+
+def _interrupted(what: str) -> str:
+    return f"trainer: {what}{'' if _how_to_go_on is None else f'; {_how_to_go_on()}'}\n"
 
 
 def fail(error: BaseException) -> NoReturn:
@@ -47,7 +77,7 @@ def _message(error: BaseException, rank: int) -> str:
     if isinstance(error, UserError):
         return f"trainer: error: {error}\n"
     if isinstance(error, KeyboardInterrupt):
-        return "trainer: interrupted\n"
+        return _interrupted("interrupted")
     text = "".join(traceback.format_exception(error))
     return f"{text}trainer: rank {rank} failed, ending every rank\n" if environment.launched() else text
 

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from trainer.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
+from trainer.config import Config
 from trainer.errors import UserError
 from trainer.evaluation import evaluate
+from trainer.failure import tell_when_ended
 from trainer.forecast import Forecast
 from trainer.generation import generate
 from trainer.loss_scale import LossScale
@@ -29,6 +31,7 @@ def train(run: Run) -> None:
     """Train to the last step, from the newest checkpoint if there is one."""
     config = run.config
     folder = RunFolder(config, run.world)
+    tell_when_ended(lambda: _how_to_go_on(config, folder))
     step, position, came_from = _restore(run, folder)
     steps = last_step(run, step, position)
     unit = "samples" if run.data.vocabulary is None else "tokens"
@@ -71,6 +74,14 @@ def train(run: Run) -> None:
         display.say(f"the model writes:\n{text}")
     display.close()
     run.world.barrier()  # a rank that left early would take Horovod away from the others
+
+
+def _how_to_go_on(config: Config, folder: RunFolder) -> str:
+    newest = find_checkpoint("auto", folder.checkpoints)
+    if newest is None:
+        return f"no checkpoint was saved yet (checkpoint.every={config.checkpoint.every})"
+    resume = "" if config.checkpoint.resume == "auto" else " checkpoint.resume=auto"
+    return f"the same command with run.dir={folder.path}{resume} goes on from {newest.name}"
 
 
 def last_step(run: Run, step: int, position: int) -> int:

@@ -47,10 +47,21 @@ def test_killed_rank(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
-    launched = start(tmp_path)
-    launched.wait_for("step 1/")
+    launched = start(tmp_path, "checkpoint.every=2")
+    launched.wait_for_file(tmp_path / "run/checkpoints/step-00000002/manifest.json")
     launched.signal_group(number)
     result = launched.wait(SOON + launched.seconds)
     assert result.code != 0
     assert "Traceback" not in result.out + result.err
+    told = [line for line in result.err.splitlines() if line.startswith("trainer: ")]
+    assert len(told) == 1
+    assert "ended from outside; the same command with run.dir=run goes on from step-0000" in told[0]
     assert not result.left_over
+
+
+def test_interrupted_before_a_checkpoint(tmp_path: Path) -> None:
+    launched = start(tmp_path, "checkpoint.every=0")
+    launched.wait_for("step 1/")
+    launched.signal_group(signal.SIGINT)
+    result = launched.wait(SOON + launched.seconds)
+    assert "trainer: ended from outside; no checkpoint was saved yet (checkpoint.every=0)" in result.err
