@@ -1,12 +1,12 @@
 """`python -m trainer.bench.schedule`: true schedules on layers that sleep, ours and torch's, in turns.
 
-The share of a step in which ranks are idle is held against its closed form on p equal stages and m >= p
-micro-batches, where a forward and both parts of a backward take the same time. The step's time is held
+The share of a step in which ranks are idle is held against its closed form on p workers of equal stages and
+m >= p micro-batches, where a forward and both parts of a backward take the same time. The step's time is held
 against that of the very schedule, simulated where layers take just as long as they sleep and messages no
 time (`simulated`), and on the machine that each run has observed itself (`forecast`).
 
     GPipe, 1F1B     (p - 1) / (m + p - 1)
-    interleaved     (p - 1) / (2 m + p - 1), two stages of half the length a worker
+    interleaved     (p - 1) / (2 m + p - 1), two stages a worker, each as long as the one of the others
     ZB-H1           (p - 1) / (3 m + p - 1)
     ZB-V            (p - 1) / (6 m + p - 1)
 """
@@ -28,7 +28,6 @@ from trainer.schedule.assemble import training_schedule
 from trainer.schedule.orders import ORDERS, virtual_stages
 from trainer.schedule.simulate import simulate
 
-SLEEP = Sleep()
 TRANSPORTS: dict[str, dict[str, str]] = {
     "auto": {},
     "copy": {"OMPI_MCA_btl": "self,vader", "OMPI_MCA_btl_vader_single_copy_mechanism": "none"},
@@ -77,66 +76,99 @@ def main() -> None:
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 2, 4], help="micro-batches a stage")
     parser.add_argument("--rounds", type=int, default=2, help="launches of each, in turns")
     parser.add_argument("--steps", type=int, default=5, help="steps of a launch that count")
+    parser.add_argument(
+        "--milliseconds", type=float, default=20.0, help="of each stage's forward and parts of a backward"
+    )
     parser.add_argument("--floats", type=int, default=256, help="numbers in a message, of 4 bytes each")
     parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="what carries our messages")
     parser.add_argument(
         "--save", type=Path, default=Path("runs/bench-schedule.json"), help="file of raw times"
     )
     given = parser.parse_args()
+    os.environ |= TRANSPORTS[given.transport]
     raw = []
     print(_row(*_COLUMNS))
     for ranks in given.ranks:
         counts = [factor * ranks for factor in given.factors]
-        os.environ |= TRANSPORTS[given.transport]
-        ours, torchs = _measure(ranks, counts, given.rounds, given.steps, given.floats)
+        launches = Launches(ranks, counts, given.steps, given.floats, given.milliseconds / 1000)
+        ours, torchs = _measure(launches, given.rounds)
         for case in ours:
-            print(_report(ranks, case, ours[case], torchs.get(case)), flush=True)
+            print(_report(launches, case, ours[case], torchs.get(case)), flush=True)
             peers = asdict(torchs[case]) if case in torchs else None
             raw.append({"ranks": ranks, "case": case, "ours": asdict(ours[case]), "torch": peers})
     given.save.parent.mkdir(parents=True, exist_ok=True)
-    given.save.write_text(
-        json.dumps({"floats": given.floats, "transport": given.transport, "sleep": vars(SLEEP), "times": raw})
-        + "\n"
-    )
+    settings = {name: vars(given)[name] for name in ("floats", "transport", "milliseconds")}
+    given.save.write_text(json.dumps(settings | {"times": raw}) + "\n")
     print(f"raw times: {given.save}")
 
 
-def _measure(ranks: int, counts: Sequence[int], rounds: int, steps: int, floats: int) -> tuple[Cases, Cases]:
+def _measure(launches: "Launches", rounds: int) -> tuple[Cases, Cases]:
     ours: Cases = defaultdict(Measured)
     torchs: Cases = defaultdict(Measured)
     for _ in range(rounds):
-        for cases, launch in ((ours, _ours), (torchs, _torchs)):
-            for case, measured in launch(ranks, counts, steps, floats).items():
+        for cases, found in ((ours, launches.ours()), (torchs, launches.torchs())):
+            for case, measured in found.items():
                 cases[case].add(measured)
     return ours, torchs
 
 
-def _ours(ranks: int, counts: Sequence[int], steps: int, floats: int) -> Cases:
-    """Return what every step after the first took; a launch for every number of stages a worker."""
-    cases: Cases = {}
-    for virtual in sorted({virtual_stages(name) for name in ORDERS}):
-        names = [name for name in ORDERS if virtual_stages(name) == virtual]
-        cases |= _launch(names, virtual, ranks, counts, steps=steps, floats=floats)
-    return cases
+@dataclass(frozen=True)
+class Launches:
+    """Launches of ranks that run every schedule.
 
+    Attributes:
+        ranks: How many.
+        counts: The numbers of micro-batches.
+        steps: Steps that count; one more warms up.
+        floats: Numbers in a message.
+        seconds: That a stage sleeps for a forward, its input's and its weight's gradient each.
+    """
 
-def _launch(
-    names: Sequence[str], virtual: int, ranks: int, counts: Sequence[int], *, steps: int, floats: int
-) -> Cases:
-    """Run our schedules; the layers of workers with several stages sleep for a part of the time each."""
-    cases = [(name, count) for name in names for count in counts]
-    layers = {"layers": virtual * ranks} | {key: value / virtual for key, value in vars(SLEEP).items()}
-    options = ", ".join(f"{key}: {value}" for key, value in layers.items())
-    with tempfile.TemporaryDirectory() as folder:
-        program = [sys.executable, "-m", "trainer", "-m", f"run.dir={folder}", f"layout.stages={ranks}"]
-        program += [f"schedule={','.join(names)}", f"batch.global_size={','.join(map(str, counts))}"]
-        program += ["model=custom", "model.target=trainer.bench.sleeping:model"]
-        program += [f"+model.options={{{options}}}"]
-        program += ["data=custom", "data.target=trainer.bench.sleeping:data"]
-        program += [f"+data.options={{floats: {floats}}}", "batch.micro_size=1", f"train.steps={steps + 1}"]
-        program += ["optimizer=sgd", "threads=1", "eval.samples=1", "progress=off", "device=cpu"]
-        _run(["horovodrun", "-np", str(ranks), *program])
-        return {case: _read(Path(folder) / str(i)) for i, case in enumerate(cases)}
+    ranks: int
+    counts: Sequence[int]
+    steps: int
+    floats: int
+    seconds: float
+
+    def ours(self) -> Cases:
+        """Return what our steps took; a launch for every number of stages a worker."""
+        cases: Cases = {}
+        for virtual in sorted({virtual_stages(name) for name in ORDERS}):
+            cases |= self._ours([name for name in ORDERS if virtual_stages(name) == virtual], virtual)
+        return cases
+
+    def _ours(self, names: Sequence[str], virtual: int) -> Cases:
+        cases = [(name, count) for name in names for count in self.counts]
+        model = {"layers": virtual * self.ranks} | vars(self._sleep)
+        options = ", ".join(f"{key}: {value}" for key, value in model.items())
+        with tempfile.TemporaryDirectory() as folder:
+            program = [sys.executable, "-m", "trainer", "-m", f"run.dir={folder}"]
+            program += [f"layout.stages={self.ranks}", f"schedule={','.join(names)}"]
+            program += [f"batch.global_size={','.join(map(str, self.counts))}", "batch.micro_size=1"]
+            program += ["model=custom", "model.target=trainer.bench.sleeping:model"]
+            program += [f"+model.options={{{options}}}"]
+            program += ["data=custom", "data.target=trainer.bench.sleeping:data"]
+            program += [f"+data.options={{floats: {self.floats}}}", f"train.steps={self.steps + 1}"]
+            program += ["optimizer=sgd", "threads=1", "eval.samples=1", "progress=off", "device=cpu"]
+            _run(["horovodrun", "-np", str(self.ranks), *program])
+            return {case: _read(Path(folder) / str(i)) for i, case in enumerate(cases)}
+
+    def torchs(self) -> Cases:
+        """Return what torch's steps took; it has not every schedule."""
+        given = {"micro_batches": self.counts, "steps": self.steps, "floats": self.floats}
+        given |= {"sleep": vars(self._sleep)}
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(self.ranks)]
+        out = _run([*launcher, "-m", "trainer.bench.torch_schedule", json.dumps(given)])
+        found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        for each in found:
+            for slept in each["slept"]:
+                assert set(slept.values()) == {each["micro_batches"]}, f"not once a micro-batch: {each}"
+        return {(each["schedule"], each["micro_batches"]): Measured(each["seconds"]) for each in found}
+
+    @property
+    def _sleep(self) -> Sleep:
+        return Sleep(self.seconds, self.seconds, self.seconds)
 
 
 def _read(run: Path) -> Measured:
@@ -144,17 +176,6 @@ def _read(run: Path) -> Measured:
     seconds = [entry["step_seconds"] for entry in entries if "loss" in entry][1:]
     forecast = json.loads((run / "timeline.json").read_text())["predicted_seconds"]
     return Measured(seconds, [statistics.median(seconds) / forecast])
-
-
-def _torchs(ranks: int, counts: Sequence[int], steps: int, floats: int) -> Cases:
-    given = {"micro_batches": counts, "steps": steps, "floats": floats, "sleep": vars(SLEEP)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    out = _run([*launcher, "-m", "trainer.bench.torch_schedule", json.dumps(given)])
-    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    for each in found:
-        for slept in each["slept"]:
-            assert set(slept.values()) == {each["micro_batches"]}, f"not once a micro-batch: {each}"
-    return {(each["schedule"], each["micro_batches"]): Measured(each["seconds"]) for each in found}
 
 
 def _run(command: Sequence[str]) -> str:
@@ -173,21 +194,20 @@ def _closed_form(name: str, p: int, m: int) -> float:
     return (p - 1) / (parts * m + p - 1)
 
 
-def _report(ranks: int, case: Case, ours: Measured, torchs: Measured | None) -> str:
+def _report(launches: Launches, case: Case, ours: Measured, torchs: Measured | None) -> str:
     """Return a row; torch has not every schedule."""
     name, count = case
-    busy = count * (SLEEP.forward + SLEEP.input_gradient + SLEEP.weight_gradient)
-    schedule, virtual = training_schedule(name, ranks, count), virtual_stages(name)
-    backward = SLEEP.input_gradient + SLEEP.weight_gradient
-    forwards, backwards = ([each / virtual] * schedule.stages for each in (SLEEP.forward, backward))
-    simulated = simulate(schedule, forwards, backwards).makespan
+    schedule = training_schedule(name, launches.ranks, count)
+    busy = 3 * launches.seconds * count * virtual_stages(name)
+    stages = [launches.seconds] * schedule.stages
+    simulated = simulate(schedule, stages, [2 * seconds for seconds in stages]).makespan
     mine = statistics.median(ours.seconds)
     theirs = statistics.median(torchs.seconds) if torchs else None
     return _row(
-        ranks,
+        launches.ranks,
         count,
         name,
-        f"{_closed_form(name, ranks, count):.3f}",
+        f"{_closed_form(name, launches.ranks, count):.3f}",
         f"{1 - busy / simulated:.3f}",
         f"{1 - busy / mine:.3f}",
         f"{mine / simulated:.3f}",

@@ -25,7 +25,7 @@ from torch.distributed.pipelining import (
 )
 
 from trainer.bench.sleeping import Sleep, SleepingLayer
-from trainer.schedule.orders import placement, virtual_stages
+from trainer.schedule.orders import placement
 
 SCHEDULES: dict[str, Any] = {
     "gpipe": ScheduleGPipe,
@@ -50,9 +50,7 @@ def main() -> None:
 
 
 def _measure(name: str, micro_batches: int, given: dict[str, Any]) -> None:
-    rank, ranks, several = dist.get_rank(), dist.get_world_size(), virtual_stages(name)
-    placed = placement(name, ranks)
-    sleep = Sleep(**{part: seconds / several for part, seconds in given["sleep"].items()})
+    rank, placed, sleep = dist.get_rank(), placement(name, dist.get_world_size()), Sleep(**given["sleep"])
     layers = {stage: SleepingLayer(sleep) for stage, holder in enumerate(placed) if holder == rank}
     stages = [
         PipelineStage(layer, stage, len(placed), torch.device("cpu")) for stage, layer in layers.items()
