@@ -1,10 +1,18 @@
 """Waiting neither spins nor is late."""
 
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 
-from trainer.waiting import wait
+from trainer import waiting
+from trainer.doorbell import Doorbell
+from trainer.waiting import hears, listen, wait
+
+LONG = 0.3  # seconds
 
 
 def test_ready_at_once() -> None:
@@ -25,3 +33,51 @@ def test_returns_the_seconds_until_it_was_ready() -> None:
     answers = iter([False] * 5 + [True])
     assert wait(lambda: next(answers)) > 0.0
     assert list(answers) == []  # asked until the first true, and no more
+
+
+class Looked:
+    """Is ready from a moment on, and counts how often it was asked."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.perf_counter() + seconds
+        self.times = 0
+
+    def __call__(self) -> bool:
+        self.times += 1
+        return time.perf_counter() >= self.end
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
+class TestBell:
+    @pytest.fixture(autouse=True)
+    def other(self) -> Iterator[Doorbell]:
+        """Return the bell of rank 1, whose neighbour this process is."""
+        job = uuid4().hex
+        listen(Doorbell(job, 0, [0, 1]))
+        yield Doorbell(job, 1, [0, 1])
+        waiting._bells.clear()
+
+    def test_it_hears_those_of_its_node(self) -> None:
+        assert hears(1)
+        assert not hears(0)
+        assert not hears(2)
+
+    def test_it_looks_seldom_where_the_bell_will_ring(self) -> None:
+        seldom = Looked(LONG)
+        wait(seldom, rings=True)
+        assert seldom.times < LONG / waiting._SELDOM * waiting._QUESTIONS + 10
+
+    def test_it_comes_at_once_when_it_rings(self, other: Doorbell, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(waiting, "_SELDOM", 100 * LONG)
+        threading.Timer(LONG, other.ring, [[0]]).start()
+        assert LONG <= wait(Looked(LONG), rings=True) < 10 * LONG
+
+    def test_it_looks_often_behind_a_ring(self, other: Doorbell, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(waiting, "_SELDOM", 100 * LONG)
+        monkeypatch.setattr(waiting, "_ALERT", 10 * LONG)
+        threading.Timer(LONG, other.ring, [[0]]).start()  # the rest of the message comes later
+        assert 2 * LONG <= wait(Looked(2 * LONG), rings=True) < 10 * LONG
+
+    def test_one_that_rang_before_is_not_the_one(self, other: Doorbell) -> None:
+        other.ring([0])
+        assert LONG <= wait(Looked(LONG), rings=True) < 10 * LONG

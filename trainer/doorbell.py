@@ -38,10 +38,16 @@ class Doorbell:
             except OSError:  # it has ended, or lives in another container
                 self._neighbours.discard(rank)
 
-    def sleep(self, seconds: float) -> None:
-        """Return when the bell rings, or after so many seconds."""
-        if select.select([self._socket], [], [], seconds)[0]:
+    def hears(self, rank: int) -> bool:
+        """Return whether a rank of the world is on this node, and can ring here."""
+        return rank in self._neighbours
+
+    def sleep(self, seconds: float) -> bool:
+        """Return when the bell rings, or after so many seconds; whether it rang."""
+        rang = bool(select.select([self._socket], [], [], seconds)[0])
+        if rang:
             self.forget()
+        return rang
 
     def forget(self) -> None:
         """Forget that the bell has rung."""

@@ -22,7 +22,7 @@ _LOCAL_SIZE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PE
 _CYCLE_TIME_PER_RANK = 5
 
 # Bytes of a message that travels without being asked for, and of a rank's part of shared memory.
-_AT_ONCE = 1 << 20
+AT_ONCE = 1 << 20
 _SEGMENT = 128 << 20
 _SMALLEST_SEGMENT = 16 << 20
 
@@ -95,14 +95,14 @@ def _send_at_once(environment: MutableMapping[str, str]) -> None:
     pass on 512 KiB after 20 ms of work each took 2.5 times as long. On a node this is needed only where a
     process cannot read another's memory; there the fragments lie in shared memory, which must have the room.
     """
-    environment.setdefault("OMPI_MCA_btl_tcp_eager_limit", str(_AT_ONCE))
+    environment.setdefault("OMPI_MCA_btl_tcp_eager_limit", str(AT_ONCE))
     asked = environment.get("OMPI_MCA_btl_vader_single_copy_mechanism", "cma")
     if asked == "cma" and reads_memory_of_others():
         return
     with contextlib.suppress(OSError):
         free = shutil.disk_usage("/dev/shm").free // (2 * local_size(environment))
         if free >= _SMALLEST_SEGMENT:
-            environment.setdefault("OMPI_MCA_btl_vader_eager_limit", str(_AT_ONCE))
+            environment.setdefault("OMPI_MCA_btl_vader_eager_limit", str(AT_ONCE))
             environment.setdefault("OMPI_MCA_btl_vader_segment_size", str(min(free, _SEGMENT)))
 
 

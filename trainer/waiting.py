@@ -11,6 +11,9 @@ _RANKS_PER_CORE = max(1.0, environment.local_size() / environment.cores())
 _SHORTEST = 50e-6 * _RANKS_PER_CORE  # seconds; the kernel's timer adds some 50 microseconds
 _LONGEST = 1e-3 * _RANKS_PER_CORE
 _SHARE = 0.02  # a sleep is at most this share of the time waited so far, so it delays little
+# Where a bell will ring it is enough to look seldom, unless it has just rung, and the rest is on its way.
+_SELDOM = 2e-3 * _RANKS_PER_CORE
+_ALERT = 0.5e-3 * _RANKS_PER_CORE
 
 # One question moves Open MPI's messages on by a part of the way only: with a single one after the bell, one
 # message in two is found a sleep later.
@@ -24,29 +27,42 @@ def listen(bell: Doorbell) -> None:
     _bells[:] = [bell]
 
 
+def hears(rank: int) -> bool:
+    """Return whether a rank of the world can wake this one."""
+    return any(bell.hears(rank) for bell in _bells)
+
+
 def ring(ranks: Iterable[int]) -> None:
     """Wake ranks of the world that wait for what has just been sent to them, where that is possible."""
     for bell in _bells:
         bell.ring(ranks)
 
 
-def wait(ready: Callable[[], object]) -> float:
+def wait(ready: Callable[[], object], *, rings: bool = False) -> float:
     """Return once `ready()` is true, with the seconds that it took.
 
     Asking counts as waiting: where ranks share cores, MPI may give the core away meanwhile.
+
+    Args:
+        ready: Looks.
+        rings: Whether whoever makes it true rings this process's bell then.
     """
     start = time.perf_counter()
     if not ready():
         for bell in _bells:
             bell.forget()  # what it rang for before is nothing to wake up for; what rings from now on is
+        since, patient = start, rings
         while not any(ready() for _ in range(_QUESTIONS)):
-            waited = time.perf_counter() - start
-            _sleep(min(max(waited * _SHARE, _SHORTEST), _LONGEST))
+            waited = time.perf_counter() - since
+            patient = patient or (rings and waited > _ALERT)
+            if _sleep(_SELDOM if patient else min(max(waited * _SHARE, _SHORTEST), _LONGEST)):
+                since, patient = time.perf_counter(), False
     return time.perf_counter() - start
 
 
-def _sleep(seconds: float) -> None:
+def _sleep(seconds: float) -> bool:
+    """Return when the bell rings, or after so many seconds; whether it rang."""
     if _bells:
-        _bells[0].sleep(seconds)
-    else:
-        time.sleep(seconds)
+        return _bells[0].sleep(seconds)
+    time.sleep(seconds)
+    return False

@@ -18,7 +18,7 @@ from trainer import __version__, environment
 from trainer.doorbell import hang_up
 from trainer.errors import UserError
 from trainer.sharing import nap_in_background_threads
-from trainer.waiting import listen, ring, wait
+from trainer.waiting import hears, listen, ring, wait
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -49,6 +49,10 @@ class Communicator:
         """Wake ranks of the group that may be waiting for what this one has sent them."""
         ring(self._members[rank] for rank in ranks)
 
+    def hears(self, rank: int) -> bool:
+        """Return whether a rank of the group wakes this one when it has sent something."""
+        return hears(self._members[rank])
+
     def barrier(self) -> None:
         """Return when every rank of the group has called this."""
         request = self.comm.Ibarrier()
@@ -62,7 +66,9 @@ class Communicator:
         gathered = np.empty(sum(counts), dtype=values.dtype)
         request = self.comm.Iallgatherv(values, [gathered, counts])
         self.wake(*range(self.size))
-        self.waited += wait(request.Test)
+        # Open MPI's is one round: whoever comes last rings, and everything is there.
+        rings = all(self.hears(rank) for rank in range(self.size) if rank != self.rank)
+        self.waited += wait(request.Test, rings=rings)
         return gathered
 
     def all_gather_objects(self, value: Any) -> list[Any]:

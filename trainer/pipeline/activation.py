@@ -43,6 +43,11 @@ class Structure:
     tensors: tuple[TensorSpec, ...]
 
     @property
+    def bytes(self) -> int:
+        """Return the size of all tensors in bytes."""
+        return sum(spec.bytes for spec in self.tensors)
+
+    @property
     def differentiable(self) -> tuple[TensorSpec, ...]:
         """Return the specs of the tensors that a gradient comes back for."""
         return tuple(spec for spec in self.tensors if spec.requires_grad)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from trainer import environment
 from trainer.pipeline.activation import Nest, Structure, structure
 from trainer.pipeline.transport import Channel, channel_of
 from trainer.schedule.actions import RECEIVES, Action, Kind
@@ -128,7 +129,10 @@ class MpiTransport:
                 self._structures[key] = self._receive_header(channel)
             self._post(channel)
         receive = self._posted[channel].popleft()
-        self.waited += wait(lambda: self._mpi.Request.Testall(receive.requests))
+        # Behind the bell of a larger message, parts of it may still wait for both ends to look.
+        whole = receive.structure.bytes <= environment.AT_ONCE
+        rings = whole and self._group.hears(self._rank_of[action.peer])
+        self.waited += wait(lambda: self._mpi.Request.Testall(receive.requests), rings=rings)
         self._drained.append(channel)
         device = self._devices[action.stage]
         tensors = [
@@ -168,8 +172,7 @@ class MpiTransport:
 
     def _note_size(self, action: Action, shape: Structure) -> None:
         channel = action.kind, action.stage, action.peer
-        size = sum(spec.bytes for spec in shape.tensors)
-        self.sizes[channel] = max(size, self.sizes.get(channel, 0))
+        self.sizes[channel] = max(shape.bytes, self.sizes.get(channel, 0))
 
     def _start(self, data: Any, target: int, tag: int) -> None:
         request = self._comm.Isend([data, self._mpi.BYTE], target, tag)
