@@ -9,8 +9,10 @@ What waits is what `replay` says; how long it takes is what a `Machine` says:
     STEP        needs all ranks of the replica to come to it, and an exchange of their norms
 """
 
+import gc
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from trainer.schedule.actions import COMPLETES, Action, Kind, Schedule
 from trainer.schedule.machine import Link, Machine, Network
@@ -56,9 +58,22 @@ def simulate_on(machine: Machine, schedules: Sequence[Schedule]) -> list[Timelin
     patterns: dict[tuple[object, ...], int] = {}
     kinds = [patterns.setdefault(_pattern(machine, *each), len(patterns)) for each in enumerate(schedules)]
     firsts = [kinds.index(kind) for kind in range(len(patterns))]
-    simulation = _Simulation(machine, [schedules[replica] for replica in firsts], firsts)
-    timelines = simulation.run()
+    with _no_garbage_collection():
+        simulation = _Simulation(machine, [schedules[replica] for replica in firsts], firsts)
+        timelines = simulation.run()
     return [timelines[kind] for kind in kinds]
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Make hundreds of thousands of tuples without looking for cycles in them: a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _pattern(machine: Machine, replica: int, schedule: Schedule) -> tuple[object, ...]:
