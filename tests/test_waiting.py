@@ -78,6 +78,16 @@ class TestBell:
         threading.Timer(LONG, other.ring, [[0]]).start()  # the rest of the message comes later
         assert 2 * LONG <= wait(Looked(2 * LONG), rings=True) < 10 * LONG
 
-    def test_one_that_rang_before_is_not_the_one(self, other: Doorbell) -> None:
-        other.ring([0])
+    def test_it_looks_often_where_it_rang_before(
+        self, other: Doorbell, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(waiting, "_SELDOM", 100 * LONG)
+        monkeypatch.setattr(waiting, "_ALERT", 10 * LONG)
+        other.ring([0])  # for a message that is under way
         assert LONG <= wait(Looked(LONG), rings=True) < 10 * LONG
+
+    def test_one_that_rang_before_does_not_keep_it_awake(self, other: Doorbell) -> None:
+        other.ring([0])
+        looked = Looked(LONG)
+        wait(looked, rings=True)
+        assert looked.times < LONG / waiting._SELDOM * waiting._QUESTIONS + 50

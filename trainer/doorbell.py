@@ -49,11 +49,13 @@ class Doorbell:
             self.forget()
         return rang
 
-    def forget(self) -> None:
-        """Forget that the bell has rung."""
+    def forget(self) -> bool:
+        """Forget that the bell has rung; whether it had."""
+        rang = False
         with contextlib.suppress(BlockingIOError):
             while True:
-                self._socket.recv(1)
+                rang = bool(self._socket.recv(1))
+        return rang
 
     def _address(self, rank: int) -> str:
         return f"\0{self._job}-{rank}"

@@ -49,9 +49,9 @@ def wait(ready: Callable[[], object], *, rings: bool = False) -> float:
     """
     start = time.perf_counter()
     if not ready():
-        for bell in _bells:
-            bell.forget()  # what it rang for before is nothing to wake up for; what rings from now on is
-        since, patient = start, rings
+        # A bell that rang before may have been that of a message of which a part is still to come.
+        rang = any(bell.forget() for bell in _bells)
+        since, patient = start, rings and not rang
         while not any(ready() for _ in range(_QUESTIONS)):
             waited = time.perf_counter() - since
             patient = patient or (rings and waited > _ALERT)
