@@ -69,8 +69,14 @@ class TestBell:
 
     def test_it_comes_at_once_when_it_rings(self, other: Doorbell, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(waiting, "_SELDOM", 100 * LONG)
-        threading.Timer(LONG, other.ring, [[0]]).start()
-        assert LONG <= wait(Looked(LONG), rings=True) < 10 * LONG
+        sent = threading.Event()
+
+        def send() -> None:
+            sent.set()
+            other.ring([0])
+
+        threading.Timer(LONG, send).start()
+        assert wait(sent.is_set, rings=True) < 10 * LONG
 
     def test_it_looks_often_behind_a_ring(self, other: Doorbell, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(waiting, "_SELDOM", 100 * LONG)
