@@ -8,6 +8,7 @@ once, over the true time.
 
 import argparse
 import json
+import signal
 import socket
 import statistics
 import sys
@@ -34,6 +35,8 @@ _ALL = {"pipeline": SCHEDULES, "data": ("ddp",), "hybrid": SCHEDULES}
 
 def main() -> None:
     """Race as the command line says; print the table, keep the raw times and the picture."""
+    # Contestants are suspended between turns: whoever is ended must end them.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     given = _command_line()
     work = Work(**{name: getattr(given, name) for name in DEFAULTS["pipeline"].plain()})
     entries = [*_ours(work, given.schedule), *_torchs(work, given.torch), *_deepspeed(work)]
