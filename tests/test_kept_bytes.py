@@ -95,6 +95,15 @@ def test_a_gpt(dropout: float, recompute: Recompute) -> None:
     assert held(gpt, recompute=recompute) == pytest.approx(foreseen(gpt, recompute=recompute), abs=64)
 
 
+@pytest.mark.parametrize("recompute", Recompute, ids=lambda mode: mode.value)
+def test_products_that_are_written_into(recompute: Recompute) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH))
+
+    of = model(build, build, loss=TokenLoss())
+    assert held(of, recompute=recompute) == pytest.approx(foreseen(of, recompute=recompute), abs=64)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 def test_attention_with_a_mask(dtype: torch.dtype, dropout: float) -> None:

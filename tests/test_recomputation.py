@@ -94,6 +94,86 @@ def test_running_statistics_see_every_micro_batch_once(recompute: Recompute) -> 
         assert (plain == again).all()
 
 
+class Recurrent(nn.Module):
+    """An LSTM, which makes its gates in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(WIDTH, WIDTH // 2, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.lstm(x)[0]
+        return output
+
+
+class InParts(nn.Module):
+    """Writes into a product, twice, through a view of it; the product itself is used before and behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = self.linear(x)
+        before = product.sum(-1, keepdim=True)
+        product[:, ::2].mul_(before).add_(x[:, 1::2])
+        return torch.tanh(product)
+
+
+WRITING = [
+    pytest.param(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True)), id="product"),
+    pytest.param(
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 8, 8)),
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.ELU(inplace=True),
+            nn.Conv2d(4, 1, 1),
+        ).append(nn.Flatten()),
+        id="convolution",
+    ),
+    pytest.param(Recurrent, id="LSTM"),
+    pytest.param(InParts, id="view"),
+]
+
+
+def gradients(build: Callable[[], nn.Module], schedule: str, recompute: Recompute) -> list[Tensor | None]:
+    model = Model(tuple(Layer(f"layer.{i}", build) for i in range(2)), Squares())
+    pipeline = Pipeline(model, [1, 1], schedule, recompute=recompute)
+    pipeline.train(micro_batches(), MICRO_BATCHES)
+    return list(pipeline.gradients().values())
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb_h1"])
+@pytest.mark.parametrize("build", WRITING)
+def test_a_layer_may_write_into_what_selective_keeps(build: Callable[[], nn.Module], schedule: str) -> None:
+    plain = gradients(build, schedule, Recompute.NONE)
+    assert any(gradient is not None and gradient.any() for gradient in plain)
+    for expected, found in zip(plain, gradients(build, schedule, Recompute.SELECTIVE), strict=True):
+        assert expected is not None
+        assert found is not None
+        assert torch.equal(expected, found)
+
+
+class Fickle(nn.Module):
+    """Does something else the second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.convolution = nn.Conv1d(1, 1, 1)
+        self.first = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, self.first = self.first, False
+        hidden = self.linear(x) if first else self.convolution(x[:, None])[:, 0]
+        return hidden.exp().square()
+
+
+def test_a_forward_that_does_something_else_the_second_time_is_found() -> None:
+    with pytest.raises(RuntimeError, match=r"run again for its backward, does aten.conv.* where it had done"):
+        gradients(Fickle, "1f1b", Recompute.SELECTIVE)
+
+
 def test_a_norm_is_left_as_it_was_where_a_forward_stops_early() -> None:
     pipeline = Pipeline(blocks(2), [2], recompute=Recompute.FULL)
     RunningStatistics(pipeline.layers)

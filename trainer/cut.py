@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
 
 import torch
 
@@ -11,8 +10,6 @@ from trainer.models.model import Activation, Model
 from trainer.partition import boundaries_from_user, partition_among_workers, stage_ranges
 from trainer.pipeline.recomputation import Recompute
 from trainer.schedule.actions import Kind
-
-T = TypeVar("T")
 
 # What two parts take more than a whole backward, relative to it: 3 % where one follows the other
 # (`make bench-overhead`), 5 % in a pipeline, where other work comes between them.
@@ -38,10 +35,6 @@ class Cut:
         """Return the stage of every layer."""
         return [stage for stage, layers in enumerate(self.stages) for _ in layers]
 
-    def put_off(self, layer: int, figure: T) -> T | Literal[0]:
-        """Return a figure of what a split backward of a layer puts off, or 0 where it does not."""
-        return 0 if self.recompute[layer] is Recompute.SELECTIVE else figure
-
     @property
     def work(self) -> dict[Kind, list[float]]:
         """Return the relative time of forwards and backwards by stage, with what backwards compute again.
@@ -56,7 +49,7 @@ class Cut:
         forward = [cost.forward for cost in self.costs]
         again = [cost.again(recompute) for cost, recompute in zip(self.costs, self.recompute, strict=True)]
         backward = [cost.backward + repeated for cost, repeated in zip(self.costs, again, strict=True)]
-        put_off = [self.put_off(layer, cost.put_off_work) for layer, cost in enumerate(self.costs)]
+        put_off = [cost.put_off_work for cost in self.costs]
         more = [SPLITTING / 2 * all_ if later else 0.0 for all_, later in zip(backward, put_off, strict=True)]
         times = {
             Kind.FORWARD: forward,

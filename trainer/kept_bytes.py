@@ -12,7 +12,7 @@ from trainer.live_bytes import LiveBytes
 from trainer.models.model import Activation, Loss
 from trainer.pipeline.activation import Nest, flatten, unflatten
 from trainer.pipeline.precision import Precision
-from trainer.pipeline.recomputation import Recompute, keeping
+from trainer.pipeline.recomputation import Recompute, Repeatable
 
 aten = torch.ops.aten
 
@@ -29,7 +29,10 @@ def kept_bytes(
     """
     live = LiveBytes()
     with torch.enable_grad(), torch.device("meta"), _FusedAttention(), live:
-        outputs = keeping(recompute, forward, *inputs)
+        if recompute is Recompute.NONE:
+            outputs = forward(*inputs)
+        else:
+            outputs = Repeatable(recompute, forward, *inputs).run()
         kept = live.bytes
     del outputs
     return kept

@@ -35,9 +35,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run a kernel, and note the memory that it makes."""
         result = func(*args, **(kwargs or {}))
-        given = {_memory(tensor) for tensor in tensors_in((args, kwargs))}
+        given = {memory_of(tensor) for tensor in tensors_in((args, kwargs))}
         for tensor in tensors_in(result):
-            key = _memory(tensor)
+            key = memory_of(tensor)
             if key not in given and key not in self._made:
                 storage = tensor.untyped_storage()
                 # The weak reference also keeps the address from being used again.
@@ -50,6 +50,6 @@ def tensors_in(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
     """Return what tensors that share memory have in common; a meta tensor has no address."""
     return int(tensor.untyped_storage()._cdata)

@@ -57,7 +57,7 @@ def stage_bytes(cut: Cut) -> list[StageBytes]:
         stages.append(
             StageBytes(
                 kept=_input_bytes(cut, stage) + sum(kept),
-                put_off=sum(cut.put_off(layer, cut.costs[layer].put_off_bytes) for layer in layers),
+                put_off=sum(cut.costs[layer].put_off_bytes for layer in layers),
                 # A layer that computes again holds all of it meanwhile; they do so one by one.
                 backward=max(max(0, more - less) for more, less in zip(whole, kept, strict=True)),
             )

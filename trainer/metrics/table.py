@@ -46,16 +46,16 @@ def stages_table(layout: Layout, cut: Cut, schedule: Schedule) -> str:
     ]
     if not split:
         return "\n".join([_align(rows), *notes])
-    put_off = [cut.put_off(layer, cost.put_off) for layer, cost in enumerate(cut.costs)]
     column = ["put off"]
     for stage, layers in enumerate(cut.stages):
-        share = sum(put_off[layer] for layer in layers) / max(1, sum(cut.costs[i].trained for i in layers))
+        costs = [cut.costs[layer] for layer in layers]
+        share = sum(cost.put_off for cost in costs) / max(1, sum(cost.trained for cost in costs))
         column.append(f"{share:.1%}" if share and stage in split else "none")
     whole = [
         cut.costs[layer].name
         for stage in sorted(split)
         for layer in cut.stages[stage]
-        if cut.costs[layer].trained and not put_off[layer]
+        if cut.costs[layer].trained and not cut.costs[layer].put_off
     ]
     if whole:
         notes.insert(0, f"  whole backwards: {', '.join(whole)}")

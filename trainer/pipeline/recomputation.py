@@ -5,23 +5,26 @@
                 norms, activation functions, dropout and softmax are computed again
     full        keeps the layer's inputs alone
 
-Of a backward in two parts only `none` and `full` put weight gradients off: a graph that recomputes bit by
-bit, as `selective` needs it, gives what it has saved but once.
-
 A forward that runs again gives the same bits: it is seeded as the first time, and running statistics are
 summed the first time only.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
+
+from trainer.live_bytes import memory_of, tensors_in
 
 T = TypeVar("T")
 
@@ -41,32 +44,40 @@ def runs_again() -> bool:
     return _again > 0
 
 
-def keeping(recompute: Recompute, forward: Callable[..., T], *inputs: Tensor) -> T:
-    """Run a layer's forward so that no more is kept for its backward than `recompute` says.
+class Repeatable(Generic[T]):
+    """A layer's forward that keeps no more for its backward than `recompute` says.
 
     Args:
-        recompute: What is computed again.
+        recompute: What is computed again; something is.
         forward: The forward; called once more within the backward, for the same results.
         inputs: What it takes: they are kept.
     """
-    if recompute is Recompute.NONE:
-        return forward(*inputs)
-    contexts = _selective_contexts if recompute is Recompute.SELECTIVE else _full_contexts
-    result: T = checkpoint(
-        forward,
-        *inputs,
-        use_reentrant=False,
-        preserve_rng_state=False,  # the forward seeds itself
-        determinism_check="none",
-        context_fn=contexts,
-    )
-    return result
 
+    def __init__(self, recompute: Recompute, forward: Callable[..., T], *inputs: Tensor) -> None:
+        self._forward = forward
+        self._inputs = inputs
+        self._first: AbstractContextManager[Any] = nullcontext()
+        self._second: AbstractContextManager[Any] = nullcontext()
+        if recompute is Recompute.SELECTIVE:
+            kept: deque[_Result] = deque()
+            self._first, self._second = _Keep(kept), _Give(kept)
 
-def again(forward: Callable[..., T], *inputs: Tensor) -> T:
-    """Run a layer's forward once more, with a plain graph: its backward can be split."""
-    with torch.enable_grad(), _running_again(nullcontext()):
-        return forward(*inputs)
+    def run(self) -> T:
+        """Run it the first time; a whole backward from what it returns runs it again by itself."""
+        result: T = checkpoint(
+            self._forward,
+            *self._inputs,
+            use_reentrant=False,
+            preserve_rng_state=False,  # the forward seeds itself
+            determinism_check="none",
+            context_fn=lambda: (self._first, _running_again(self._second)),
+        )
+        return result
+
+    def run_again(self) -> T:
+        """Run it the second time, with a plain graph: the backward of that one can be split."""
+        with torch.enable_grad(), _running_again(self._second):
+            return self._forward(*self._inputs)
 
 
 def is_slow(operation: OpOverload) -> bool:
@@ -85,14 +96,77 @@ def _running_again(inner: AbstractContextManager[Any]) -> Iterator[None]:
         _again -= 1
 
 
-def _full_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return nullcontext(), _running_again(nullcontext())
+@dataclass
+class _Result:
+    """What a slow operation of a forward has returned: a tensor, or a tuple with some."""
+
+    operation: OpOverload
+    values: Any
 
 
-def _selective_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    first, again = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
-    return first, _running_again(again)
+class _Keep(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps what slow operations return, as they return it.
+
+    A layer may write into it, as `nn.ReLU(inplace=True)` behind a convolution does, or an LSTM into its
+    gates. Then it is copied before: torch's own selective checkpoint gives up there.
+    """
+
+    def __init__(self, kept: deque[_Result]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._kept = kept
+        self._in: dict[int, _Result] = {}  # by the memory that it is in
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run a kernel, and keep what it returns if it is slow."""
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for tensor in _written(func, args, kwargs):
+                result = self._in.pop(memory_of(tensor), None)
+                if result is not None:
+                    result.values = tree_map_only(Tensor, torch.clone, result.values)
+        returned = func(*args, **kwargs)
+        if is_slow(func):
+            result = _Result(func, tree_map_only(Tensor, torch.detach, returned))
+            self._kept.append(result)
+            self._in.update((memory_of(tensor), result) for tensor in tensors_in(returned))
+        return returned
 
 
-def _policy(_context: Any, operation: OpOverload, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if is_slow(operation) else CheckpointPolicy.PREFER_RECOMPUTE
+class _Give(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Gives what was kept in place of running slow operations, each once."""
+
+    def __init__(self, kept: deque[_Result]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._kept = kept
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run a kernel, unless it is slow."""
+        if not is_slow(func):
+            return func(*args, **(kwargs or {}))
+        first = self._kept.popleft() if self._kept else None
+        if first is None or first.operation is not func:
+            did = first.operation if first else "nothing more"
+            raise RuntimeError(
+                f"a layer's forward, run again for its backward, does {func} where it had done {did}"
+            )
+        return first.values
+
+
+def _written(operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors that an operation writes into."""
+    arguments = operation._schema.arguments
+    given = {argument.name: value for argument, value in zip(arguments, args, strict=False)} | kwargs
+    written = [argument.name for argument in arguments if argument.is_write]
+    return tensors_in([given.get(name) for name in written])

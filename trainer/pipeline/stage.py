@@ -21,7 +21,7 @@ from trainer.pipeline.activation import Nest, flatten, unflatten
 from trainer.pipeline.graph import run_backward
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.recomputation import Recompute, again, keeping
+from trainer.pipeline.recomputation import Recompute, Repeatable
 from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients
 
 
@@ -62,7 +62,7 @@ class _Tape:
     split: bool
     leaves: list[list[Tensor]] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)
-    # By layer, where a split backward begins with all of the forward: it.
+    # By layer, where a split backward begins with a forward once more: it.
     again: dict[int, Callable[[], tuple[list[Tensor], Nest]]] = field(default_factory=dict)
 
 
@@ -140,9 +140,10 @@ class Stage:
             leaves = [_leaf(tensor) for tensor in tensors]  # [1]
             if learning and recompute is not Recompute.NONE:
                 run = partial(self._run_layer, number, micro_batch, nest)
-                tensors, nest = keeping(recompute, run, *leaves)
-                if split and recompute is Recompute.FULL:
-                    tape.again[number] = partial(again, run, *leaves)
+                layer = Repeatable(recompute, run, *leaves)
+                tensors, nest = layer.run()
+                if split:
+                    tape.again[number] = layer.run_again
             else:
                 tensors, nest = self._run_layer(number, micro_batch, nest, *leaves)
             tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
