@@ -82,7 +82,8 @@ class Repeatable(Generic[T]):
 
 def is_slow(operation: OpOverload) -> bool:
     """Return whether selective recomputation keeps what an operation returns."""
-    return operation.overloadpacket in flop_registry or "attention" in str(operation)
+    slow = operation.overloadpacket in flop_registry or "attention" in str(operation)
+    return slow and not operation._schema.is_mutable  # who asked it to write somewhere will look there
 
 
 @contextmanager
