@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 
@@ -38,7 +39,7 @@ _MICRO_BATCHES_OF_WIDTH = 12  # with more the page grows
 _EDGE, _RIGHT, _COLUMN = 0.3, 0.95, 0.8
 _TALL_ROW, _ALL_ROWS, _LEAST_ROW = 0.44, 5.0, 0.16  # a row; so many inches for all rows of a panel; the least
 _HEADING, _AXIS, _LEGEND = 0.52, 0.48, 0.34
-_TITLE_SIZE, _SUBTITLE_SIZE, _LABEL_SIZE, _CAPTION_SIZE = 12.0, 10.0, 8.0, 8.5  # points
+_TITLE_SIZE, _SUBTITLE_SIZE, _LABEL_SIZE, _CAPTION_SIZE, _LEGEND_SIZE = 12.0, 10.0, 8.0, 8.5, 9.0  # points
 _LINE = 1.45 / 72  # a line, in inches for each point of its size
 _CHARACTER, _BOLD = 0.0071, 0.0079  # the mean width of a character, in inches for each point of its size
 
@@ -153,19 +154,28 @@ def _legend(figure: Figure, looks: Sequence[Look], place: tuple[float, float]) -
     order = [look for look in looks if look not in (OTHER, ALL_REDUCE)]
     order += [look for look in (ALL_REDUCE, OTHER) if look in looks]
     handles: list[Any] = [tuple(Patch(color=shade) for shade in dict.fromkeys(look.shades)) for look in order]
-    figure.legend(
-        [*handles, Patch(**WAITING)],
-        [*(look.name for look in order), "waiting for another rank"],
-        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.0)},
-        loc="upper left",
-        bbox_to_anchor=place,
-        ncols=len(order) + 1,
-        frameon=False,
-        borderpad=0,
-        borderaxespad=0,
-        handlelength=2.2,
-        fontsize=9,
-    )
+
+    def draw(size: float) -> Legend:
+        return figure.legend(
+            [*handles, Patch(**WAITING)],
+            [*(look.name for look in order), "waiting for another rank"],
+            handler_map={tuple: HandlerTuple(ndivide=None, pad=0.0)},
+            loc="upper left",
+            bbox_to_anchor=place,
+            ncols=len(order) + 1,
+            frameon=False,
+            borderpad=0,
+            borderaxespad=0,
+            handlelength=2.2,
+            fontsize=size,
+        )
+
+    legend = draw(_LEGEND_SIZE)
+    width = legend.get_window_extent().width / figure.bbox.width
+    there_is = 1 - place[0] - _EDGE / figure.get_figwidth()
+    if width > there_is:  # schedules with every kind of action have as many looks
+        legend.remove()
+        draw(_LEGEND_SIZE * there_is / width)
 
 
 def _how_to_read(panels: Sequence[Panel]) -> str:
