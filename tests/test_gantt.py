@@ -149,20 +149,16 @@ def test_all_kinds_of_work_are_drawn_and_messages_are_not() -> None:
 
 
 def test_the_legend_is_within_the_page() -> None:
-    """ZB-V's has every kind of backward, and two shades of each."""
-    schedule = training_schedule("zb_v", 4, 8)
-    timeline = simulate(schedule, [1.0] * 8, [2.0] * 8)
+    """ZB-V has every kind of backward, in two shades each."""
     ranks = []
-    for actions, starts, ends, busy in zip(
-        schedule.workers, timeline.starts, timeline.ends, timeline.busy, strict=True
-    ):
-        times = [Times(s, e - b, e) for s, e, b in zip(starts, ends, busy, strict=True)]
+    for actions in training_schedule("zb_v", 4, 8).workers:
+        times = [Times(at, at + 0.5, at + 1) for at in range(len(actions))]
         ranks.append(RankTimeline(actions, tuple(times), ALL_REDUCES))
-    both = tuple(ranks)
-    figure = step_gantt(StepTimeline("t", 1, timeline.seconds, timeline.seconds, both, both, 0.0))
+    end = float(max(len(rank.actions) for rank in ranks))
+    figure = step_gantt(StepTimeline("zb_v", 1, end, end, tuple(ranks), tuple(ranks), 0.0))
     (legend,) = figure.legends
     names = {text.get_text() for text in legend.get_texts()}
-    assert {"forward", "backward", "input gradient", "weight gradient", "all-reduce"} <= names
+    assert {"forward", "backward", "input gradient", "weight gradient", "all-reduce"} < names
     box = legend.get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.width
