@@ -47,7 +47,7 @@ def test_killed_rank(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
-    launched = start(tmp_path, "checkpoint.every=2")
+    launched = start(tmp_path, "checkpoint.every=2", "checkpoint.keep=0")
     launched.wait_for_file(tmp_path / "run/checkpoints/step-00000002/manifest.json")
     launched.signal_group(number)
     result = launched.wait(SOON + launched.seconds)
