@@ -7,6 +7,7 @@ from launch.install.settings import HOROVOD_VERSION, SetupError
 _STANDARD = "set(CMAKE_CXX_STANDARD 14)"
 _PROJECT = "project(horovod CXX)\n"
 _GLOO_FAILED = "\n        exit_code, timestamp = value\n        if exit_code != 0:\n"
+_SHELL = "['/bin/sh', '-c', mpirun_command]"
 
 
 def patch_standard(text: str, standard: int, name: str) -> str:
@@ -43,6 +44,14 @@ def patch_exit_code(text: str, name: str) -> str:
     return _replace_once(text, _GLOO_FAILED, f"{_GLOO_FAILED}            raise SystemExit(exit_code)\n", name)
 
 
+def patch_signals(text: str, name: str) -> str:
+    """Makes `horovodrun` become mpirun, so that a signal to its process, by `kill`, ends the ranks too.
+
+    It would become a shell that waits for mpirun. The shell alone would end, and the ranks would run on.
+    """
+    return _replace_once(text, _SHELL, "['/bin/sh', '-c', 'exec ' + mpirun_command]", name)
+
+
 def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
     """Patches an unpacked source distribution in place."""
     main, torch = source / "CMakeLists.txt", source / "horovod" / "torch" / "CMakeLists.txt"
@@ -50,8 +59,10 @@ def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
     main.write_text(patch_run_path(text, folders, "CMakeLists.txt"), encoding="utf-8")
     name = "horovod/torch/CMakeLists.txt"
     torch.write_text(patch_standard(torch.read_text(encoding="utf-8"), standard, name), encoding="utf-8")
-    gloo, name = source / "horovod" / "runner" / "gloo_run.py", "horovod/runner/gloo_run.py"
-    gloo.write_text(patch_exit_code(gloo.read_text(encoding="utf-8"), name), encoding="utf-8")
+    for name, change in (("gloo_run.py", patch_exit_code), ("mpi_run.py", patch_signals)):
+        launcher = source / "horovod" / "runner" / name
+        changed = change(launcher.read_text(encoding="utf-8"), f"horovod/runner/{name}")
+        launcher.write_text(changed, encoding="utf-8")
 
 
 def _replace_once(text: str, old: str, new: str, name: str) -> str:

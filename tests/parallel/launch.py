@@ -106,6 +106,10 @@ class Launch:
         """Send a signal to the launcher's process group, as a terminal does."""
         os.killpg(self._process.pid, number)
 
+    def signal_launcher(self, number: signal.Signals) -> None:
+        """Send a signal to the launcher's process alone, as `kill` and a batch system may."""
+        os.kill(self._process.pid, number)
+
     def wait(self, limit: float = LIMIT) -> Result:
         """Return what became of the launch.
 

@@ -59,6 +59,16 @@ def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
     assert not result.left_over
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_launcher_alone_is_killed(number: signal.Signals, tmp_path: Path) -> None:
+    launched = start(tmp_path)
+    launched.wait_for("step 1/")
+    launched.signal_launcher(number)
+    result = launched.wait(SOON + launched.seconds)
+    assert result.code != 0
+    assert not result.left_over
+
+
 def test_interrupted_before_a_checkpoint(tmp_path: Path) -> None:
     launched = start(tmp_path, "checkpoint.every=0")
     launched.wait_for("step 1/")
