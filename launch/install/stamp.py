@@ -5,10 +5,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from launch.install.settings import HOROVOD_VERSION, OPENMPI_VERSION, PATCH_REVISION, Choices
+from launch.install.cache import RECIPE
+from launch.install.settings import HOROVOD_VERSION, OPENMPI_VERSION, Choices
 from launch.install.torch_facts import read_version
 
-VERSIONS = f"horovod {HOROVOD_VERSION} r{PATCH_REVISION}, openmpi {OPENMPI_VERSION}"
+VERSIONS = f"horovod {HOROVOD_VERSION} {RECIPE}, openmpi {OPENMPI_VERSION}"
 
 
 @dataclass(frozen=True)
