@@ -1,5 +1,6 @@
 """What has to change in the source of Horovod 0.28.1, which is older than the torch it must work with."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from launch.install.settings import HOROVOD_VERSION, SetupError
@@ -54,15 +55,17 @@ def patch_signals(text: str, name: str) -> str:
 
 def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
     """Patches an unpacked source distribution in place."""
-    main, torch = source / "CMakeLists.txt", source / "horovod" / "torch" / "CMakeLists.txt"
-    text = patch_standard(main.read_text(encoding="utf-8"), standard, "CMakeLists.txt")
-    main.write_text(patch_run_path(text, folders, "CMakeLists.txt"), encoding="utf-8")
-    name = "horovod/torch/CMakeLists.txt"
-    torch.write_text(patch_standard(torch.read_text(encoding="utf-8"), standard, name), encoding="utf-8")
-    for name, change in (("gloo_run.py", patch_exit_code), ("mpi_run.py", patch_signals)):
-        launcher = source / "horovod" / "runner" / name
-        changed = change(launcher.read_text(encoding="utf-8"), f"horovod/runner/{name}")
-        launcher.write_text(changed, encoding="utf-8")
+    changes: dict[str, Callable[[str, str], str]] = {
+        "CMakeLists.txt": lambda text, name: patch_run_path(
+            patch_standard(text, standard, name), folders, name
+        ),
+        "horovod/torch/CMakeLists.txt": lambda text, name: patch_standard(text, standard, name),
+        "horovod/runner/gloo_run.py": patch_exit_code,
+        "horovod/runner/mpi_run.py": patch_signals,
+    }
+    for name, change in changes.items():
+        file = source / name
+        file.write_text(change(file.read_text(encoding="utf-8"), name), encoding="utf-8")
 
 
 def _replace_once(text: str, old: str, new: str, name: str) -> str:
