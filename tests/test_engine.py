@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.fixtures import FIXTURES
-from tests.one_process import Given, Pipeline, share
+from tests.support.one_process import Given, Pipeline, share
 from trainer.averaging import OneReplica
 from trainer.models.gpt import MASKED
 from trainer.models.model import Model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.fixtures import FIXTURES
-from tests.one_process import Given, Pipeline
+from tests.support.one_process import Given, Pipeline
 from tests.test_engine import LAYERS, one_stage, two_steps
 from trainer.costs import layer_costs
 from trainer.cut import Cut

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.steps import MESSAGE, MICRO_BATCHES, STAGES, step
+from tests.support.steps import MESSAGE, MICRO_BATCHES, STAGES, step
 from trainer.errors import UserError
 from trainer.metrics.timeline import StepTimeline
 from trainer.schedule.assemble import training_schedule

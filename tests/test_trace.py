@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tests.trace_format import check_trace
+from tests.support.trace_format import check_trace
 from trainer.metrics.clock import Clock, Offset
 from trainer.metrics.trace import RankTrace, trace_events
 from trainer.pipeline.observed import Observed

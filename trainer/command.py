@@ -59,6 +59,20 @@ def run_command(job: Job) -> None:
     Exit codes: 0 done; 2 the user's input is wrong; 1 anything else that failed; 130 interrupted.
     """
     try:
+        run_jobs(job)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        fail(error)
+
+
+def run_jobs(job: Job) -> None:
+    """Run a job on this rank with the configuration of the command line; raise whatever goes wrong.
+
+    Raises:
+        UserError: The command line, the configuration or the job's input is wrong.
+    """
+    try:
         environment.prepare()  # [1]
         if environment.shares_cores():
             compute_longer_at_a_time()
@@ -66,12 +80,8 @@ def run_command(job: Job) -> None:
         _register()
         for config in _compose():  # [2]
             job(config, _world())  # [3] [4]
-    except SystemExit:
-        raise
     except (HydraException, OmegaConfBaseException) as error:
-        fail(_explain(error))
-    except BaseException as error:
-        fail(error)
+        raise _explain(error) from error
 
 
 def _compose() -> list[schema.Config]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.conftest import Trained
-from tests.parallel.launch import launch
+from tests.support.runs import Trained
+from tests.support.launch import launch
 from tests.parallel.test_bad_input import assert_refused
 
 pytestmark = pytest.mark.parallel

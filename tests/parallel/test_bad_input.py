@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.conftest import GPT, Trained
-from tests.parallel.launch import Result, horovodrun, launch, run
+from tests.support.runs import GPT, Trained
+from tests.support.launch import Result, horovodrun, launch, run
 
 pytestmark = pytest.mark.parallel
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import REPOSITORY, run
+from tests.support.launch import REPOSITORY, run
 from tests.parallel.test_bad_input import assert_refused
 
 pytestmark = pytest.mark.parallel

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.launch import launch
+from tests.support.runs import Finished
 
 pytestmark = pytest.mark.parallel
 
 # Three replicas: two would have the same bits anyway, for a + b is b + a.
 SLOW = [
     "model=custom",
-    "model.target=tests.parallel.slow:slowed_at_random",
+    "model.target=tests.support.slow:slowed_at_random",
     "+model.options={blocks: 2, width: 64, heads: 2, context: 32}",
     "data.context=32",
     "layout.stages=1",

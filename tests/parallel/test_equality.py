@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.conftest import Trained
+from tests.support.runs import Trained
 
 pytestmark = pytest.mark.parallel
 OWN_SCHEDULE = Path(__file__).parents[1] / "fixtures" / "own_schedule.txt"

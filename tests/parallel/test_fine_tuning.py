@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from tests.parallel.conftest import Trained
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.runs import Trained
+from tests.support.launch import launch
+from tests.support.runs import Finished
 from tests.parallel.test_reference import SPLIT, network, plain
 
 pytestmark = pytest.mark.parallel

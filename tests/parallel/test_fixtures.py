@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.fixtures import FIXTURES
-from tests.parallel.conftest import Trained
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.runs import Trained
+from tests.support.launch import launch
+from tests.support.runs import Finished
 from trainer.data.order import Order
 from trainer.layout import deal, micro_batch_sizes
 from trainer.models.gpt import MASKED

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.launch import launch
+from tests.support.runs import Finished
 from tests.parallel.test_verify import EQUAL, GPT, verify
 
 pytestmark = pytest.mark.parallel

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.launch import launch
+from tests.support.runs import Finished
 from trainer.data.order import Order
 from trainer.models.gpt import Block, Embedding, Head
 from trainer.seeds import derive

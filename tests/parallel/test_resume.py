@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.conftest import GPT, Trained
-from tests.parallel.launch import Launch, horovodrun, launch
-from tests.parallel.runs import Finished
+from tests.support.runs import GPT, Trained
+from tests.support.launch import Launch, horovodrun, launch
+from tests.support.runs import Finished
 
 pytestmark = pytest.mark.parallel
 

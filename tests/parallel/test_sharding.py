@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.conftest import GPT, Trained
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.runs import GPT, Trained
+from tests.support.launch import launch
+from tests.support.runs import Finished
 
 pytestmark = pytest.mark.parallel
 

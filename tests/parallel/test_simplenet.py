@@ -6,8 +6,8 @@ from statistics import mean
 
 import pytest
 
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.launch import launch
+from tests.support.runs import Finished
 
 pytestmark = pytest.mark.parallel
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import launch
+from tests.support.launch import launch
 
 pytestmark = pytest.mark.parallel
 

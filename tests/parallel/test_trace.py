@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
-from tests.trace_format import check_trace
+from tests.support.launch import launch
+from tests.support.runs import Finished
+from tests.support.trace_format import check_trace
 from trainer.metrics.timeline import StepTimeline
 from trainer.schedule.actions import Tied
 from trainer.schedule.assemble import training_schedule

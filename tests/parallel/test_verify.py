@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import Result, launch
+from tests.support.launch import Result, launch
 
 pytestmark = pytest.mark.parallel
 
