@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.launch import Result
 from tests.support.pools import Pools
-from tests.support.runs import GPT, Finished, Trained
+from tests.support.runs import GPT, Finished, Ranks, Trained
+from tests.support.verifying import GPT as VERIFIED
+from tests.support.verifying import verify
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +54,19 @@ def trained(finished: Trained, small: list[str]) -> Trained:
         return finished(ranks, *small, *GPT, *overrides)
 
     return train
+
+
+@pytest.fixture
+def run_small(pools: Pools, small: list[str], tmp_path: Path) -> Ranks:
+    """Return a function that runs the trainer on some ranks, in the test's folder."""
+    return lambda ranks, *overrides: pools.run(ranks, [*small, *overrides], tmp_path)
+
+
+@pytest.fixture
+def verified(pools: Pools, small: list[str], tmp_path: Path) -> Ranks:
+    """Return a function that verifies the GPT on some ranks, with a mutation if it is given one."""
+
+    def run(ranks: int, *overrides: str, mutation: str | None = None) -> Result:
+        return verify(pools, ranks, [*small, *VERIFIED, *overrides], tmp_path, mutation)
+
+    return run

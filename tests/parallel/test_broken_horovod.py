@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launch import REPOSITORY, run
 from tests.parallel.test_bad_input import assert_refused
+from tests.support.launch import REPOSITORY, run
 
 pytestmark = pytest.mark.parallel
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launch import launch
+from tests.support.pools import Pools
 from tests.support.runs import Finished
 
 pytestmark = pytest.mark.parallel
@@ -24,12 +24,12 @@ SLOW = [
 ]
 
 
-def test_five_runs_of_three_replicas(small: list[str], tmp_path: Path) -> None:
+def test_five_runs_of_three_replicas(pools: Pools, small: list[str], tmp_path: Path) -> None:
     files = [override for override in small if override != "experiment=small"]
     runs = []
     for number in range(5):
         overrides = [*files, *SLOW, f"run.dir=run{number}"]
-        result = launch(3, overrides, tmp_path).check()
+        result = pools.run(3, overrides, tmp_path).check()
         runs.append(Finished(result, tmp_path / f"run{number}"))
     first, *others = runs
     assert len(first.losses) == 6

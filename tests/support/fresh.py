@@ -42,7 +42,7 @@ def as_if_new(folder: Path, kept: Collection[Any] = ()) -> Iterator[None]:
         kept: Cached functions of the trainer whose result belongs to the process, not to a run.
     """
     with ExitStack() as stack:
-        stack.callback(gc.collect)
+        stack.callback(_collect_garbage)
         stack.callback(_forget_cached_results, kept)
         stack.callback(_forget_modules, folder)
         for undone in (_process(), _signals(), _logging(), _hydra(), _torch()):
@@ -114,11 +114,16 @@ def _torch() -> Iterator[None]:
 
 
 def _forget_modules(folder: Path) -> None:
+    inside = f"{folder}{os.sep}"
     for name, module in list(sys.modules.items()):
-        source = getattr(module, "__file__", None)
-        if source and folder in Path(source).parents:
+        if str(getattr(module, "__file__", None)).startswith(inside):
             del sys.modules[name]
     importlib.invalidate_caches()
+
+
+def _collect_garbage() -> None:
+    gc.collect()
+    gc.freeze()  # what is left are libraries, mostly: the next collection need not look at them again
 
 
 def _forget_cached_results(kept: Collection[Any]) -> None:
@@ -131,6 +136,6 @@ def _forget_cached_results(kept: Collection[Any]) -> None:
 
 
 def _forget(value: Any, kept: Collection[Any]) -> None:
-    if isinstance(value, functools._lru_cache_wrapper) and value not in kept:
-        if value.__module__.partition(".")[0] == "trainer":
-            value.cache_clear()
+    ours = isinstance(value, functools._lru_cache_wrapper) and value.__module__.startswith("trainer.")
+    if ours and value not in kept:
+        value.cache_clear()

@@ -1,4 +1,4 @@
-"""`python -m tests.support.mutated_verify MUTATION ...`: `python -m trainer.verify ...`, with a mistake in it."""
+"""`python -m tests.support.mutated_verify MUTATION ...`: `trainer.verify`, with a mistake in the trainer."""
 
 import sys
 

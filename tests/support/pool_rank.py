@@ -52,7 +52,9 @@ def _run(job: Job, rank: int) -> Report:
             with mock.patch.object(module, "run_command", command.run_jobs):
                 module.main()
     except SystemExit as end:
-        return Report(end.code if isinstance(end.code, int) else int(end.code is not None), replicas=_joined())
+        return Report(
+            end.code if isinstance(end.code, int) else int(end.code is not None), replicas=_joined()
+        )
     except BaseException as error:
         text = message(error, rank)
         return Report(exit_code(error), text, isinstance(error, UserError), _joined())

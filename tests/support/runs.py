@@ -73,5 +73,6 @@ class Finished:
         return {path.name: path.read_bytes() for path in (self.checkpoint(step) / "layers").iterdir()}
 
 
-# Trains on some ranks, with some overrides.
+# Run a command on some ranks, with some overrides: to any end; to a good end, once a session.
+Ranks = Callable[..., Result]
 Trained = Callable[..., Finished]
