@@ -14,6 +14,21 @@ settings.load_profile("repeatable")
 # Every test computes with one thread: bits are compared across tests, and more threads add in another order.
 torch.set_num_threads(1)
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that need ranks first, and keep those together that share pools of them.
+
+    With pytest-xdist (`make test`) one process then has the pools, another the launches, and both take the
+    other tests when they are through. Two processes with pools would start all of their ranks twice.
+    """
+    for item in items:
+        if item.get_closest_marker("parallel"):
+            fixtures = getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("pools" if "pools" in fixtures else "launches"))
+    items.sort(key=lambda item: item.get_closest_marker("parallel") is None)
+
+
 _NOUNS = ["river", "engine", "letter", "garden", "window", "stone", "captain", "winter", "market", "shadow"]
 _VERBS = ["carries", "finds", "leaves", "opens", "follows", "repairs", "watches", "turns"]
 _ADJECTIVES = ["old", "quiet", "broken", "bright", "distant", "heavy", "narrow", "careful"]

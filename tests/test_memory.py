@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.test_recomputation import blocks
+from tests.support.blocks import blocks
 from trainer.config import AdamWConfig, CustomOptimizerConfig, SGDConfig
 from trainer.cut import Cut, cut_model
 from trainer.errors import UserError

@@ -12,20 +12,10 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support.steps import RESULT
 from trainer.metrics import progress
 from trainer.metrics.progress import Display, build_display
-from trainer.step import StepResult
 
-RESULT = StepResult(
-    loss=1.25,
-    grad_norm=0.5,
-    lr=1e-3,
-    count=1000,
-    seconds=0.5,
-    waited=(0.1, 0.3),
-    cpu_seconds=(0.5, 0.5),
-    peak_memory=(1, 1),
-)
 STEPS = 5
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.test_weight_gradients import Own
+from tests.support.modules import Own
 from trainer.cut import Cut, cut_model
 from trainer.layout import Layout
 from trainer.metrics.table import stages_table

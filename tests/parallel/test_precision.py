@@ -30,9 +30,7 @@ LOUD = [
 @pytest.mark.parametrize(
     "overrides", [["precision=bf16"], ["precision=fp16", "schedule=zb_h1"]], ids=["bf16", "fp16, zb_h1"]
 )
-def test_the_layout_changes_nothing(
-    overrides: list[str], pools: Pools, small: list[str], tmp_path: Path
-) -> None:
+def test_the_layout_changes_nothing(overrides: list[str], verified: Ranks) -> None:
     """Two replicas of two stages, the head tied to the embedding across them."""
     result = verified(4, "layout.stages=2", *overrides).check()
     assert f"{EQUAL} to the last bit" in result.out
