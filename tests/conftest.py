@@ -14,6 +14,11 @@ settings.load_profile("repeatable")
 # Every test computes with one thread: bits are compared across tests, and more threads add in another order.
 torch.set_num_threads(1)
 
+_NOUNS = ["river", "engine", "letter", "garden", "window", "stone", "captain", "winter", "market", "shadow"]
+_VERBS = ["carries", "finds", "leaves", "opens", "follows", "repairs", "watches", "turns"]
+_ADJECTIVES = ["old", "quiet", "broken", "bright", "distant", "heavy", "narrow", "careful"]
+_SIZE = 200_000  # bytes
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,12 +32,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             fixtures = getattr(item, "fixturenames", ())
             item.add_marker(pytest.mark.xdist_group("pools" if "pools" in fixtures else "launches"))
     items.sort(key=lambda item: item.get_closest_marker("parallel") is None)
-
-
-_NOUNS = ["river", "engine", "letter", "garden", "window", "stone", "captain", "winter", "market", "shadow"]
-_VERBS = ["carries", "finds", "leaves", "opens", "follows", "repairs", "watches", "turns"]
-_ADJECTIVES = ["old", "quiet", "broken", "bright", "distant", "heavy", "narrow", "careful"]
-_SIZE = 200_000  # bytes
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,9 @@ def test_bad_value(
 @pytest.mark.parametrize(
     ("ranks", "overrides", "word"),
     [
-        pytest.param(2, ["model.widht=64"], "no key model.widht", id="before MPI starts"),
+        pytest.param(
+            2, ["model.widht=64"], "no key model.widht", id="before MPI starts", marks=pytest.mark.quick
+        ),
         pytest.param(3, ["layout.stages=2"], "world size 3", id="by all ranks"),
     ],
 )

@@ -25,6 +25,7 @@ def start(folder: Path, *overrides: str) -> Launch:
     return Launch(horovodrun(2, [*ENDLESS, "layout.stages=2", *overrides]), folder)
 
 
+@pytest.mark.quick
 def test_exception_on_one_rank(tmp_path: Path) -> None:
     launched = start(tmp_path, "model=custom", "data=binary", "model.target=tests.support.models:failing")
     launched.wait_for("run folder: ")

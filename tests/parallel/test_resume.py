@@ -38,6 +38,7 @@ def test_stopped_run_goes_on_with_other_stages(
     assert sorted(kept) == ["step-00000005", "step-00000006"]
 
 
+@pytest.mark.quick
 def test_checkpoint_by_its_path(trained: Trained, small: list[str], pools: Pools, tmp_path: Path) -> None:
     whole = trained(2)
     resume = f"checkpoint.resume={whole.checkpoint(3)}"

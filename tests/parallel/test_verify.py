@@ -69,7 +69,10 @@ def assert_found(result: Result, name: str, words: str) -> None:
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize(("mistake", "stages"), [("averaging_is_a_mean", 1), ("norm_is_of_a_stage", 2)])
+@pytest.mark.parametrize(
+    ("mistake", "stages"),
+    [pytest.param("averaging_is_a_mean", 1, marks=pytest.mark.quick), ("norm_is_of_a_stage", 2)],
+)
 def test_mistakes_are_taken_back(mistake: str, stages: int, verified: Ranks) -> None:
     """Else a mistake could be found because of the one before it."""
     assert verified(2, f"layout.stages={stages}", mutation=mistake).code == 1

@@ -71,7 +71,8 @@ def _signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that Python has not set
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import socket
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SOCKET = "TRAINER_TEST_POOL"  # the variable that holds the address of the pool's socket
+SOCKET = "TRAINER_TEST_POOL"  # the variable that names the pool's socket
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from uuid import uuid4
 
 from tests.support.jobs import SOCKET, Hello, Job, Line, Report
 from tests.support.launch import LIMIT, Launch, Result, horovodrun
@@ -27,7 +28,7 @@ class Pool:
 
     Args:
         ranks: Their number; one rank is started without a launcher.
-        folder: An empty one, for the socket and for what jobs print.
+        folder: An empty one, for what jobs print.
 
     Attributes:
         ranks: Their number.
@@ -43,12 +44,12 @@ class Pool:
         self.deterministic = False
         self._folder = folder
         self._jobs = 0
-        address = str(folder / "socket")
+        name = f"trainer-pool-{uuid4().hex}"  # in Linux's abstract namespace: no file, no limit of its path
         command = [sys.executable, "-m", _MODULE] if ranks == 1 else horovodrun(ranks, [], module=_MODULE)
         with socket.socket(socket.AF_UNIX) as server:
-            server.bind(address)
+            server.bind(f"\0{name}")
             server.listen(ranks)
-            self._launch = Launch(command, folder, {SOCKET: address})
+            self._launch = Launch(command, folder, {SOCKET: name})
             try:
                 self._lines, self._processes = self._accept(server)
             except BaseException:
@@ -84,9 +85,18 @@ class Pool:
         *,
         module: str = "trainer",
         mutation: str | None = None,
+        deterministic: bool = False,
         limit: float = LIMIT,
     ) -> Result:
         """Run a command on every rank, in a folder; return what a launch of its own would have come to.
+
+        Args:
+            arguments: The command's.
+            folder: The working directory.
+            module: As in `python -m module`.
+            mutation: The mistake to put into the trainer meanwhile.
+            deterministic: Whether Horovod has one order of sums if it is this job that starts it.
+            limit: Seconds.
 
         Raises:
             AssertionError: It had not ended after `limit` seconds.
@@ -100,7 +110,10 @@ class Pool:
         except BaseException:
             self.end()
             raise
-        code, told = self._outcome(job, reports, dead)
+        if self.replicas == 0:
+            self.replicas = max([0, *(report.replicas for report in reports.values())])
+            self.deterministic = deterministic
+        code, told = self._outcome(reports, dead)
         if self.usable:
             self._signal(signal.SIGSTOP)
         out, err = (self._streams(job, name) for name in ("out", "err"))
@@ -144,10 +157,10 @@ class Pool:
                     break
         return reports, None
 
-    def _outcome(self, job: Job, reports: Mapping[int, Report], dead: int | None) -> tuple[int, list[str]]:
+    def _outcome(self, reports: Mapping[int, Report], dead: int | None) -> tuple[int, list[str]]:
         """Return the exit code of a job, and what the command prints about errors.
 
-        Ranks that raise alike speak once. A pool whose ranks are not alike any more is ended.
+        Where several fail, the first speaks, as it ends the others. A pool whose ranks may differ is ended.
         """
         failed = [reports[rank] for rank in sorted(reports) if reports[rank].error is not None]
         if dead is not None:
@@ -157,11 +170,9 @@ class Pool:
             return code, [f"rank {dead} {how}\n"]
         if len(reports) < self.ranks or any(not report.of_input for report in failed):
             self.end()
-        self.replicas = max([self.replicas, *(report.replicas for report in reports.values())])
-        code = next((reports[rank].code for rank in sorted(reports) if reports[rank].code), 0)
-        if failed and not all(report.of_input for report in failed):
+        if failed:
             return failed[0].code, [str(failed[0].error)]
-        return code, list(dict.fromkeys(str(report.error) for report in failed))
+        return max(report.code for report in reports.values()), []
 
     def _unfinished(self, job: Job) -> str:
         said = [text for name in ("out", "err") for text in self._streams(job, name).values()]

@@ -33,7 +33,7 @@ def main() -> None:
     die_with_the_parent()  # the launcher: a suspended rank would not notice its end
     rank = environment.rank()
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(os.environ.pop(SOCKET))
+    connection.connect(f"\0{os.environ.pop(SOCKET)}")
     line = Line(connection)
     line.write(Hello(rank, os.getpid()))
     while (fields := line.read()) is not None:  # [1]

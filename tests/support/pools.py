@@ -38,8 +38,16 @@ class Pools:
         limit: float = LIMIT,
     ) -> Result:
         """Run a module of the trainer on some ranks, in a folder, to its end, as `launch` does."""
-        pool = self.pool(ranks, replicas(ranks, overrides), deterministic=is_deterministic(module, overrides))
-        return pool.run(list(overrides), folder, module=module, mutation=mutation, limit=limit)
+        deterministic = is_deterministic(module, overrides)
+        pool = self.pool(ranks, replicas(ranks, overrides), deterministic=deterministic)
+        return pool.run(
+            list(overrides),
+            folder,
+            module=module,
+            mutation=mutation,
+            deterministic=deterministic,
+            limit=limit,
+        )
 
     def pool(self, ranks: int, replicas: int, *, deterministic: bool) -> Pool:
         """Return a pool that such a job can run in."""
@@ -53,8 +61,6 @@ class Pools:
             while self._pools and sum(each.ranks for each in self._pools) + ranks > _MOST_RANKS:
                 self._pools.pop(0).end()
             pool = Pool(ranks, self._make_folder())
-        if replicas > 1 and pool.replicas == 0:
-            pool.deterministic = deterministic
         self._pools.append(pool)
         return pool
 
