@@ -221,6 +221,7 @@ class Noting(OneReplica):
         self.notes.append(f"finish {layer.name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ORDERS)
 @pytest.mark.parametrize("name", FIXTURES)
 def test_layers_are_averaged_once_and_complete(name: str, schedule: str) -> None:
