@@ -1,11 +1,10 @@
 """A whole pipeline in one process: several stages on the CPU, an engine, and nothing between them."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from trainer.averaging import OneReplica
 from trainer.models.model import Activation, Model
 from trainer.pipeline.activation import flatten, structure
 from trainer.pipeline.build import build_layer
@@ -17,10 +16,12 @@ from trainer.pipeline.source import Source
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport
+from trainer.replication.replication import Replication
 from trainer.schedule.actions import Action
 from trainer.schedule.assemble import evaluation_schedule, training_schedule
 from trainer.schedule.merge import merge_for_rank
 from trainer.schedule.orders import virtual_stages
+from trainer.waiting import WaitMeter
 
 CPU = torch.device("cpu")
 
@@ -59,7 +60,7 @@ class Pipeline:
         model: Model,
         sizes: Sequence[int],
         schedule: str = "1f1b",
-        gradients: OneReplica | None = None,
+        gradients: Replication | None = None,
         *,
         recompute: Recompute = Recompute.NONE,
         precision: Precision = Precision(),  # noqa: B008  (frozen)
@@ -94,8 +95,9 @@ class Pipeline:
             last_stage=len(sizes) - 1,
             local=local,
             remote=local,
-            gradients=gradients or OneReplica(),
+            gradients=gradients or Replication(),
             ties=TiedParameters(self.stages, model.layers, stage_of),
+            meter=WaitMeter(),
         )
 
     def actions(self, micro_batches: int) -> tuple[Action, ...]:
@@ -106,10 +108,7 @@ class Pipeline:
 
     def train(self, source: Source, micro_batches: int, scale: float = 1.0) -> list[float]:
         """Do the forwards and backwards of a step; return the micro-batches' sums of losses."""
-        steps: list[Mapping[int, Tensor]] = []
-        actions = self.actions(micro_batches)
-        self.engine.train(actions, source, scale, lambda losses: steps.append(losses) or 0.0)
-        (losses,) = steps
+        losses = self.engine.train(self.actions(micro_batches), source, scale)
         return [losses[i].item() for i in range(micro_batches)]
 
     def evaluate(self, source: Source, micro_batches: int) -> list[float]:

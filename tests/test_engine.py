@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from tests.fixtures import FIXTURES
 from tests.one_process import Given, Pipeline, share
-from trainer.averaging import OneReplica
 from trainer.models.gpt import MASKED
 from trainer.models.model import Model
 from trainer.pipeline.micro_batches import MicroBatches
 from trainer.pipeline.stage import BuiltLayer
+from trainer.replication.replication import Replication
 from trainer.schedule.orders import ORDERS
 
 LAYERS = {name: len(fixture.build().layers) for name, fixture in FIXTURES.items()}
@@ -217,7 +217,7 @@ def test_step_without_targets() -> None:
     assert all(torch.count_nonzero(gradient) == 0 for gradient in pipeline.gradients().values())
 
 
-class Noting(OneReplica):
+class Noting(Replication):
     """Notes when layers are averaged, and what their gradients are then."""
 
     def __init__(self) -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 from tests.test_recomputation import blocks
 from trainer.config import AdamWConfig, CustomOptimizerConfig, SGDConfig
-from trainer.cut import Cut, cut_model
+from trainer.costs import layer_costs
+from trainer.cut import Cut, partition_model
 from trainer.errors import UserError
 from trainer.memory import fit, predict
 from trainer.models.model import Layer, Model
@@ -22,7 +23,7 @@ SCHEDULE = training_schedule("1f1b", STAGES, MICRO_BATCHES)
 
 
 def cut() -> Cut:
-    return cut_model(blocks(6), torch.zeros(32, 64), None, range(STAGES))
+    return partition_model(layer_costs(blocks(6), torch.zeros(32, 64)), None, range(STAGES))
 
 
 def least(cut: Cut) -> float:
@@ -46,7 +47,7 @@ def test_sizes() -> None:
 
 def test_weights_gradients_state_and_messages() -> None:
     model = Model(tuple(Layer(f"l{i}", partial(nn.Linear, 10, 10)) for i in range(2)), blocks(1).loss)
-    whole = cut_model(model, torch.zeros(4, 10), None, range(2))
+    whole = partition_model(layer_costs(model, torch.zeros(4, 10)), None, range(2))
     memory = predict(whole, SCHEDULE, state=2)
     weights, message = 4 * 110, 4 * 4 * 10
     assert memory.fixed == (weights * 4 + 4 * message, weights * 4 + 8 * message)

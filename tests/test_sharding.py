@@ -12,7 +12,8 @@ from torch import nn
 from tests.test_optimization import layers_of
 from trainer.config import AdamWConfig, GroupConfig, OptimizerConfig, SGDConfig
 from trainer.optimization import build_optimizer, state_bytes
-from trainer.sharding import Shards, deal_parameters
+from trainer.replication.sharding import Shards, deal_parameters
+from trainer.waiting import WaitMeter
 
 
 def largest_shard(sizes: list[int], shard_of: tuple[int, ...] | list[int], shards: int) -> int:
@@ -58,7 +59,7 @@ def test_shards_step_what_one_optimizer_steps(config: OptimizerConfig, shards: i
     whole = nn.Sequential(*(nn.Linear(7, 7 + 10 * (i == 2)) for i in range(3)))
     whole[0].bias.requires_grad_(False)
     copies = [deepcopy(whole) for _ in range(shards)]
-    dealt = [Shards(layers_of(*copy), shards, own) for own, copy in enumerate(copies)]
+    dealt = [Shards(layers_of(*copy), shards, own, WaitMeter()) for own, copy in enumerate(copies)]
     optimizers = [
         build_optimizer(config, layers_of(*copy), shard.has)
         for copy, shard in zip(copies, dealt, strict=True)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tests.test_weight_gradients import Own
-from trainer.cut import Cut, cut_model
+from trainer.costs import layer_costs
+from trainer.cut import Cut, partition_model
 from trainer.layout import Layout
 from trainer.metrics.table import stages_table
 from trainer.models.model import Layer, Model
@@ -30,7 +31,8 @@ class Opaque(nn.Linear):
 def cut(*last_stage: Layer) -> Cut:
     """Return three linear maps a layer each, in two stages, and a last stage."""
     layers = [Layer(f"linear.{number}", partial(nn.Linear, WIDTH, WIDTH)) for number in range(3)]
-    return cut_model(Model((*layers, *last_stage), BinaryLoss()), torch.empty(4, WIDTH), [2, 3], range(3))
+    model = Model((*layers, *last_stage), BinaryLoss())
+    return partition_model(layer_costs(model, torch.empty(4, WIDTH)), [2, 3], range(3))
 
 
 def table(schedule: str, *last_stage: Layer) -> list[list[str]]:

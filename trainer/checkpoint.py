@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -46,6 +46,7 @@ class Progress:
         versions: What it was made with.
         data: The data's fingerprint; None in checkpoints of before it was kept.
         loss_scale: The attributes of the run's `LossScale`; None where it has none, and in older checkpoints.
+        replication: What the replication strategy keeps of itself.
     """
 
     step: int
@@ -55,6 +56,7 @@ class Progress:
     versions: dict[str, str]
     data: str | None = None
     loss_scale: dict[str, Any] | None = None
+    replication: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -83,7 +85,7 @@ def save_checkpoint(
     Raises:
         OSError: The disk is full, or the folder cannot be written.
     """
-    final = folder / f"step-{progress.step:08d}"
+    final = checkpoint_folder(folder, progress.step)
     if replicas is not None and replicas.rank > 0:
         for layer in layers:
             replicas.send_bytes(_bytes(_state(layer, optimizer)), 0)
@@ -110,6 +112,11 @@ def save_checkpoint(
         _sync(folder)
     group.barrier()
     return final
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Return where a step's checkpoint is, in a folder of them."""
+    return folder / f"step-{step:08d}"
 
 
 def remove_old(folder: Path, keep: int) -> None:

@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from trainer.costs import LayerCost, layer_costs
-from trainer.models.model import Activation, Model
+from trainer.costs import LayerCost
 from trainer.partition import boundaries_from_user, partition_among_workers, stage_ranges
 from trainer.pipeline.recomputation import Recompute
 from trainer.schedule.actions import Kind
@@ -65,32 +62,25 @@ class Cut:
         }
 
 
-def cut_model(
-    model: Model,
-    inputs: Activation,
+def partition_model(
+    costs: Sequence[LayerCost],
     boundaries: Sequence[int] | None,
     placement: Sequence[int],
-    *,
     recompute: Recompute = Recompute.NONE,
-    compute: torch.dtype = torch.float32,
-    targets: Activation = None,
 ) -> Cut:
-    """Return the model's layers by stage.
+    """Return the layers of each stage.
 
     Args:
-        model: The model.
-        inputs: A micro-batch of inputs; only shapes and types matter.
-        boundaries: The first layer of each stage but the first, or None for the best cut
-            known: the exact optimum of the slowest worker where each holds one stage.
+        costs: What every layer costs.
+        boundaries: The first layer of each stage but the first, or None for the best cut known: the exact
+            optimum of the slowest worker where each holds one stage.
         placement: The worker that holds each stage.
-        recompute: What every layer's backward computes again.
-        compute: The type that layers compute in.
-        targets: A micro-batch of targets, for what the loss keeps; None: it is not counted.
+        recompute: What every layer's backward recomputes.
 
     Raises:
         UserError: The boundaries do not fit the model.
     """
-    costs = tuple(layer_costs(model, inputs, compute, targets))
+    costs = tuple(costs)
     if boundaries is None:
         boundaries = partition_among_workers([cost.cost + cost.again(recompute) for cost in costs], placement)
     else:

@@ -73,6 +73,6 @@ def generate(run: Run) -> str | None:
         return None
     prompt = tokenizer.encode(config.prompt)
     text = Text(prompt, config.tokens, run.context(), config, derive(run.config.train.seed, "generate"))
-    schedule = generation_schedule(run.layout.placement, config.tokens)
+    schedule = generation_schedule(run.plan.layout.placement, config.tokens)
     run.engine.infer(run.actions(schedule), text)
     return tokenizer.decode(text.tokens) if run.world.rank == 0 else None

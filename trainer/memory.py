@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from trainer.cut import Cut
 from trainer.errors import UserError
 from trainer.pipeline.recomputation import Recompute
+from trainer.replication.sharding import largest_shard
 from trainer.schedule.actions import Schedule
 from trainer.schedule.live import StageBytes, peak_live_bytes
 from trainer.sizes import size_text
@@ -29,22 +30,28 @@ class Memory:
         return self.fixed[rank] + self.activations[rank]
 
 
-def predict(cut: Cut, schedule: Schedule, state: float) -> Memory:
+def predict(cut: Cut, schedule: Schedule, state: float, shards: int = 1) -> Memory:
     """Return what each rank of a group holds.
 
-    What an action needs for itself, such as gradients on their way, is not counted, nor is what libraries
-    need.
+    Temporary memory within an action, such as the gradients between two kernels, is not counted, nor is what
+    libraries need.
 
     Args:
-        cut: The layers of each stage, and what they compute again.
+        cut: The layers of each stage, and what they recompute.
         schedule: A list for every rank.
-        state: Numbers that the optimizer keeps for each weight.
+        state: Numbers that the optimizer keeps for each weight that trains.
+        shards: Among how many replicas the optimizer's state is divided; the largest shard counts.
     """
-    fixed = [0] * len(schedule.workers)
+    ranks = len(schedule.workers)
+    fixed, trained = [0] * ranks, [list[int]() for _ in range(ranks)]
     for stage, rank in enumerate(schedule.placement):
-        weights = sum(cut.costs[layer].parameter_bytes for layer in cut.stages[stage])
-        messages = 2 * _POSTED * (_input_bytes(cut, stage) + cut.costs[cut.stages[stage][-1]].output_bytes)
-        fixed[rank] += int(weights * (2 + state)) + (messages if len(schedule.workers) > 1 else 0)
+        costs = [cut.costs[layer] for layer in cut.stages[stage]]
+        fixed[rank] += sum(cost.parameter_bytes for cost in costs)
+        trained[rank] += [size for cost in costs for size in cost.trained_bytes]
+        if ranks > 1:
+            fixed[rank] += 2 * _POSTED * (_input_bytes(cut, stage) + costs[-1].output_bytes)
+    for rank, sizes in enumerate(trained):
+        fixed[rank] += sum(sizes) + int(state * largest_shard(sizes, shards))  # gradients and optimizer state
     return Memory(tuple(fixed), peak_live_bytes(schedule, stage_bytes(cut)))
 
 
@@ -65,7 +72,7 @@ def stage_bytes(cut: Cut) -> list[StageBytes]:
     return stages
 
 
-def fit(cut: Cut, schedule: Schedule, state: float, limit: int) -> Cut:
+def fit(cut: Cut, schedule: Schedule, state: float, limit: int, shards: int = 1) -> Cut:
     """Return the cut with layers that compute again, so that every rank holds `limit` bytes at most.
 
     Layer by layer, whatever frees most memory for the time that it takes, until it fits: within one layer's
@@ -76,6 +83,7 @@ def fit(cut: Cut, schedule: Schedule, state: float, limit: int) -> Cut:
         schedule: A list for every rank.
         state: Numbers that the optimizer keeps for each weight.
         limit: Bytes.
+        shards: Among how many replicas the optimizer's state is divided.
 
     Raises:
         UserError: It does not fit even if every layer keeps its inputs alone.
@@ -83,7 +91,7 @@ def fit(cut: Cut, schedule: Schedule, state: float, limit: int) -> Cut:
     for rank in range(len(schedule.workers)):
         mine = [stage for stage, holder in enumerate(schedule.placement) if holder == rank]
         layers = [layer for stage in mine for layer in cut.stages[stage]]
-        while (needed := predict(cut, schedule, state).total(rank)) > limit:
+        while (needed := predict(cut, schedule, state, shards).total(rank)) > limit:
             choices = [choice for layer in layers for choice in _more(cut, layer)]
             if not choices:
                 raise UserError(

@@ -60,6 +60,21 @@ def wait(ready: Callable[[], object], *, rings: bool = False) -> float:
     return time.perf_counter() - start
 
 
+class WaitMeter:
+    """Adds up the time that this rank waits for others: one meter for messages, all-reduces and exchanges.
+
+    Attributes:
+        seconds: The total so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wait(self, ready: Callable[[], object], *, rings: bool = False) -> None:
+        """Return once `ready()` is true, and count the time: see `wait`."""
+        self.seconds += wait(ready, rings=rings)
+
+
 def _sleep(seconds: float) -> bool:
     """Return when the bell rings, or after so many seconds; whether it rang."""
     if _bells:

@@ -18,7 +18,7 @@ from trainer import __version__, environment
 from trainer.doorbell import hang_up
 from trainer.errors import UserError
 from trainer.sharing import nap_in_background_threads
-from trainer.waiting import hears, listen, ring, wait
+from trainer.waiting import WaitMeter, hears, listen, ring
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -34,12 +34,12 @@ class Communicator:
     Attributes:
         rank: This rank's number in the group.
         size: The number of its ranks.
-        waited: Seconds that this rank has waited in calls, ever.
+        meter: Counts the time that this rank waits in calls.
     """
 
-    def __init__(self, comm: "MPI.Comm") -> None:
+    def __init__(self, comm: "MPI.Comm", meter: WaitMeter) -> None:
         self.comm = comm
-        self.waited = 0.0
+        self.meter = meter
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         world = importlib.import_module("mpi4py.MPI").COMM_WORLD.Get_group()
@@ -57,7 +57,7 @@ class Communicator:
         """Return when every rank of the group has called this."""
         request = self.comm.Ibarrier()
         self.wake(*range(self.size))
-        self.waited += wait(request.Test)
+        self.meter.wait(request.Test)
 
     def all_gather(self, values: NDArray[Any], counts: list[int]) -> NDArray[Any]:
         """Return the vectors of all ranks behind one another; `counts` are their lengths by rank."""
@@ -68,7 +68,7 @@ class Communicator:
         self.wake(*range(self.size))
         # Open MPI's is one round: whoever comes last rings, and everything is there.
         rings = all(self.hears(rank) for rank in range(self.size) if rank != self.rank)
-        self.waited += wait(request.Test, rings=rings)
+        self.meter.wait(request.Test, rings=rings)
         return gathered
 
     def all_gather_objects(self, value: Any) -> list[Any]:
@@ -85,15 +85,15 @@ class Communicator:
         for part in (np.array([len(data)]), *parts):
             request = self.comm.Isend(part, target)
             self.wake(target)
-            self.waited += wait(request.Test)
+            self.meter.wait(request.Test)
 
     def receive_bytes(self, source: int) -> bytes:
         """Return what a rank sends with `send_bytes`."""
         length = np.zeros(1, dtype=np.int64)
-        self.waited += wait(self.comm.Irecv(length, source).Test)
+        self.meter.wait(self.comm.Irecv(length, source).Test)
         data = np.empty(length[0], dtype=np.uint8)
         for start in range(0, len(data), _LONGEST_MESSAGE):
-            self.waited += wait(self.comm.Irecv(data[start : start + _LONGEST_MESSAGE], source).Test)
+            self.meter.wait(self.comm.Irecv(data[start : start + _LONGEST_MESSAGE], source).Test)
         return data.tobytes()
 
 
@@ -103,12 +103,12 @@ class World(Communicator):
     def __init__(self) -> None:
         # Before Horovod, so that mpi4py owns MPI and asks for the threads that both need.
         MPI = importlib.import_module("mpi4py.MPI")  # noqa: N806
-        super().__init__(MPI.COMM_WORLD)
+        super().__init__(MPI.COMM_WORLD, WaitMeter())
         node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank: int = node.Get_rank()
         self.local_size: int = node.Get_size()
         if self.local_size > 1:
-            self._hang_up_bell(Communicator(node))
+            self._hang_up_bell(Communicator(node, self.meter))
         node.Free()
 
     def _hang_up_bell(self, node: Communicator) -> None:
@@ -136,7 +136,7 @@ class World(Communicator):
                 environment.slow_down_horovod(self.local_size)
                 nap_in_background_threads()
             _start_horovod(data_parallel)
-        return Groups(Communicator(model_parallel), Communicator(data_parallel))
+        return Groups(Communicator(model_parallel, self.meter), Communicator(data_parallel, self.meter))
 
     def agree(self, what: str, facts: Mapping[str, Any]) -> None:
         """Return if every rank has the same facts.

@@ -8,14 +8,14 @@ import sys
 from dataclasses import replace
 
 from trainer import run, step
-from trainer.averaging import HorovodAveraging
 from trainer.optimization import global_norm, gradient_norms
 from trainer.pipeline import build
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import Stage
 from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters
-from trainer.sharding import Shards
+from trainer.replication.averaging import HorovodAveraging
+from trainer.replication.sharding import Shards
 from trainer.step import Stepper
 from trainer.verify.__main__ import main
 

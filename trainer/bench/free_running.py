@@ -14,13 +14,11 @@ class FreeTransport:
 
     Attributes:
         free: Whether it answers from memory.
-        waited: None at all once it is free.
         sizes: Those of the true transport.
     """
 
     def __init__(self, true: Transport) -> None:
         self.free = False
-        self.waited = 0.0
         self.sizes: dict[tuple[Kind, int, int], int] = true.sizes
         self._true = true
         self._received: dict[Action, tuple[list[Tensor], Nest]] = {}
@@ -39,7 +37,6 @@ class FreeTransport:
         """Return what has been sent, or was in the last true step."""
         if not self.free:
             self._received[action] = self._true.receive(action)
-            self.waited = self._true.waited
         tensors, nest = self._received[action]
         return [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors], nest
 

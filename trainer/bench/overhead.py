@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from trainer import environment
-from trainer.averaging import OneReplica
 from trainer.bench.gpt import Work
 from trainer.bench.sleeping import MeanOfSamples, Numbers
 from trainer.bench.split_backward import ratios
@@ -28,10 +27,12 @@ from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import LocalTransport
+from trainer.replication.replication import Replication
 from trainer.schedule.actions import Action
 from trainer.schedule.assemble import training_schedule
 from trainer.schedule.merge import by_rank
 from trainer.schedule.orders import ORDERS
+from trainer.waiting import WaitMeter
 
 _CPU = torch.device("cpu")
 _FLOATS = 256
@@ -73,8 +74,9 @@ class Bench:
             last_stage=stages - 1,
             local=local,
             remote=local,
-            gradients=OneReplica(),
+            gradients=Replication(),
             ties=TiedParameters(on_rank, layers, range(stages)),
+            meter=WaitMeter(),
         )
         whole = training_schedule(schedule, stages, micro_batches)
         self.actions: tuple[Action, ...] = by_rank(whole, Layout(1, stages, stages)).workers[0]
@@ -89,7 +91,7 @@ class Bench:
 
     def step(self) -> None:
         """Run the schedule once."""
-        self.engine.train(self.actions, self._source, 1.0, lambda _: 0.0)
+        self.engine.train(self.actions, self._source, 1.0)
 
     def bare(self) -> None:
         """Do the same forwards and backwards."""

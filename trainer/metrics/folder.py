@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from trainer.checkpoint import checkpoint_folder
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.world import World
@@ -70,6 +71,10 @@ class RunFolder:
         rest = self.metrics.with_suffix(".partial")
         rest.write_text("".join(line for line in lines if _step(line) <= step))
         rest.replace(self.metrics)
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint."""
+        return checkpoint_folder(self.checkpoints, step)
 
     def write(self, **values: Any) -> None:
         """Append an object to the metrics, on rank 0. Floats are written so that they read back the same."""

@@ -13,8 +13,7 @@ from trainer.sizes import size_text
 
 def layout_table(run: Run) -> str:
     """Return the headline, and a table of the stages."""
-    schedule = run.schedule(len(run.micro_batches))
-    return f"{headline(run)}\n{stages_table(run.layout, run.cut, schedule)}"
+    return f"{headline(run)}\n{stages_table(run.plan.layout, run.plan.partition, run.schedule)}"
 
 
 def stages_table(layout: Layout, cut: Cut, schedule: Schedule) -> str:
@@ -64,15 +63,15 @@ def stages_table(layout: Layout, cut: Cut, schedule: Schedule) -> str:
 
 def headline(run: Run) -> str:
     """Return a line: the model, the layout, the step, the devices."""
-    config, layout = run.config, run.layout
+    config, layout, sizes = run.config, run.plan.layout, run.plan.sizes
     devices = {str(device) for device in run.devices}
     on_each = layout.stages // layout.ranks_per_group
     each = f", {on_each} a rank" if on_each > 1 and layout.ranks_per_group > 1 else ""
     return (
         f"{config.model.name}: {layout.world} rank{_s(layout.world)} = "
         f"{layout.replicas} replica{_s(layout.replicas)} x {layout.stages} stage{_s(layout.stages)}{each}, "
-        f"schedule {config.schedule}; a step: {config.batch.global_size} samples in {len(run.sizes)} "
-        f"micro-batch{'es' if len(run.sizes) != 1 else ''}, {run.threads} thread{_s(run.threads)} a rank, "
+        f"schedule {config.schedule}; a step: {config.batch.global_size} samples in {len(sizes)} "
+        f"micro-batch{'es' if len(sizes) != 1 else ''}, {run.threads} thread{_s(run.threads)} a rank, "
         f"{', '.join(sorted(devices))}{_precision(config.precision)}"
     )
 

@@ -23,7 +23,6 @@ from trainer import environment
 from trainer.pipeline.activation import Nest, Structure, structure
 from trainer.pipeline.transport import Channel, channel_of
 from trainer.schedule.actions import RECEIVES, Action, Kind
-from trainer.waiting import wait
 from trainer.world import Communicator
 
 if TYPE_CHECKING:
@@ -64,7 +63,6 @@ class MpiTransport:
     ) -> None:
         from mpi4py import MPI  # noqa: PLC0415  (only where there are ranks)
 
-        self.waited = 0.0
         self._mpi = MPI
         self._group = group
         self._comm = group.comm
@@ -132,7 +130,7 @@ class MpiTransport:
         # Behind the bell of a larger message, parts of it may still wait for both ends to look.
         whole = receive.structure.bytes <= environment.AT_ONCE
         rings = whole and self._group.hears(self._rank_of[action.peer])
-        self.waited += wait(lambda: self._mpi.Request.Testall(receive.requests), rings=rings)
+        self._group.meter.wait(lambda: self._mpi.Request.Testall(receive.requests), rings=rings)
         self._drained.append(channel)
         device = self._devices[action.stage]
         tensors = [
@@ -153,7 +151,7 @@ class MpiTransport:
             self.progress()
             return not self._sends
 
-        wait(gone)
+        self._group.meter.wait(gone)
 
     def _agree_on(self, signatures: Sequence[Hashable] | None) -> None:
         """Tell, or learn, the signatures; an empty message says that they are the last step's."""
@@ -214,7 +212,7 @@ class MpiTransport:
                 found.append(message)
             return bool(found)
 
-        self.waited += wait(probe)
+        self._group.meter.wait(probe)
         data = bytearray(status.Get_count(self._mpi.BYTE))
         found[0].Recv([data, self._mpi.BYTE])
         return bytes(data)

@@ -1,10 +1,13 @@
 """What the actions of a step took, on one rank: the one source of the bubble, traces and calibration."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from trainer.schedule.actions import Action
 from trainer.schedule.timeline import AllReduce, RankTimeline, Times
+from trainer.waiting import WaitMeter
 
 
 @dataclass
@@ -35,7 +38,10 @@ class Observed:
         """Return the same, on this rank's clock."""
         return RankTimeline(tuple(self.actions), tuple(self.times), tuple(self.all_reduces))
 
-    @property
-    def waited(self) -> float:
-        """Return the seconds in which the rank waited for others."""
-        return sum(times.ready - times.start for times in self.times)
+    @contextmanager
+    def updating(self, meter: WaitMeter) -> Iterator[None]:
+        """Time the update, which the train step does after the engine, as a part of the list's last STEP."""
+        waited = meter.seconds
+        yield
+        step = self.times[-1]
+        self.times[-1] = step._replace(ready=step.ready + meter.seconds - waited, end=time.perf_counter())

@@ -24,11 +24,9 @@ class Transport(Protocol):
     """Carries flattened activations along channels; every channel keeps its order.
 
     Attributes:
-        waited: Seconds that this rank has waited in receives, ever.
         sizes: The bytes of the largest message that was sent, by the send's kind, stage and peer.
     """
 
-    waited: float
     sizes: dict[tuple[Kind, int, int], int]
 
     def begin(self, actions: Sequence[Action], signatures: Sequence[Hashable] | None, mode: str) -> None:
@@ -58,7 +56,6 @@ class LocalTransport:
     """Between stages of one process: hands the tensors over, moved to the receiving stage's device."""
 
     def __init__(self, devices: Mapping[int, torch.device]) -> None:
-        self.waited = 0.0
         self.sizes: dict[tuple[Kind, int, int], int] = {}  # what stays in a process is no message
         self._devices = devices
         self._queues: dict[Channel, deque[tuple[list[Tensor], Nest]]] = {}

@@ -87,18 +87,18 @@ class Reference:
         averaging, size = self._config.averaging, self._config.batch.micro_size
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         counts = [int(self._model.loss.count(self._data.training.targets(batch))) for batch in batches]
-        losses: list[float] = []
+        loss = 0.0
         total = ReplicaSum(averaging, self._replicas, skips=self._config.precision == "fp16")
         for run in np.array_split(np.arange(len(batches)), self._replicas):
             divisor = sum(counts[i] for i in run) if averaging.op == "adasum" else sum(counts)
             for parameter in self._parameters.values():
                 parameter.grad = None
             for i in run:
-                losses.append(self._forward_backward(number, i, batches[i], 1 / divisor if divisor else 0.0))
+                loss += self._forward_backward(number, i, batches[i], 1 / divisor if divisor else 0.0)
             total.add(self._gradients_of_owners())
         self._gradients = self._with_copies(self._unscaled(total.result()))
         self._errors = self._with_copies(self._unscaled(total.errors()))
-        return sum(losses) / sum(counts) if sum(counts) else 0.0
+        return loss / sum(counts) if sum(counts) else 0.0
 
     def take_gradients(self, gradients: Named) -> None:
         """Update from these gradients, instead of those computed here."""
@@ -113,7 +113,10 @@ class Reference:
         """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         own = [gradient for name, gradient in gradients.items() if name not in self._owners]
-        norm = math.sqrt(sum(float(torch._foreach_norm([gradient])[0]) ** 2 for gradient in own))
+        squares = 0.0
+        for gradient in own:  # not by the builtin `sum`, which compensates from Python 3.12 on
+            squares += float(torch._foreach_norm([gradient])[0]) ** 2
+        norm = math.sqrt(squares)
         skipped = self._config.precision == "fp16" and not math.isfinite(norm)
         for statistics in self._statistics:
             statistics.move(skipped=skipped)

@@ -1,40 +1,26 @@
 """Gradients of equal stages, averaged across the replicas by Horovod's all-reduce.
 
 A layer is a bucket: its gradients go as one named group as soon as its last backward is done, while the
-pipeline still drains. The loss is scaled by 1 / the global count before the backward, so that a plain sum
-over replicas is the gradient of the global mean, whatever share of the batch each replica has.
+pipeline still drains. The loss is scaled by 1 / the global count before the backward, so a plain sum over
+replicas is the gradient of the global mean, whatever share of the batch each replica has.
 """
 
 import time
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from trainer.errors import UserError
 from trainer.pipeline.stage import BuiltLayer
+from trainer.replication.replication import gradients_of
 from trainer.schedule.timeline import AllReduce
 from trainer.sharing import background_work
-from trainer.waiting import wait
+from trainer.waiting import WaitMeter
 from trainer.world import horovod
 
 
-def gradients_of(layer: BuiltLayer) -> list[Tensor]:
-    """Return the gradients of the parameters that a layer owns and trains.
-
-    A parameter that this step did not use, here or on any replica, gets a gradient of zero: whether it did
-    must not depend on the layout.
-    """
-    gradients = []
-    for parameter in layer.trained():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    return gradients
-
-
 def check_averaging(op: str, replicas: int) -> None:
-    """Raise a UserError if so many replicas cannot be averaged like this."""
+    """Raise a UserError if this number of replicas cannot be averaged in this way."""
     if op == "adasum" and replicas & (replicas - 1):
         raise UserError(
             f"averaging.op=adasum combines replicas in pairs, and pairs of pairs, but here are {replicas} "
@@ -42,40 +28,27 @@ def check_averaging(op: str, replicas: int) -> None:
         )
 
 
-class OneReplica:
-    """Averaging where there is one replica: nothing to do."""
-
-    def __init__(self) -> None:
-        self.waited = 0.0
-        self.all_reduces: list[AllReduce] = []
-
-    def start(self, layer: BuiltLayer) -> None:
-        """Complete the gradients, as with several replicas."""
-        gradients_of(layer)
-
-    def progress(self) -> None:
-        """Do nothing."""
-
-    def finish(self, layer: BuiltLayer) -> None:
-        """Do nothing."""
-
-
 class HorovodAveraging:
     """Averaging by named, grouped all-reduces, a layer at a time.
 
     Args:
         op: "average" (the gradient of the global mean) or "adasum" (Maleki et al., 2020).
-        compression: "none", or "fp16" to send halves.
+        compression: "none", or "fp16" to send half-precision values.
+        meter: Counts the time that this rank waits for other replicas.
     """
 
-    def __init__(self, op: str, compression: str) -> None:
-        self.waited = 0.0
-        self.all_reduces: list[AllReduce] = []
+    def __init__(self, op: str, compression: str, meter: WaitMeter) -> None:
+        self._done: list[AllReduce] = []
+        self._meter = meter
         self._horovod = horovod()
         self._op = {"average": self._horovod.Sum, "adasum": self._horovod.Adasum}[op]
         self._compression = getattr(self._horovod.Compression, compression)
         self._under_way: dict[str, tuple[Any, list[Tensor], list[Tensor], list[Any]]] = {}
         self._unseen: dict[str, tuple[Any, int, float]] = {}  # not known to be done: handle, bytes, start
+
+    def begin(self, done: list[AllReduce]) -> None:
+        """Begin a step: append its all-reduces to a list as they are done."""
+        self._done = done
 
     def start(self, layer: BuiltLayer) -> None:
         """Start to average the gradients of the parameters that the layer owns and trains."""
@@ -90,18 +63,18 @@ class HorovodAveraging:
         self._unseen[layer.name] = handle, size, time.perf_counter()
 
     def progress(self) -> None:
-        """Look which all-reduces are done, and note it."""
+        """Record which all-reduces are done."""
         for name, (handle, size, start) in list(self._unseen.items()):
             if self._horovod.poll(handle):
                 del self._unseen[name]
-                self.all_reduces.append(AllReduce(name, size, start, time.perf_counter()))
+                self._done.append(AllReduce(name, size, start, time.perf_counter()))
 
     def finish(self, layer: BuiltLayer) -> None:
         """Wait for the layer's all-reduce without spinning, and put the result into the gradients."""
         if layer.name not in self._under_way:
             return
         handle, gradients, compressed, contexts = self._under_way.pop(layer.name)
-        self.waited += wait(lambda: self._horovod.poll(handle))
+        self._meter.wait(lambda: self._horovod.poll(handle))
         self.progress()
         self._horovod.synchronize(handle)
         if not self._under_way:

@@ -7,8 +7,11 @@ simulate their group's schedule on it.
 
 import statistics
 from collections import deque
+from pathlib import Path
 
 from trainer.metrics.clock import clock_offset
+from trainer.metrics.observer import RunObserver
+from trainer.metrics.table import headline
 from trainer.metrics.timeline import StepTimeline
 from trainer.pipeline.observed import Observed
 from trainer.run import Run
@@ -16,36 +19,45 @@ from trainer.schedule.calibrate import Seen, calibrate, reduce_points, stage_buc
 from trainer.schedule.machine import Machine
 from trainer.schedule.simulate import simulate_on
 from trainer.schedule.timeline import RankTimeline, Timeline
+from trainer.step import StepResult
 
 _KEPT = 20  # steps
 _FIRST = 5  # the step behind which the first forecast is made; the steps before it warm up
 
 
-class Forecast:
+class Forecast(RunObserver):
     """A rank's last steps, and what follows from those of all ranks, which call everything together.
 
     Args:
         run: The run.
+        path: The file for a usual step, measured and predicted; written at the end.
 
     Attributes:
         timeline: The step of this replica as predicted last: at first from the costs of the layers.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, path: Path) -> None:
         self._run = run
+        self._path = path
         self._kept: deque[tuple[int, Observed]] = deque(maxlen=_KEPT)
         self._steps = 0
         self._due = _FIRST
-        self.timeline: Timeline = run.prediction()
+        self.timeline: Timeline = run.plan.prediction(run.replica)
 
-    def add(self, step: int) -> None:
-        """Take in the step that the run has just done; predict anew whenever their number has doubled."""
+    def step(self, result: StepResult) -> None:
+        """Keep the step that the run has just done; predict again whenever their number has doubled."""
         if self._steps:  # the first one allocates and connects
-            self._kept.append((step, self._run.engine.observed))
+            self._kept.append((result.step, self._run.engine.observed))
         self._steps += 1
         if self._steps == self._due:
             self._due *= 2
             self.timeline = self._simulate(self._machine(self._see(self._usual())))
+
+    def end(self) -> None:
+        """Write the file."""
+        timeline = self.step_timeline(headline(self._run))
+        if timeline is not None and self._run.world.rank == 0:
+            timeline.save(self._path)
 
     def step_timeline(self, title: str) -> StepTimeline | None:
         """Return a usual step of this replica, measured and predicted; None where too few were done."""
@@ -55,7 +67,6 @@ class Forecast:
         seen = self._see(usual)
         machine = self._machine(seen)
         predicted = self._simulate(machine)
-        schedule = self._run.schedule(len(self._run.micro_batches))
         step, observed = self._kept[usual]
         return StepTimeline(
             title=title,
@@ -63,7 +74,7 @@ class Forecast:
             seconds=observed.seconds,
             predicted_seconds=predicted.seconds,
             measured=tuple(rank.step for rank in seen),
-            predicted=predicted.by_rank(schedule, machine.begin),
+            predicted=predicted.by_rank(self._run.schedule, machine.begin),
             clock_error=max(rank.clock_error for rank in seen),
         )
 
@@ -103,7 +114,7 @@ class Forecast:
 
     def _machine(self, seen: list[Seen]) -> Machine:
         run = self._run
-        layout, size = run.layout, run.world.local_size
+        layout, size = run.plan.layout, run.world.local_size
         return calibrate(
             seen,
             layout.stages,
@@ -113,5 +124,4 @@ class Forecast:
         )
 
     def _simulate(self, machine: Machine) -> Timeline:
-        run = self._run
-        return simulate_on(machine, [run.schedule(share) for share in run.shares])[run.replica]
+        return simulate_on(machine, self._run.plan.schedules)[self._run.replica]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trainer.pipeline.stage import BuiltLayer
 from trainer.sharing import background_work
-from trainer.waiting import wait
+from trainer.waiting import WaitMeter
 from trainer.world import horovod
 
 
@@ -43,6 +43,14 @@ def deal_parameters(sizes: Sequence[int], shards: int) -> list[int]:
     return shard_of
 
 
+def largest_shard(sizes: Sequence[int], shards: int) -> int:
+    """Return the total size of the shard that has most, as `deal_parameters` divides them."""
+    held = [0] * shards
+    for size, shard in zip(sizes, deal_parameters(sizes, shards), strict=True):
+        held[shard] += size
+    return max(held)
+
+
 class Shards:
     """The parameters that a rank trains, copies of tied ones too, dealt to its replicas by their bytes.
 
@@ -50,6 +58,7 @@ class Shards:
         layers: The rank's layers, the same ones on every replica.
         number: How many shards there are: one for each replica, or one of everything for all of them.
         own: This rank's shard.
+        meter: Counts the time that this rank waits for the other replicas' weights.
 
     Attributes:
         number: How many shards there are.
@@ -57,8 +66,9 @@ class Shards:
         own_bytes: The size of those in this rank's shard.
     """
 
-    def __init__(self, layers: Sequence[BuiltLayer], number: int, own: int) -> None:
+    def __init__(self, layers: Sequence[BuiltLayer], number: int, own: int, meter: WaitMeter) -> None:
         self.number = number
+        self._meter = meter
         self._own = own
         trained = [(layer, p) for layer in layers for p in layer.module.parameters() if p.requires_grad]
         shards = deal_parameters([parameter.nbytes for _, parameter in trained], number)
@@ -76,25 +86,20 @@ class Shards:
         return self._shard_of[parameter] == self._own
 
     @torch.no_grad()
-    def exchange(self) -> float:
-        """Give the weights of this rank's shard to the other replicas, and take theirs, without spinning.
-
-        Returns:
-            Seconds that it waited for them.
-        """
+    def exchange(self) -> None:
+        """Give the weights of this rank's shard to the other replicas, and take theirs, without spinning."""
         if self.number == 1:
-            return 0.0
-        library, waited = horovod(), 0.0
+            return
+        library = horovod()
         background_work.set()
         under_way = [
             (parts, library.allgather_async(_joined(parts, self._own), name=name))
             for name, parts in self._gathers.items()
         ]
         for parts, handle in under_way:
-            waited += wait(partial(library.poll, handle))
+            self._meter.wait(partial(library.poll, handle))
             _take(parts, library.synchronize(handle))
         background_work.clear()
-        return waited
 
 
 def _joined(parts: Sequence[Sequence[nn.Parameter]], shard: int) -> Tensor:
