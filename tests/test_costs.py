@@ -99,7 +99,7 @@ def test_linear() -> None:
         put_off=10 * 20 + 20,
         put_off_bytes=4 * 4 * (10 + 20),  # its input and the gradient of its output
         put_off_work=product + FLOPS_PER_BYTE * 4 * (80 + 20 + 3 * 220),  # the bias' sum, and adding
-        trained_bytes=(4 * 10 * 20, 4 * 20),
+        trained_bytes={"weight": 4 * 10 * 20, "bias": 4 * 20},
     )
     assert (second.flops_forward, second.flops_backward) == (2 * 4 * 20 * 1, 2 * 2 * 4 * 20 * 1)
     assert second.forward == 160 + FLOPS_PER_BYTE * second.moved_forward

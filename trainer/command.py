@@ -35,7 +35,7 @@ from trainer.sharing import compute_longer_at_a_time
 if TYPE_CHECKING:
     from trainer.world import World
 
-Job = Callable[[schema.Config, "World"], None]
+Job = Callable[[schema.Config, Any], None]
 
 _CONF = Path(__file__).parent.parent / "conf"
 _GROUPS: dict[str, dict[str, type]] = {
@@ -53,8 +53,12 @@ _GROUPS: dict[str, dict[str, type]] = {
 }
 
 
-def run_command(job: Job) -> None:
+def run_command(job: Job, *, with_ranks: bool = True) -> None:
     """Run a job on every rank with the configuration of the command line; end the process.
+
+    Args:
+        job: What to run.
+        with_ranks: Whether it needs the other ranks; else MPI is not started, and the job gets no world.
 
     Exit codes: 0 done; 2 the user's input is wrong; 1 anything else that failed; 130 interrupted.
     """
@@ -65,7 +69,7 @@ def run_command(job: Job) -> None:
         environment.keep_freed_memory()
         _register()
         for config in _compose():  # [2]
-            job(config, _world())  # [3] [4]
+            job(config, _world() if with_ranks else None)  # [3] [4]
     except SystemExit:
         raise
     except (HydraException, OmegaConfBaseException) as error:

@@ -239,6 +239,21 @@ class VerifyConfig:
 
 
 @dataclass
+class PlanConfig:
+    """What `python -m trainer.plan` plans for, and what its predictions assume."""
+
+    ranks: int = 1  # how many there will be
+    ranks_per_node: int | None = None  # None: all of them are on one node
+    memory: Any = None  # bytes that a rank has, or "24GiB"; None: no limit
+    flops: float = 5e13  # operations that a device does each second, sustained
+    bandwidth: float = 1e11  # bytes a second between two ranks of a node
+    network: float = 1e10  # bytes a second between two nodes
+    latency: float = 1e-5  # seconds that the first byte of a message takes
+    vocabulary: int | None = None  # tokens that the data will have; None: as its tokenizer says
+    rows: int = 20  # layouts shown; 0: all of them
+
+
+@dataclass
 class RunConfig:
     """The run's folder."""
 
@@ -266,6 +281,7 @@ class Config:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     run: RunConfig = field(default_factory=RunConfig)
     threads: Any = "auto"  # per rank; "auto": the node's cores divided by its ranks
     device: str = "auto"  # auto | cpu | cuda

@@ -8,7 +8,7 @@ functions, dropout, lookups, costs what the bytes that it reads and writes cost,
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -57,7 +57,7 @@ class LayerCost:
             left out, by what the backward computes again; the last layer's with what the loss keeps.
             Attention with dropout counts as unfused, as on a processor; a GPU keeps less.
         trained: How many numbers of the parameters are not frozen.
-        trained_bytes: The bytes of each parameter that is not frozen, in the module's order.
+        trained_bytes: The bytes of each parameter that is not frozen, by its name in the module, in order.
         put_off: Of how many of these a split backward makes the gradients in its second part.
         put_off_bytes: What the first part of it leaves for the second, inputs included.
         put_off_work: The relative time of the second part, in operations.
@@ -77,7 +77,7 @@ class LayerCost:
     put_off: int
     put_off_bytes: int
     put_off_work: float
-    trained_bytes: tuple[int, ...] = ()
+    trained_bytes: Mapping[str, int] = field(default_factory=dict)
     warning: str | None = None
 
     @property
@@ -148,7 +148,8 @@ def _layer_cost(
     module = build_on_meta(layer).train()
     parameters = list(module.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    parameter_bytes, trained_bytes = _bytes(parameters), tuple(_bytes([each]) for each in trained)
+    parameter_bytes = _bytes(parameters)
+    trained_bytes = {name: _bytes([p]) for name, p in module.named_parameters() if p.requires_grad}
     inputs = [_on_meta(tensor, compute) for tensor in given]
     if compute is not torch.float32:
         module.to(compute)
@@ -183,7 +184,7 @@ def _layer_cost(
         flops_backward=backward.flops,
         moved_forward=max(forward.moved, crossing),
         # To add to a gradient is to read it, to read what is added, and to write it.
-        moved_backward=max(backward.moved, crossing) + 3 * sum(trained_bytes) if learns else 0,
+        moved_backward=max(backward.moved, crossing) + 3 * sum(trained_bytes.values()) if learns else 0,
         parameters=sum(parameter.numel() for parameter in parameters),
         parameter_bytes=parameter_bytes,
         output_bytes=_bytes(outputs),

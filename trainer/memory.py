@@ -7,7 +7,7 @@ from trainer.errors import UserError
 from trainer.pipeline.recomputation import Recompute
 from trainer.replication.sharding import largest_shard
 from trainer.schedule.actions import Schedule
-from trainer.schedule.live import StageBytes, peak_live_bytes
+from trainer.schedule.live import StageBytes, peak_live_bytes, peak_of_worker
 from trainer.sizes import size_text
 
 _POSTED = 2  # messages that a stage may have under way at either end, each way
@@ -42,17 +42,23 @@ def predict(cut: Cut, schedule: Schedule, state: float, shards: int = 1) -> Memo
         state: Numbers that the optimizer keeps for each weight that trains.
         shards: Among how many replicas the optimizer's state is divided; the largest shard counts.
     """
+    activations = peak_live_bytes(schedule, stage_bytes(cut))
+    return Memory(tuple(fixed_bytes(cut, schedule, state, shards)), activations)
+
+
+def fixed_bytes(cut: Cut, schedule: Schedule, state: float, shards: int = 1) -> list[int]:
+    """Return the bytes of each rank's weights, gradients, optimizer state and messages: see `predict`."""
     ranks = len(schedule.workers)
     fixed, trained = [0] * ranks, [list[int]() for _ in range(ranks)]
     for stage, rank in enumerate(schedule.placement):
         costs = [cut.costs[layer] for layer in cut.stages[stage]]
         fixed[rank] += sum(cost.parameter_bytes for cost in costs)
-        trained[rank] += [size for cost in costs for size in cost.trained_bytes]
+        trained[rank] += [size for cost in costs for size in cost.trained_bytes.values()]
         if ranks > 1:
             fixed[rank] += 2 * _POSTED * (_input_bytes(cut, stage) + costs[-1].output_bytes)
     for rank, sizes in enumerate(trained):
         fixed[rank] += sum(sizes) + int(state * largest_shard(sizes, shards))  # gradients and optimizer state
-    return Memory(tuple(fixed), peak_live_bytes(schedule, stage_bytes(cut)))
+    return fixed
 
 
 def stage_bytes(cut: Cut) -> list[StageBytes]:
@@ -88,10 +94,11 @@ def fit(cut: Cut, schedule: Schedule, state: float, limit: int, shards: int = 1)
     Raises:
         UserError: It does not fit even if every layer keeps its inputs alone.
     """
+    fixed = fixed_bytes(cut, schedule, state, shards)
     for rank in range(len(schedule.workers)):
         mine = [stage for stage, holder in enumerate(schedule.placement) if holder == rank]
         layers = [layer for stage in mine for layer in cut.stages[stage]]
-        while (needed := predict(cut, schedule, state, shards).total(rank)) > limit:
+        while (needed := fixed[rank] + peak_of_worker(schedule, rank, stage_bytes(cut))) > limit:
             choices = [choice for layer in layers for choice in _more(cut, layer)]
             if not choices:
                 raise UserError(

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from trainer.config import BinaryConfig, CustomDataConfig, DataConfig, TextConfig
+from trainer.config import BinaryConfig, Config, CustomDataConfig, DataConfig, TextConfig
 from trainer.data.binary import binary
 from trainer.data.dataset import Data
-from trainer.data.text import text
+from trainer.data.text import example_text, text
 from trainer.errors import UserError
 from trainer.imports import call, load
 
@@ -36,3 +36,14 @@ def build_data(config: DataConfig, *, local_rank: int, barrier: Callable[[], Non
         raise UserError(f"data.name={config.name} is none of text, binary, custom")
     barrier()
     return data
+
+
+def example_data(config: Config) -> Data:
+    """Return a few samples of the types and shapes of the configured data, without reading it.
+
+    Raises:
+        UserError: As `build_data`, for data that only its files or its target know.
+    """
+    if isinstance(config.data, TextConfig):
+        return example_text(config.data, config.plan.vocabulary)
+    return build_data(config.data, local_rank=0, barrier=lambda: None)

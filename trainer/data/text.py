@@ -91,6 +91,19 @@ def text(config: TextConfig, *, local_rank: int, barrier: Callable[[], None]) ->
     )
 
 
+def example_text(config: TextConfig, vocabulary: int | None = None) -> Data:
+    """Return a few samples without numbers to speak of, with the types and shapes of the text's.
+
+    Args:
+        config: The text's; only its context, and where there is no vocabulary its tokenizer, matter.
+        vocabulary: The number of distinct tokens; None: the tokenizer's.
+    """
+    if vocabulary is None:
+        vocabulary = build_tokenizer(config.tokenizer).vocabulary
+    windows = Windows(np.zeros(2 * config.context + 1, dtype=np.uint8), config.context)
+    return Data(windows, windows, fingerprint="example", vocabulary=vocabulary)
+
+
 def _split(tokens: NDArray[Any], config: TextConfig, title: str) -> tuple[Windows, Windows]:
     """Return the training and the validation part, each of at least one sample."""
     if not 0 < config.validation < 1:

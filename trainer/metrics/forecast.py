@@ -10,8 +10,8 @@ from collections import deque
 from pathlib import Path
 
 from trainer.metrics.clock import clock_offset
+from trainer.metrics.headline import headline
 from trainer.metrics.observer import RunObserver
-from trainer.metrics.table import headline
 from trainer.metrics.timeline import StepTimeline
 from trainer.pipeline.observed import Observed
 from trainer.run import Run

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from trainer.metrics.folder import RunFolder
 from trainer.metrics.forecast import Forecast
+from trainer.metrics.headline import layout_table
 from trainer.metrics.observer import Beginning, Observers, RunObserver
 from trainer.metrics.progress import Display, build_display
-from trainer.metrics.table import layout_table
 from trainer.metrics.trace import Trace
 from trainer.optimization import state_bytes
 from trainer.run import Run

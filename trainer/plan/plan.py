@@ -63,6 +63,7 @@ class Plan:
 
     Attributes:
         config: The configuration.
+        model: The model.
         layout: Who holds what.
         sizes: The size in samples of every micro-batch of the global batch.
         shares: How many of them each replica gets.
@@ -75,6 +76,7 @@ class Plan:
 
     def __init__(self, config: Config, model: Model, costs: Sequence[LayerCost], world: int) -> None:
         self.config = config
+        self.model = model
         asked = config.layout
         self.layout = Layout.of(
             world,

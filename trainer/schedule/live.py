@@ -37,10 +37,12 @@ def peak_live_bytes(schedule: Schedule, stages: Sequence[StageBytes]) -> tuple[i
         schedule: Of one replica.
         stages: What each stage holds of a micro-batch.
     """
-    return tuple(
-        max((max(during, behind) for during, behind in live_bytes(schedule, worker, stages)), default=0)
-        for worker in range(len(schedule.workers))
-    )
+    return tuple(peak_of_worker(schedule, worker, stages) for worker in range(len(schedule.workers)))
+
+
+def peak_of_worker(schedule: Schedule, worker: int, stages: Sequence[StageBytes]) -> int:
+    """Return the largest number of bytes that a worker holds for backwards at one time."""
+    return max((max(during, after) for during, after in live_bytes(schedule, worker, stages)), default=0)
 
 
 def live_bytes(schedule: Schedule, worker: int, stages: Sequence[StageBytes]) -> list[tuple[int, int]]:

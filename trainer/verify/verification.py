@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer.evaluation import evaluate
+from trainer.metrics.headline import headline
 from trainer.metrics.progress import write_lines
-from trainer.metrics.table import headline
 from trainer.run import Run
 from trainer.step import StepResult, TrainStep
 from trainer.train import last_step
