@@ -15,7 +15,7 @@ from trainer.errors import UserError
 from trainer.pipeline.stage import BuiltLayer
 from trainer.schedule.timeline import AllReduce
 from trainer.sharing import background_work
-from trainer.waiting import wait
+from trainer.waiting import WaitMeter
 from trainer.world import horovod
 
 
@@ -66,16 +66,22 @@ class HorovodAveraging:
     Args:
         op: "average" (the gradient of the global mean) or "adasum" (Maleki et al., 2020).
         compression: "none", or "fp16" to send halves.
+        meter: Takes the seconds of waiting.
     """
 
-    def __init__(self, op: str, compression: str) -> None:
-        self.waited = 0.0
+    def __init__(self, op: str, compression: str, meter: WaitMeter | None = None) -> None:
+        self._meter = meter or WaitMeter()
         self.all_reduces: list[AllReduce] = []
         self._horovod = horovod()
         self._op = {"average": self._horovod.Sum, "adasum": self._horovod.Adasum}[op]
         self._compression = getattr(self._horovod.Compression, compression)
         self._under_way: dict[str, tuple[Any, list[Tensor], list[Tensor], list[Any]]] = {}
         self._unseen: dict[str, tuple[Any, int, float]] = {}  # not known to be done: handle, bytes, start
+
+    @property
+    def waited(self) -> float:
+        """Return the seconds of waiting on the meter."""
+        return self._meter.seconds
 
     def start(self, layer: BuiltLayer) -> None:
         """Start to average the gradients of the parameters that the layer owns and trains."""
@@ -101,7 +107,7 @@ class HorovodAveraging:
         if layer.name not in self._under_way:
             return
         handle, gradients, compressed, contexts = self._under_way.pop(layer.name)
-        self.waited += wait(lambda: self._horovod.poll(handle))
+        self._meter.wait(lambda: self._horovod.poll(handle))
         self.progress()
         self._horovod.synchronize(handle)
         if not self._under_way:

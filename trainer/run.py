@@ -24,7 +24,6 @@ from trainer.models.freeze import freeze
 from trainer.optimization import build_optimizer, check_groups, state_per_weight
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine, Gradients
-from trainer.pipeline.mpi_transport import MpiTransport
 from trainer.pipeline.precision import COMPUTE_TYPES, Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute
@@ -32,6 +31,7 @@ from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport, Transport
+from trainer.pipeline.wires.connect import connect
 from trainer.schedule.actions import Action, Schedule
 from trainer.schedule.assemble import placement, training_schedule
 from trainer.schedule.from_file import read_schedule
@@ -43,6 +43,7 @@ from trainer.schedule.timeline import Timeline
 from trainer.schedule.validate import ScheduleError, validate
 from trainer.sharding import Shards
 from trainer.sizes import parse_size
+from trainer.waiting import WaitMeter
 from trainer.world import Groups, World, horovod, versions
 
 
@@ -156,7 +157,7 @@ class Run:
         remote: Transport = local
         if self.groups.model_parallel.size > 1:
             rank_of = [self.layout.group_rank_of(stage) for stage in range(self.layout.stages)]
-            remote = MpiTransport(self.groups.model_parallel, rank_of, device_of)
+            remote = connect(self.groups.model_parallel, rank_of, device_of, WaitMeter())
         averaging, several = config.averaging, self.layout.replicas > 1
         gradients: Gradients = OneReplica()
         if several:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trainer.pipeline.stage import BuiltLayer
 from trainer.sharing import background_work
-from trainer.waiting import wait
+from trainer.waiting import WaitMeter
 from trainer.world import horovod
 
 
@@ -50,6 +50,7 @@ class Shards:
         layers: The rank's layers, the same ones on every replica.
         number: How many shards there are: one for each replica, or one of everything for all of them.
         own: This rank's shard.
+        meter: Takes the seconds of waiting.
 
     Attributes:
         number: How many shards there are.
@@ -57,9 +58,12 @@ class Shards:
         own_bytes: The size of those in this rank's shard.
     """
 
-    def __init__(self, layers: Sequence[BuiltLayer], number: int, own: int) -> None:
+    def __init__(
+        self, layers: Sequence[BuiltLayer], number: int, own: int, meter: WaitMeter | None = None
+    ) -> None:
         self.number = number
         self._own = own
+        self._meter = meter or WaitMeter()
         trained = [(layer, p) for layer in layers for p in layer.module.parameters() if p.requires_grad]
         shards = deal_parameters([parameter.nbytes for _, parameter in trained], number)
         self._shard_of = {parameter: shard for (_, parameter), shard in zip(trained, shards, strict=True)}
@@ -84,17 +88,17 @@ class Shards:
         """
         if self.number == 1:
             return 0.0
-        library, waited = horovod(), 0.0
+        library, before = horovod(), self._meter.seconds
         background_work.set()
         under_way = [
             (parts, library.allgather_async(_joined(parts, self._own), name=name))
             for name, parts in self._gathers.items()
         ]
         for parts, handle in under_way:
-            waited += wait(partial(library.poll, handle))
+            self._meter.wait(partial(library.poll, handle))
             _take(parts, library.synchronize(handle))
         background_work.clear()
-        return waited
+        return self._meter.seconds - before
 
 
 def _joined(parts: Sequence[Sequence[nn.Parameter]], shard: int) -> Tensor:

@@ -18,7 +18,7 @@ from trainer import __version__, environment
 from trainer.doorbell import hang_up
 from trainer.errors import UserError
 from trainer.sharing import nap_in_background_threads
-from trainer.waiting import hears, listen, ring, wait
+from trainer.waiting import WaitMeter, hears, listen, ring
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -31,19 +31,27 @@ _LONGEST_MESSAGE = 1 << 30  # bytes; MPI counts in 32 bits
 class Communicator:
     """A group of ranks. Every call waits without spinning, so that signals and neighbours get their turn.
 
+    Args:
+        comm: MPI's communicator.
+        meter: Takes the seconds of waiting; None: one of its own.
+
     Attributes:
         rank: This rank's number in the group.
         size: The number of its ranks.
-        waited: Seconds that this rank has waited in calls, ever.
     """
 
-    def __init__(self, comm: "MPI.Comm") -> None:
+    def __init__(self, comm: "MPI.Comm", meter: WaitMeter | None = None) -> None:
         self.comm = comm
-        self.waited = 0.0
+        self._meter = meter or WaitMeter()
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         world = importlib.import_module("mpi4py.MPI").COMM_WORLD.Get_group()
         self._members: list[int] = comm.Get_group().Translate_ranks(range(self.size), world)
+
+    @property
+    def waited(self) -> float:
+        """Return the seconds of waiting on the meter."""
+        return self._meter.seconds
 
     def wake(self, *ranks: int) -> None:
         """Wake ranks of the group that may be waiting for what this one has sent them."""
@@ -57,7 +65,7 @@ class Communicator:
         """Return when every rank of the group has called this."""
         request = self.comm.Ibarrier()
         self.wake(*range(self.size))
-        self.waited += wait(request.Test)
+        self._meter.wait(request.Test)
 
     def all_gather(self, values: NDArray[Any], counts: list[int]) -> NDArray[Any]:
         """Return the vectors of all ranks behind one another; `counts` are their lengths by rank."""
@@ -68,7 +76,7 @@ class Communicator:
         self.wake(*range(self.size))
         # Open MPI's is one round: whoever comes last rings, and everything is there.
         rings = all(self.hears(rank) for rank in range(self.size) if rank != self.rank)
-        self.waited += wait(request.Test, rings=rings)
+        self._meter.wait(request.Test, rings=rings)
         return gathered
 
     def all_gather_objects(self, value: Any) -> list[Any]:
@@ -85,15 +93,15 @@ class Communicator:
         for part in (np.array([len(data)]), *parts):
             request = self.comm.Isend(part, target)
             self.wake(target)
-            self.waited += wait(request.Test)
+            self._meter.wait(request.Test)
 
     def receive_bytes(self, source: int) -> bytes:
         """Return what a rank sends with `send_bytes`."""
         length = np.zeros(1, dtype=np.int64)
-        self.waited += wait(self.comm.Irecv(length, source).Test)
+        self._meter.wait(self.comm.Irecv(length, source).Test)
         data = np.empty(length[0], dtype=np.uint8)
         for start in range(0, len(data), _LONGEST_MESSAGE):
-            self.waited += wait(self.comm.Irecv(data[start : start + _LONGEST_MESSAGE], source).Test)
+            self._meter.wait(self.comm.Irecv(data[start : start + _LONGEST_MESSAGE], source).Test)
         return data.tobytes()
 
 

@@ -26,12 +26,14 @@ class Gradients(Protocol):
     """What averages the gradients of a layer over the replicas.
 
     Attributes:
-        waited: Seconds that this rank has waited for other replicas, ever.
         all_reduces: Those of the step under way that are done.
     """
 
-    waited: float
     all_reduces: list[AllReduce]
+
+    @property
+    def waited(self) -> float:
+        """Return the seconds that this rank has waited for other replicas, ever."""
 
     def start(self, layer: BuiltLayer) -> None:
         """Start to average a layer's gradients; they are complete."""

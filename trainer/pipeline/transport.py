@@ -24,12 +24,14 @@ class Transport(Protocol):
     """Carries flattened activations along channels; every channel keeps its order.
 
     Attributes:
-        waited: Seconds that this rank has waited in receives, ever.
         sizes: The bytes of the largest message that was sent, by the send's kind, stage and peer.
     """
 
-    waited: float
     sizes: dict[tuple[Kind, int, int], int]
+
+    @property
+    def waited(self) -> float:
+        """Return the seconds that this rank has waited in receives, ever."""
 
     def begin(self, actions: Sequence[Action], signatures: Sequence[Hashable] | None, mode: str) -> None:
         """Prepare for a schedule's messages, and post the first receives.

@@ -1,33 +1,30 @@
-"""Messages over MPI, point to point inside a model-parallel group.
+"""Messages between the ranks of a model-parallel group: what is sent when, and what is known in advance.
 
 A receive is posted before its message is needed, so that the message can arrive while this rank computes.
 For that the receiver must know its shape. Shapes follow from the shape of the micro-batch that the first
 stage reads, its *signature*:
 
-    [1] At the start of a step the first stage tells every rank the signatures of all micro-batches.
+    [1] At the start of a step the first stage sends every rank the signatures of all micro-batches.
     [2] The first message of a channel with a new signature is preceded by a header with its structure.
     [3] Both ends remember it: from then on the receive is posted ahead, and there is no header.
 
-Tensors on a GPU go through host memory.
+Signatures and headers are control messages. Tensors go over whatever wire connects the two ranks. Nothing
+here knows MPI, and its tests need no ranks.
 """
 
 import pickle
 from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from trainer import environment
 from trainer.pipeline.activation import Nest, Structure, structure
 from trainer.pipeline.transport import Channel, channel_of
+from trainer.pipeline.wires.wire import Arrival, ControlWire, Sending, Wire
 from trainer.schedule.actions import RECEIVES, Action, Kind
-from trainer.waiting import wait
-from trainer.world import Communicator
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
+from trainer.waiting import WaitMeter, wait
 
 _SIGNATURES_TAG = 0
 _POSTED_AHEAD = 2  # receives a channel; more would hold memory that 1F1B is there to save
@@ -36,54 +33,68 @@ _KINDS = tuple(kind for kind in Kind if kind in RECEIVES)
 _Key = tuple[Channel, str, int]  # channel, mode, the signature's number
 
 
-def _bytes_of(tensor: Tensor) -> Any:
-    """Return a contiguous CPU tensor's memory, whatever its type; MPI knows no bfloat16."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+def number_of_tags(stages: int) -> int:
+    """Return how many tags the messages between so many stages use, counted from 0."""
+    return 1 + len(_KINDS) * stages * stages
 
 
-class _Receive:
-    """A receive that is posted: where its tensors come in, and the requests to wait for."""
+class _Link(NamedTuple):
+    """The wire to a rank, and the sends under way on that wire, to all ranks that it reaches."""
 
-    def __init__(self, shape: Structure, requests: "list[MPI.Request]", buffers: list[Tensor]) -> None:
-        self.structure = shape
-        self.requests = requests
-        self.buffers = buffers
+    wire: Wire
+    sends: deque[Sending]
 
 
-class MpiTransport:
-    """Point-to-point messages over the model-parallel group's communicator.
+class Messages:
+    """Sends and receives activations and gradients along channels: a `Transport`.
 
     Args:
-        group: The model-parallel group.
-        rank_of: The rank, within the group, that holds each stage.
+        rank: This rank of the group.
+        rank_of: The rank of the group that holds each stage.
         devices: The devices of this rank's stages.
+        control: Reaches every rank of the group, for signatures and headers.
+        wire_to: Returns the wire for tensors to and from another rank; it may be `control`.
+        meter: Takes the seconds of waiting.
+
+    Attributes:
+        sizes: As of `Transport`.
     """
 
     def __init__(
-        self, group: Communicator, rank_of: Sequence[int], devices: Mapping[int, torch.device]
+        self,
+        *,
+        rank: int,
+        rank_of: Sequence[int],
+        devices: Mapping[int, torch.device],
+        control: ControlWire,
+        wire_to: Callable[[int], Wire],
+        meter: WaitMeter,
     ) -> None:
-        from mpi4py import MPI  # noqa: PLC0415  (only where there are ranks)
-
-        self.waited = 0.0
-        self._mpi = MPI
-        self._group = group
-        self._comm = group.comm
+        self.sizes: dict[tuple[Kind, int, int], int] = {}
         self._rank_of = rank_of
         self._devices = devices
+        self._control = control
+        self._meter = meter
+        self._first, self._others = rank_of[0], sorted(set(rank_of) - {rank})
+        self._control_sends: deque[Sending] = deque()
+        self._under_way = {id(control): self._control_sends}  # by wire
+        self._links: dict[int, _Link] = {}  # by rank
+        for other in self._others:
+            wire = wire_to(other)
+            self._links[other] = _Link(wire, self._under_way.setdefault(id(wire), deque()))
         self._mode = ""
         self._signatures: Sequence[int] = ()  # by micro-batch: a number for each that differs
         self._numbers: dict[Hashable, int] = {}
-        self._told: bytes = b""
+        self._last_sent = b""  # signatures, pickled
         self._structures: dict[_Key, Structure] = {}
-        self.sizes: dict[tuple[Kind, int, int], int] = {}
-        self._sends: deque[tuple[MPI.Request, Any]] = deque()  # each with the memory it reads
         self._expected: dict[Channel, deque[Action]] = {}
-        self._posted: dict[Channel, deque[_Receive]] = {}
+        self._posted: dict[Channel, deque[tuple[Structure, Arrival]]] = {}
         self._drained: list[Channel] = []  # may have fewer receives posted than they should
-        largest = self._tag((_KINDS[-1], len(rank_of), len(rank_of)))
-        limit = MPI.COMM_WORLD.Get_attr(MPI.TAG_UB)
-        if limit is not None and largest > limit:
-            raise ValueError(f"{len(rank_of)} stages need message tags to {largest}; this MPI has {limit}")
+
+    @property
+    def waited(self) -> float:
+        """Return the seconds of waiting on the meter."""
+        return self._meter.seconds
 
     def begin(self, actions: Sequence[Action], signatures: Sequence[Hashable] | None, mode: str) -> None:
         """Agree on the signatures [1] and post the first receives."""
@@ -92,34 +103,38 @@ class MpiTransport:
         self._expected = {}
         self._drained = []
         for action in actions:
-            if action.kind in RECEIVES and self._rank_of[action.peer] != self._group.rank:
+            if action.kind in RECEIVES and self._rank_of[action.peer] in self._links:
                 self._expected.setdefault(channel_of(action), deque()).append(action)
         for channel in self._expected:
             self._post(channel)
 
     def send(self, action: Action, tensors: Sequence[Tensor], nest: Nest) -> None:
-        """Start to send, with a header where the receiver cannot know the structure yet [2]."""
+        """Start to send, with a header where the receiver cannot know the structure yet [2].
+
+        Raises:
+            RuntimeError: The structure differs from that of an earlier message whose micro-batch had the
+                same signature.
+        """
         key, shape = self._key(action), structure(list(tensors), nest)
-        known = self._structures.get(key)
         target, tag = self._rank_of[action.peer], self._tag(key[0])
+        known = self._structures.get(key)
         if known is None:
             self._structures[key] = shape
             self._note_size(action, shape)
-            self._start(pickle.dumps(shape), target, tag)
+            self._send_control(pickle.dumps(shape), target, tag)
         elif known != shape:
             raise RuntimeError(
                 f"{action}: the shape of a layer's output must follow from the shape of the data's inputs, "
                 f"but for one and the same inputs it was {known.tensors} and is {shape.tensors}"
             )
-        for tensor in tensors:
-            self._start(_bytes_of(tensor.contiguous().cpu()), target, tag)
-        self._group.wake(target)
+        link = self._links[target]
+        link.sends.append(link.wire.send(tensors, target, tag))
         self._post_drained()
 
     def receive(self, action: Action) -> tuple[list[Tensor], Nest]:
-        """Wait for a message; the next receives of its channel are posted behind the next send.
+        """Wait for a message; the next receives of its channel are posted after the next send.
 
-        Who waits for that send should not wait for this too; one receive is posted until then.
+        A rank that waits for that send should not wait for this too; one receive is posted until then.
         """
         self._post_drained()
         key = self._key(action)
@@ -128,44 +143,38 @@ class MpiTransport:
             if key not in self._structures:
                 self._structures[key] = self._receive_header(channel)
             self._post(channel)
-        receive = self._posted[channel].popleft()
-        # Behind the bell of a larger message, parts of it may still wait for both ends to look.
-        whole = receive.structure.bytes <= environment.AT_ONCE
-        rings = whole and self._group.hears(self._rank_of[action.peer])
-        self.waited += wait(lambda: self._mpi.Request.Testall(receive.requests), rings=rings)
+        shape, arrival = self._posted[channel].popleft()
+        self._meter.wait(arrival.done, rings=arrival.rings)
         self._drained.append(channel)
-        device = self._devices[action.stage]
-        tensors = [
-            buffer.to(device, non_blocking=True).requires_grad_(spec.requires_grad)
-            for buffer, spec in zip(receive.buffers, receive.structure.tensors, strict=True)
-        ]
-        return tensors, receive.structure.nest
+        tensors = arrival.tensors()
+        for tensor, spec in zip(tensors, shape.tensors, strict=True):
+            tensor.requires_grad_(spec.requires_grad)
+        return tensors, shape.nest
 
     def progress(self) -> None:
-        """Drop the sends that are done; asking lets MPI move all messages on."""
-        while self._sends and self._sends[0][0].Test():
-            self._sends.popleft()
+        """Forget the sends that are done; asking lets the wires move all messages on."""
+        for sends in self._under_way.values():
+            while sends and sends[0].done():
+                sends.popleft()
 
     def finish(self) -> None:
         """Return when every send is done."""
 
         def gone() -> bool:
             self.progress()
-            return not self._sends
+            return not any(self._under_way.values())
 
         wait(gone)
 
     def _agree_on(self, signatures: Sequence[Hashable] | None) -> None:
-        """Tell, or learn, the signatures; an empty message says that they are the last step's."""
+        """Send, or receive, the signatures; an empty message says that they are the last step's."""
         if signatures is None:
-            message = self._receive_bytes(self._rank_of[0], _SIGNATURES_TAG)
+            message = self._receive_bytes(self._first, _SIGNATURES_TAG)
         else:
-            told, self._told = self._told, pickle.dumps(tuple(signatures))
-            message = b"" if told == self._told else self._told
-            others = [rank for rank in range(self._group.size) if rank != self._rank_of[0]]
-            for rank in others:
-                self._start(message, rank, _SIGNATURES_TAG)
-            self._group.wake(*others)
+            sent, self._last_sent = self._last_sent, pickle.dumps(tuple(signatures))
+            message = b"" if sent == self._last_sent else self._last_sent
+            for other in self._others:
+                self._send_control(message, other, _SIGNATURES_TAG)
         if message:
             numbers = self._numbers
             self._signatures = [numbers.setdefault(each, len(numbers)) for each in pickle.loads(message)]
@@ -174,9 +183,8 @@ class MpiTransport:
         channel = action.kind, action.stage, action.peer
         self.sizes[channel] = max(shape.bytes, self.sizes.get(channel, 0))
 
-    def _start(self, data: Any, target: int, tag: int) -> None:
-        request = self._comm.Isend([data, self._mpi.BYTE], target, tag)
-        self._sends.append((request, data))
+    def _send_control(self, data: bytes, target: int, tag: int) -> None:
+        self._control_sends.append(self._control.send_bytes(data, target, tag))
 
     def _post_drained(self) -> None:
         while self._drained:
@@ -191,12 +199,8 @@ class MpiTransport:
             if shape is None:
                 return
             expected.popleft()
-            pinned = self._devices[channel[2]].type == "cuda"
-            buffers = [torch.empty(spec.shape, dtype=spec.dtype, pin_memory=pinned) for spec in shape.tensors]
-            requests = [
-                self._comm.Irecv([_bytes_of(buffer), self._mpi.BYTE], source, tag) for buffer in buffers
-            ]
-            posted.append(_Receive(shape, requests, buffers))
+            arrival = self._links[source].wire.receive(shape, self._devices[channel[2]], source, tag)
+            posted.append((shape, arrival))
 
     def _receive_header(self, channel: Channel) -> Structure:
         header = self._receive_bytes(self._rank_of[channel[1]], self._tag(channel))
@@ -205,19 +209,16 @@ class MpiTransport:
 
     def _receive_bytes(self, source: int, tag: int) -> bytes:
         """Wait for a message of any length."""
-        status = self._mpi.Status()
-        found: list[MPI.Message] = []
+        found: list[bytes] = []
 
         def probe() -> bool:
-            message = self._comm.Improbe(source, tag, status)
+            message = self._control.probe(source, tag)
             if message is not None:
                 found.append(message)
             return bool(found)
 
-        self.waited += wait(probe)
-        data = bytearray(status.Get_count(self._mpi.BYTE))
-        found[0].Recv([data, self._mpi.BYTE])
-        return bytes(data)
+        self._meter.wait(probe)
+        return found[0]
 
     def _key(self, action: Action) -> _Key:
         signature = self._signatures[action.micro_batch] if action.micro_batch >= 0 else -1
