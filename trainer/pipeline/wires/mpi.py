@@ -42,7 +42,7 @@ class MpiWire:
 
     def send(self, tensors: Sequence[Tensor], target: int, tag: int) -> "_Sending":
         """Start to send tensors, a message of MPI's for each."""
-        memory = [_bytes_of(tensor.contiguous().cpu()) for tensor in tensors]
+        memory = [_bytes_of(tensor.detach().contiguous().cpu()) for tensor in tensors]
         return self._start(memory, target, tag)
 
     def send_bytes(self, data: bytes, target: int, tag: int) -> "_Sending":
@@ -52,10 +52,15 @@ class MpiWire:
     def receive(self, structure: Structure, device: torch.device, source: int, tag: int) -> "_Arrival":
         """Post a receive for every tensor of a message, into pinned memory where it goes on to a GPU."""
         pinned = device.type == "cuda"
-        buffers = [torch.empty(spec.shape, dtype=spec.dtype, pin_memory=pinned) for spec in structure.tensors]
-        requests = [self._comm.Irecv([_bytes_of(buffer), self._mpi.BYTE], source, tag) for buffer in buffers]
+        buffers, requests, size = [], [], 0
+        for spec in structure.tensors:
+            buffer = torch.empty(spec.shape, dtype=spec.dtype, pin_memory=pinned)
+            memory = _bytes_of(buffer)
+            requests.append(self._comm.Irecv([memory, self._mpi.BYTE], source, tag))
+            buffers.append(buffer)
+            size += memory.nbytes
         # The rest of a message that is not sent eagerly arrives only after both ends have looked again.
-        rings = structure.bytes <= environment.AT_ONCE and self._group.hears(source)
+        rings = size <= environment.AT_ONCE and self._group.hears(source)
         return _Arrival(self._mpi.Request.Testall, requests, buffers, device, rings)
 
     def probe(self, source: int, tag: int) -> bytes | None:
@@ -85,7 +90,9 @@ class _Sending:
 
     def done(self) -> bool:
         """Return whether every request is complete."""
-        return all(request.Test() for request in self._requests)
+        while self._requests and self._requests[-1].Test():
+            self._requests.pop()
+        return not self._requests
 
 
 class _Arrival:
@@ -122,4 +129,4 @@ class _Arrival:
 
 def _bytes_of(tensor: Tensor) -> Any:
     """Return a contiguous CPU tensor's memory, whatever its type; MPI knows no bfloat16."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return tensor.reshape(-1).view(torch.uint8).numpy()
