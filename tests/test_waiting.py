@@ -10,7 +10,7 @@ import pytest
 
 from trainer import waiting
 from trainer.doorbell import Doorbell
-from trainer.waiting import hears, listen, wait
+from trainer.waiting import WaitMeter, hears, listen, wait
 
 LONG = 0.3  # seconds
 
@@ -33,6 +33,17 @@ def test_returns_the_seconds_until_it_was_ready() -> None:
     answers = iter([False] * 5 + [True])
     assert wait(lambda: next(answers)) > 0.0
     assert list(answers) == []  # asked until the first true, and no more
+
+
+def test_a_meter_adds_up() -> None:
+    meter, began = WaitMeter(), time.perf_counter()
+    for _ in range(2):
+        end = time.perf_counter() + LONG
+        meter.wait(lambda end=end: time.perf_counter() >= end)  # type: ignore[misc]
+    assert 2 * LONG <= meter.seconds <= time.perf_counter() - began
+    before = meter.seconds
+    meter.wait(lambda: True)
+    assert before <= meter.seconds < before + 0.05
 
 
 class Looked:

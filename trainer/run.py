@@ -17,13 +17,13 @@ from trainer.models.freeze import freeze
 from trainer.optimization import build_optimizer, check_groups
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine
-from trainer.pipeline.mpi_transport import MpiTransport
 from trainer.pipeline.precision import COMPUTE_TYPES, Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import LocalTransport, Transport
+from trainer.pipeline.wires.connect import connect
 from trainer.plan.plan import Plan, model_costs
 from trainer.replication.replication import Replication
 from trainer.replication.synchronous import Synchronous
@@ -137,7 +137,7 @@ class Run:
             return local, local
         layout = self.plan.layout
         rank_of = [layout.group_rank_of(stage) for stage in range(layout.stages)]
-        return local, MpiTransport(self.groups.model_parallel, rank_of, device_of)
+        return local, connect(self.groups.model_parallel, rank_of, device_of, self.meter)
 
     @property
     def holds_first_stage(self) -> bool:

@@ -38,6 +38,25 @@ def ring(ranks: Iterable[int]) -> None:
         bell.ring(ranks)
 
 
+class WaitMeter:
+    """The seconds that this rank has waited for others, added up.
+
+    Whatever waits is given a meter, so that a step can read one number however many parts waited in it.
+
+    Attributes:
+        seconds: The total so far.
+    """
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wait(self, ready: Callable[[], object], *, rings: bool = False) -> None:
+        """Return once `ready()` is true, and add the seconds that it took; arguments as of `wait`."""
+        self.seconds += wait(ready, rings=rings)
+
+
 def wait(ready: Callable[[], object], *, rings: bool = False) -> float:
     """Return once `ready()` is true, with the seconds that it took.
 
@@ -58,21 +77,6 @@ def wait(ready: Callable[[], object], *, rings: bool = False) -> float:
             if _sleep(_SELDOM if patient else min(max(waited * _SHARE, _SHORTEST), _LONGEST)):
                 since, patient = time.perf_counter(), False
     return time.perf_counter() - start
-
-
-class WaitMeter:
-    """Adds up the time that this rank waits for others: one meter for messages, all-reduces and exchanges.
-
-    Attributes:
-        seconds: The total so far.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def wait(self, ready: Callable[[], object], *, rings: bool = False) -> None:
-        """Return once `ready()` is true, and count the time: see `wait`."""
-        self.seconds += wait(ready, rings=rings)
 
 
 def _sleep(seconds: float) -> bool:

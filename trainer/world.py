@@ -115,6 +115,8 @@ class World(Communicator):
         """Let ranks of a node wake each other from waiting; where they cannot, they look by themselves."""
         told = node.all_gather_objects((self.rank, uuid4().hex))
         bell = hang_up(job=told[0][1], rank=self.rank, neighbours=[rank for rank, _ in told])
+        # A neighbour that is woken before its bell is there would be taken for one that has ended.
+        node.barrier()
         if bell is not None:
             listen(bell)
 

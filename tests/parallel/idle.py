@@ -10,8 +10,9 @@ environment.prepare()
 import torch  # noqa: E402
 
 from trainer.layout import Layout  # noqa: E402
-from trainer.pipeline.mpi_transport import MpiTransport  # noqa: E402
+from trainer.pipeline.wires.connect import connect  # noqa: E402
 from trainer.schedule.actions import Action, Kind  # noqa: E402
+from trainer.waiting import WaitMeter  # noqa: E402
 from trainer.world import World  # noqa: E402
 
 WAIT = 2.0  # seconds
@@ -19,7 +20,7 @@ STAGES = 2
 
 world = World()
 group = world.split(Layout(world.size, STAGES)).model_parallel
-transport = MpiTransport(group, range(STAGES), {group.rank: torch.device("cpu")})
+transport = connect(group, range(STAGES), {group.rank: torch.device("cpu")}, WaitMeter())
 actions = [
     Action(Kind.SEND_ACTIVATION, 0, 0, 1) if group.rank == 0 else Action(Kind.RECEIVE_ACTIVATION, 1, 0, 0)
 ]
