@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.schedules import training_schedule
 from trainer.schedule.actions import Tied
-from trainer.schedule.assemble import training_schedule
 from trainer.schedule.draw import draw_text
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import recipes
 from trainer.schedule.simulate import simulate
 
 REPOSITORY = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ def blocks(page: Path) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/schedules.md"])
 def test_drawings_are_those_that_the_code_draws(page: str) -> None:
-    drawings = [block for block in blocks(REPOSITORY / page) if block[0] in ORDERS]
+    drawings = [block for block in blocks(REPOSITORY / page) if block[0] in recipes()]
     assert drawings
     for name, *rows in drawings:
         schedule = training_schedule(name, STAGES, MICRO_BATCHES)

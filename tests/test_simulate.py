@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.schedules import training_schedule
 from trainer.schedule.actions import Action, Kind, Schedule, Tied
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.simulate import simulate, simulate_on
 from trainer.schedule.validate import ScheduleError

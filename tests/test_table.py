@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.schedules import training_schedule
 from tests.test_weight_gradients import Own
 from trainer.cut import Cut, cut_model
 from trainer.layout import Layout
@@ -15,7 +16,6 @@ from trainer.metrics.table import stages_table
 from trainer.models.model import Layer, Model
 from trainer.models.simplenet import BinaryLoss
 from trainer.pipeline.recomputation import Recompute
-from trainer.schedule.assemble import training_schedule
 
 WIDTH = 24
 

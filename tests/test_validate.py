@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from tests.schedules import training_schedule
 from trainer.schedule.actions import Action, Kind, Schedule, Tied
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
+from trainer.schedule.resolve import recipes
 from trainer.schedule.validate import ScheduleError, validate
 
 Lists = list[list[Action]]
@@ -68,7 +69,7 @@ def put(name: str, *actions: Action) -> Callable[[Lists], object]:
     return change
 
 
-@pytest.mark.parametrize("name", sorted(ORDERS))
+@pytest.mark.parametrize("name", list(recipes()))
 @pytest.mark.parametrize("stages", [1, 2, 3, 5])
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 8])
 def test_the_trainers_own_schedules_are_valid(name: str, stages: int, micro_batches: int) -> None:

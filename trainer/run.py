@@ -33,11 +33,10 @@ from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport, Transport
 from trainer.schedule.actions import Action, Schedule
-from trainer.schedule.assemble import placement, training_schedule
-from trainer.schedule.from_file import read_schedule
+from trainer.schedule.assemble import training_schedule
 from trainer.schedule.machine import Machine
 from trainer.schedule.merge import by_rank
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import resolve
 from trainer.schedule.simulate import simulate_on
 from trainer.schedule.timeline import Timeline
 from trainer.schedule.validate import ScheduleError, validate
@@ -53,6 +52,7 @@ class Run:
         config: The whole configuration.
         world: All ranks.
         groups: This rank's model-parallel and data-parallel group.
+        recipe: The schedule that the configuration names, resolved.
         layout: Who holds what.
         data: The samples.
         order: Which of them a step trains on.
@@ -107,16 +107,17 @@ class Run:
         config, layers = self.config, self.model.layers
         asked, batch, training = config.layout, config.batch, self.data.training
         stages = asked.stages
-        if config.schedule not in ORDERS:
-            given = read_schedule(config.schedule)
-            self.world.agree("schedule", {config.schedule: given.digest})
-            stages = len(given.orders) if stages == "auto" else stages
+        self.recipe = resolve(config.schedule)
+        if self.recipe.digest is not None:
+            self.world.agree("schedule", {self.recipe.name: self.recipe.digest})
+        if stages == "auto" and self.recipe.workers is not None:
+            stages = self.recipe.workers
         self.layout = Layout.of(
             self.world.size,
             stages,
             asked.devices_per_rank,
             len(layers),
-            lambda workers: placement(config.schedule, workers, asked.virtual_stages),
+            lambda workers: self.recipe.placement(workers, asked.virtual_stages),
         )
         check_averaging(config.averaging.op, self.layout.replicas)
         self.sizes = micro_batch_sizes(batch.global_size, batch.micro_size)
@@ -209,7 +210,7 @@ class Run:
     def schedule(self, micro_batches: int) -> Schedule:
         """Return the training schedule, by rank, of a replica's step with so many micro-batches."""
         schedule = training_schedule(
-            self.config.schedule,
+            self.recipe,
             self.layout.workers,
             micro_batches,
             self.ties,

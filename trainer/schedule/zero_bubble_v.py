@@ -10,12 +10,12 @@ anew, for what forwards and backwards of each stage take:
        whole backward (`_FewerSplits`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import permutations
 from math import inf
 
-from trainer.schedule.actions import COMPLETES, PASSES_ON, Action, Kind, Order, Work
+from trainer.schedule.actions import COMPLETES, PASSES_ON, Action, Kind, Order
 
 _F, _B, _I, _W = Kind.FORWARD, Kind.BACKWARD, Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT
 _Times = dict[Kind, tuple[float, ...]]  # by stage
@@ -32,32 +32,27 @@ _REPLAYED = 150_000  # actions that are timed again for fewer splits: a third of
 _FINALISTS = 4
 
 
-def zero_bubble_v(
-    worker: int, workers: int, micro_batches: int, virtual: int = 2, work: Work | None = None
-) -> Order:
-    """Return ZB-V's order for a worker, which holds stage `worker` and the one as far from the end.
+def shortest_orders(
+    workers: int, micro_batches: int, times: Mapping[Kind, tuple[float, ...]]
+) -> tuple[Order, ...]:
+    """Return every worker's order, the shortest that is found. All ranks find the same.
+
+    Worker w of p holds the stages w and 2 p - 1 - w.
 
     Args:
-        worker: Its number.
-        workers: How many there are.
-        micro_batches: How many there are.
-        virtual: Two.
-        work: What a forward, a whole backward and its two parts take, by stage; None: parts are equal, and a
-            whole backward is two. Then, for m >= p and up to 8 workers, the step is at most 3 % above the
-            bound, and mostly at it.
+        workers: The number of workers.
+        micro_batches: The number of micro-batches.
+        times: The time of a forward, a whole backward and each of its two parts, by stage.
     """
-    assert virtual == 2, "there and back"  # noqa: PLR2004
-    work = work or {kind: (2.0 if kind is _B else 1.0,) * 2 * workers for kind in (_F, _B, _I, _W)}
-    return _there_and_back(workers, micro_batches, *(tuple(work[kind]) for kind in (_F, _B, _I, _W)))[worker]
+    return _shortest(workers, micro_batches, *(times[kind] for kind in (_F, _B, _I, _W)))
 
 
 @lru_cache(maxsize=16)
-def _there_and_back(workers: int, micro_batches: int, *parts: tuple[float, ...]) -> tuple[Order, ...]:
-    """Return the shortest order that is found for every worker; all find the same."""
+def _shortest(workers: int, micro_batches: int, *parts: tuple[float, ...]) -> tuple[Order, ...]:
     times = dict(zip((_F, _B, _I, _W), parts, strict=True))
     actions = 6 * workers * micro_batches
     inner = [range(first, micro_batches - workers) for first in (1, workers)]
-    wholes = list(dict.fromkeys([range(0), *inner]))  # all that are empty are one
+    wholes = list(dict.fromkeys([range(0), *inner]))  # all empty ranges are equal
     found = [
         _Greedy(workers, micro_batches, times, preference, whole).orders()
         for whole in wholes
