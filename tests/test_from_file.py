@@ -53,7 +53,7 @@ def test_a_schedule_of_ones_own(tmp_path: Path) -> None:
 def test_one_that_hangs_is_refused_by_name(tmp_path: Path) -> None:
     schedule = training_schedule(written(tmp_path, "F0.0 B0.0 F0.1 B0.1\nF1.0 F1.1 B1.0 B1.1"), 2, 2)
     with pytest.raises(
-        ScheduleError, match=r"deadlock: worker 0 waits in rg0\.0<1, for worker 1 waits in ra1\.1<0"
+        ScheduleError, match=r"deadlock: worker 0 waits in rg0\.0<1 for worker 1, which waits in ra1\.1<0"
     ):
         validate([schedule])
 

@@ -1,4 +1,4 @@
-"""From the order of computing to whole lists: adds messages, averaging, ties and the optimizer's step."""
+"""Builds whole lists from orders of computing: adds messages, averaging, ties and the optimizer's step."""
 
 from collections.abc import Sequence
 
