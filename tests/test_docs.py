@@ -20,8 +20,10 @@ STAGES, MICRO_BATCHES = 4, 6
 
 
 def blocks(page: Path) -> Iterator[list[str]]:
-    for block in re.findall(r"^```\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-        yield block.splitlines()
+    """Yield the lines of every block that is not in a programming language."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        if not language:
+            yield block.splitlines()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/schedules.md"])

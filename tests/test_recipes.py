@@ -172,6 +172,12 @@ def test_one_file_adds_a_schedule(with_snake: ScheduleRecipe) -> None:
         resolve("snaek")
 
 
+def test_the_docs_show_that_file() -> None:
+    page = Path(__file__).parents[1] / "docs" / "schedules.md"
+    _, _, code = (NEW / "snake.py").read_text().rpartition('"""\n\nfrom')
+    assert f"```python\nfrom{code}```\n" in page.read_text()
+
+
 @pytest.mark.parametrize("p", [1, 2, 3, 4])
 def test_a_new_schedule_is_validated_and_simulated(with_snake: ScheduleRecipe, p: int) -> None:
     for m in (1, 2, 5):
