@@ -20,7 +20,7 @@ from trainer.replication.replication import Replication
 from trainer.schedule.actions import Action
 from trainer.schedule.assemble import evaluation_schedule, training_schedule
 from trainer.schedule.merge import merge_for_rank
-from trainer.schedule.orders import virtual_stages
+from trainer.schedule.resolve import resolve
 from trainer.waiting import WaitMeter
 
 CPU = torch.device("cpu")
@@ -68,11 +68,11 @@ class Pipeline:
         assert sum(sizes) == len(model.layers)
         stage_of = [stage for stage, size in enumerate(sizes) for _ in range(size)]
         self._ties = tied_stages(model.layers, stage_of)
-        self._schedule = schedule
+        self._recipe = resolve(schedule)
         self._count = len(sizes)
-        # Where a worker may hold several stages, two each if that divides them, else one worker with all.
-        several = virtual_stages(schedule) > 1
-        self._virtual = 1 if not several else 2 if len(sizes) % 2 == 0 else len(sizes)
+        # The schedule's usual number of stages a worker if that divides them, else one worker with all.
+        each = self._recipe.stages_per_worker
+        self._each = each if len(sizes) % each == 0 else len(sizes)
         self.model = model
         self.randomness = Randomness(seed=3)
         self.layers = [build_layer(model.layers, i, 3, CPU) for i in range(len(stage_of))]
@@ -102,8 +102,8 @@ class Pipeline:
 
     def actions(self, micro_batches: int) -> tuple[Action, ...]:
         """Return what a step does."""
-        workers = self._count // self._virtual
-        schedule = training_schedule(self._schedule, workers, micro_batches, self._ties, self._virtual)
+        workers = self._count // self._each
+        schedule = training_schedule(self._recipe, workers, micro_batches, self._ties, self._each)
         return merge_for_rank(schedule, range(workers))
 
     def train(self, source: Source, micro_batches: int, scale: float = 1.0) -> list[float]:

@@ -1,7 +1,7 @@
 """Steps that are known without a run: what ranks would have observed, as simulated."""
 
+from tests.schedules import training_schedule
 from trainer.metrics.timeline import StepTimeline
-from trainer.schedule.assemble import training_schedule
 from trainer.schedule.simulate import simulate
 from trainer.schedule.timeline import AllReduce, RankTimeline, Times
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from tests.schedules import training_schedule
 from trainer.layout import Layout
 from trainer.schedule.actions import RECEIVES, Action, Kind, Schedule, Tied
-from trainer.schedule.assemble import training_schedule
 from trainer.schedule.calibrate import (
     Seen,
     calibrate,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.schedules import training_schedule
 from trainer.schedule.actions import Tied
-from trainer.schedule.assemble import training_schedule
 from trainer.schedule.draw import draw_text
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import recipes
 from trainer.schedule.simulate import simulate
 
 REPOSITORY = Path(__file__).parents[1]
@@ -20,13 +20,15 @@ STAGES, MICRO_BATCHES = 4, 6
 
 
 def blocks(page: Path) -> Iterator[list[str]]:
-    for block in re.findall(r"^```\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-        yield block.splitlines()
+    """Yield the lines of every block that is not in a programming language."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        if not language:
+            yield block.splitlines()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/schedules.md"])
 def test_drawings_are_those_that_the_code_draws(page: str) -> None:
-    drawings = [block for block in blocks(REPOSITORY / page) if block[0] in ORDERS]
+    drawings = [block for block in blocks(REPOSITORY / page) if block[0] in recipes()]
     assert drawings
     for name, *rows in drawings:
         schedule = training_schedule(name, STAGES, MICRO_BATCHES)

@@ -15,7 +15,7 @@ from trainer.models.model import Model
 from trainer.pipeline.micro_batches import MicroBatches
 from trainer.pipeline.stage import BuiltLayer
 from trainer.replication.replication import Replication
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import recipes, resolve
 
 LAYERS = {name: len(fixture.build().layers) for name, fixture in FIXTURES.items()}
 # A layer of "mixed" returns what is not contiguous. The engine makes it so, and the next layer's kernel may
@@ -24,8 +24,9 @@ CONTIGUOUS = [name for name in FIXTURES if name != "mixed"]
 
 
 def fits(schedule: str, sizes: tuple[int, ...]) -> bool:
-    """Return whether a schedule can place so many stages: ZB-V's workers hold two each."""
-    return schedule != "zb_v" or len(sizes) % 2 == 0
+    """Return whether a schedule can place these stages: ZB-V's workers hold two each."""
+    recipe = resolve(schedule)
+    return recipe.adjustable or len(sizes) % recipe.stages_per_worker == 0
 
 
 def cuts(layers: int) -> list[tuple[int, ...]]:
@@ -38,7 +39,7 @@ def cuts(layers: int) -> list[tuple[int, ...]]:
 CASES = [
     pytest.param(name, schedule, sizes, id=f"{name}, {schedule}, {'+'.join(map(str, sizes))}")
     for name in FIXTURES
-    for schedule in ORDERS
+    for schedule in recipes()
     for sizes in cuts(LAYERS[name])
     if fits(schedule, sizes)
 ]
@@ -234,7 +235,7 @@ class Noting(Replication):
         self.notes.append(f"finish {layer.name}")
 
 
-@pytest.mark.parametrize("schedule", ORDERS)
+@pytest.mark.parametrize("schedule", recipes())
 @pytest.mark.parametrize("name", FIXTURES)
 def test_layers_are_averaged_once_and_complete(name: str, schedule: str) -> None:
     """The owner of a tied parameter too, whose last gradient comes from another layer."""

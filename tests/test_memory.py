@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.schedules import training_schedule
 from tests.test_recomputation import blocks
 from trainer.config import AdamWConfig, CustomOptimizerConfig, SGDConfig
 from trainer.costs import layer_costs
@@ -15,7 +16,6 @@ from trainer.memory import fit, predict
 from trainer.models.model import Layer, Model
 from trainer.optimization import state_per_weight
 from trainer.pipeline.recomputation import Recompute
-from trainer.schedule.assemble import training_schedule
 from trainer.sizes import parse_size, size_text
 
 STAGES, MICRO_BATCHES = 2, 6

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.schedules import training_schedule
 from trainer.layout import Layout
 from trainer.schedule.actions import Kind, Schedule, Tied
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.merge import by_rank, merge_for_rank
 from trainer.schedule.validate import validate
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.errors import UserError
+from tests.schedules import training_schedule
 from trainer.schedule.actions import (
     COMPLETES,
     PASSES_ON,
@@ -16,16 +16,16 @@ from trainer.schedule.actions import (
     Tied,
     parse_action,
 )
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.draw import draw_text
 from trainer.schedule.live import StageBytes, live_bytes, peak_live, peak_live_bytes
 from trainer.schedule.machine import Machine
-from trainer.schedule.orders import ORDERS, placement
+from trainer.schedule.resolve import recipes
 from trainer.schedule.simulate import simulate, simulate_on
 from trainer.schedule.validate import validate
 
 SPLIT = (Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)
-NAMES = st.sampled_from(sorted(ORDERS))
+NAMES = st.sampled_from(list(recipes()))
 
 
 def staircase(schedule: Schedule, backward: float = 1) -> list[str]:
@@ -91,7 +91,7 @@ def test_interleaved() -> None:
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))
 def test_interleaved_fills_and_drains_as_many_times_as_fast(p: int, groups: int, v: int) -> None:
     m = groups * p
-    schedule = training_schedule("interleaved", p, m, virtual_stages=v)
+    schedule = training_schedule("interleaved", p, m, stages_per_worker=v)
     stages = schedule.stages
     assert simulate(schedule, [1.0] * stages, [2.0] * stages).makespan == 3 * (v * m + p - 1)
     evaluation = evaluation_schedule(schedule.placement, m)
@@ -140,12 +140,6 @@ def test_zb_v_splits_only_what_pays(p: int, m: int, more: float) -> None:
 
 def splits(schedule: Schedule) -> int:
     return sum(action.kind is Kind.WEIGHT_GRADIENT for actions in schedule.workers for action in actions)
-
-
-def test_a_schedule_that_does_not_interleave_has_one_stage_a_worker() -> None:
-    assert placement("1f1b", 3) == placement("zb_h1", 3, 1) == (0, 1, 2)
-    with pytest.raises(UserError, match=r"layout\.virtual_stages=2, but schedule=1f1b has 1 stage a worker"):
-        placement("1f1b", 3, 2)
 
 
 def test_evaluation() -> None:

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.schedules import training_schedule
 from trainer.schedule.actions import Action, Kind, Schedule, Tied
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.simulate import simulate, simulate_on
 from trainer.schedule.validate import ScheduleError
@@ -78,7 +79,7 @@ def test_nothing_takes_no_time() -> None:
     assert (timeline.makespan, timeline.bubble) == (0, 0)
 
 
-def test_a_deadlock_is_told() -> None:
+def test_a_deadlock_is_an_error() -> None:
     both_wait = Schedule(
         "wrong",
         (0, 1),
@@ -91,8 +92,15 @@ def test_a_deadlock_is_told() -> None:
     with pytest.raises(ScheduleError) as error:
         simulate(both_wait, [1, 1], [1, 1])
     assert str(error.value) == (
-        "deadlock: worker 0 waits in rg0.0<1, for worker 1 waits in ra1.0<0, for worker 0"
+        "deadlock: worker 0 waits in rg0.0<1 for worker 1, which waits in ra1.0<0 for worker 0"
     )
+
+
+def test_waiting_for_an_action_that_is_not_there_is_a_deadlock() -> None:
+    waits = Schedule("wrong", (0, 1), 1, ((), (Action(Kind.RECEIVE_ACTIVATION, 1, 0, 0),)))
+    with pytest.raises(ScheduleError) as error:
+        simulate(waits, [1, 1], [1, 1])
+    assert str(error.value) == "deadlock: worker 1 waits in ra1.0<0 for an action that no worker performs"
 
 
 def test_messages_of_a_link_follow_one_another() -> None:

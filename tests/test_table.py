@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.schedules import training_schedule
 from tests.test_weight_gradients import Own
 from trainer.costs import layer_costs
 from trainer.cut import Cut, partition_model
@@ -17,7 +18,6 @@ from trainer.models.model import Layer, Model
 from trainer.models.simplenet import BinaryLoss
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.table import stages_table
-from trainer.schedule.assemble import training_schedule
 from trainer.sizes import size_text
 
 WIDTH = 24

@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 
+from tests.schedules import training_schedule
 from tests.trace_format import check_trace
 from trainer.metrics.clock import Clock, Offset
 from trainer.metrics.trace import RankTrace, trace_events
 from trainer.pipeline.observed import Observed
 from trainer.schedule.actions import RECEIVES, SENDS, Action, Kind, Schedule
-from trainer.schedule.assemble import training_schedule
 from trainer.schedule.simulate import simulate
 from trainer.schedule.timeline import AllReduce, Times
 

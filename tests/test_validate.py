@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from tests.schedules import training_schedule
 from trainer.schedule.actions import Action, Kind, Schedule, Tied
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
+from trainer.schedule.resolve import recipes
 from trainer.schedule.validate import ScheduleError, validate
 
 Lists = list[list[Action]]
@@ -68,7 +69,7 @@ def put(name: str, *actions: Action) -> Callable[[Lists], object]:
     return change
 
 
-@pytest.mark.parametrize("name", sorted(ORDERS))
+@pytest.mark.parametrize("name", list(recipes()))
 @pytest.mark.parametrize("stages", [1, 2, 3, 5])
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 8])
 def test_the_trainers_own_schedules_are_valid(name: str, stages: int, micro_batches: int) -> None:
@@ -91,8 +92,8 @@ BROKEN = [
     (drop("A1"), "worker 1: A1 is missing"),
     (drop("Z1"), "worker 1: Z1 is missing"),
     (drop("O2"), "worker 2: O2 is missing"),
-    (duplicate("F1.1"), "worker 1: F1.1 is there twice"),
-    (duplicate("sg1.1>0"), "worker 1: sg1.1>0 is there twice"),
+    (duplicate("F1.1"), "worker 1: F1.1 appears twice"),
+    (duplicate("sg1.1>0"), "worker 1: sg1.1>0 appears twice"),
     # known
     (put("F0.0", Action(Kind.FORWARD, 0, 4)), "worker 0: F0.4 has a wrong micro-batch; there are 4"),
     (
@@ -122,8 +123,8 @@ BROKEN = [
     (swap(("O2", "rT2<0")), "worker 2: O2 comes before rT2<0, which it needs"),
     (swap(("sT0>2", "O0")), "worker 0: O0 comes before sT0>2, which it needs"),
     # ties
-    (drop("st2>0"), "worker 2: st2>0 is missing: stages 0 and 2 tie"),
-    (drop("st2>0", "rt0<2", "sT0>2", "rT2<0"), "worker 2: st2>0 is missing: stages 0 and 2 tie"),
+    (drop("st2>0"), "worker 2: st2>0 is missing: stages 0 and 2 are tied"),
+    (drop("st2>0", "rt0<2", "sT0>2", "rT2<0"), "worker 2: st2>0 is missing: stages 0 and 2 are tied"),
     (drop("rt0<1"), "worker 0: rt0<1 is missing"),
     (drop("sT0>1"), "worker 0: sT0>1 is missing"),
     (drop("rT1<0"), "worker 1: rT1<0 is missing"),
@@ -170,7 +171,7 @@ def test_a_deadlock_within_a_replica() -> None:
     with pytest.raises(ScheduleError) as error:
         validate([step])
     assert str(error.value) == (
-        "deadlock: worker 0 waits in rg0.0<1, for worker 1 waits in ra1.1<0, for worker 0"
+        "deadlock: worker 0 waits in rg0.0<1 for worker 1, which waits in ra1.1<0 for worker 0"
     )
 
 
@@ -219,8 +220,8 @@ def test_a_deadlock_across_replicas() -> None:
     with pytest.raises(ScheduleError) as error:
         validate([received_first(1), received_first(0)], ties)
     assert str(error.value) == (
-        "deadlock: worker 0 of replica 0 waits in Z0, for worker 0 of replica 1 waits in rT0<1, "
-        "for worker 1 of replica 1 waits in Z1, for worker 1 of replica 0 waits in rT1<0, "
+        "deadlock: worker 0 of replica 0 waits in Z0 for worker 0 of replica 1, which waits in rT0<1 "
+        "for worker 1 of replica 1, which waits in Z1 for worker 1 of replica 0, which waits in rT1<0 "
         "for worker 0 of replica 0"
     )
 
@@ -228,7 +229,7 @@ def test_a_deadlock_across_replicas() -> None:
 def test_replicas_must_place_stages_alike() -> None:
     straight = training_schedule("gpipe", 2, 1)
     crossed = replace(straight, placement=(1, 0), workers=straight.workers[::-1])
-    with pytest.raises(ScheduleError, match="replica 1 places its stages in another way than replica 0"):
+    with pytest.raises(ScheduleError, match="replica 1 places its stages differently from replica 0"):
         validate([straight, crossed])
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.schedules import training_schedule
 from trainer.schedule.actions import (
     COMPLETES,
     PASSES_ON,
@@ -19,9 +20,9 @@ from trainer.schedule.actions import (
     Schedule,
     Tied,
 )
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.merge import merge_for_rank
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import recipes
 from trainer.schedule.validate import ScheduleError, validate
 
 Lists = list[list[Action]]
@@ -162,7 +163,7 @@ def outcome(world: Sequence[Schedule]) -> object:
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[list[Schedule], list[Tied]]:
     """Return one to three replicas, a stage a worker or several, that train, evaluate or generate."""
-    name = draw(st.sampled_from([*sorted(ORDERS), "evaluation", "generation"]))
+    name = draw(st.sampled_from([*recipes(), "evaluation", "generation"]))
     devices, ranks, m = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     p = devices * ranks
     ties = draw(st.sampled_from([[], [Tied(0, p - 1)], [Tied(0, 1), Tied(0, p - 1)] if p > 2 else []]))

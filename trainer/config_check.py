@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from fnmatch import filter as matching
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.config import Config, flat
 from trainer.errors import UserError, suggest
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import check_schedule
 from trainer.sizes import parse_size
 
 
@@ -105,11 +104,7 @@ def check(config: Config) -> None:
         UserError: A value is out of its range, or not one of its choices.
     """
     values = flat(config)
-    if config.schedule not in ORDERS and not Path(config.schedule).is_file():
-        known = ", ".join(ORDERS)
-        raise UserError(
-            f"schedule={config.schedule} is not one of {known}, nor a file{suggest(config.schedule, ORDERS)}"
-        )
+    check_schedule(config.schedule)
     for key, choices in _CHOICES.items():
         if key in values and values[key] not in choices:
             raise UserError(

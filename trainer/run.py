@@ -28,9 +28,8 @@ from trainer.plan.plan import Plan, model_costs
 from trainer.replication.replication import Replication
 from trainer.replication.synchronous import Synchronous
 from trainer.schedule.actions import Action, Schedule
-from trainer.schedule.from_file import read_schedule
 from trainer.schedule.merge import by_rank
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import resolve
 from trainer.schedule.validate import validate
 from trainer.world import Groups, World, horovod, versions
 
@@ -78,9 +77,10 @@ class Run:
         self.order = Order(len(self.data.training), config.train.seed)
         self.model = freeze(build_model(config.model, self.data), config.train.freeze)
         check_groups(config.optimizer.groups, self.model)
-        if config.schedule not in ORDERS:
-            world.agree("schedule", {config.schedule: read_schedule(config.schedule).digest})
-        self.plan = Plan(config, self.model, model_costs(config, self.model, self.data), world.size)
+        recipe = resolve(config.schedule)
+        world.agree("schedule", {recipe.name: recipe.digest})
+        costs = model_costs(config, self.model, self.data)
+        self.plan = Plan(config, self.model, costs, world.size, recipe)
         self.plan.validate()
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
         self.groups: Groups = world.split(self.plan.layout, threads=1 if on_gpu else self.threads)

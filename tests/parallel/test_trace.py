@@ -12,10 +12,10 @@ import pytest
 
 from tests.parallel.launch import launch
 from tests.parallel.runs import Finished
+from tests.schedules import training_schedule
 from tests.trace_format import check_trace
 from trainer.metrics.timeline import StepTimeline
 from trainer.schedule.actions import Tied
-from trainer.schedule.assemble import training_schedule
 
 pytestmark = pytest.mark.parallel
 

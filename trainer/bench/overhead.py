@@ -31,7 +31,8 @@ from trainer.replication.replication import Replication
 from trainer.schedule.actions import Action
 from trainer.schedule.assemble import training_schedule
 from trainer.schedule.merge import by_rank
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.recipe import ScheduleRecipe
+from trainer.schedule.resolve import recipes, resolve
 from trainer.waiting import WaitMeter
 
 _CPU = torch.device("cpu")
@@ -53,7 +54,7 @@ class Empty(nn.Module):
 class Bench:
     """An engine with so many empty stages in one process, and the bare loop over the same layers."""
 
-    def __init__(self, schedule: str, stages: int, micro_batches: int) -> None:
+    def __init__(self, recipe: ScheduleRecipe, stages: int, micro_batches: int) -> None:
         layers = [Layer(f"empty.{number}", Empty) for number in range(stages)]
         self._built = [BuiltLayer(number, layer.name, layer.build()) for number, layer in enumerate(layers)]
         self._loss = MeanOfSamples()
@@ -78,7 +79,7 @@ class Bench:
             ties=TiedParameters(on_rank, layers, range(stages)),
             meter=WaitMeter(),
         )
-        whole = training_schedule(schedule, stages, micro_batches)
+        whole = training_schedule(recipe, stages, micro_batches)
         self.actions: tuple[Action, ...] = by_rank(whole, Layout(1, stages, stages)).workers[0]
         samples = [np.array([number]) for number in range(micro_batches)]
         data = Numbers(micro_batches, _FLOATS)
@@ -117,15 +118,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trainer.bench.overhead", description=__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--micro-batches", type=int, default=32)
-    parser.add_argument("--schedule", choices=ORDERS, default="1f1b")
+    parser.add_argument("--schedule", choices=list(recipes()), default="1f1b")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--split-rounds", type=int, default=20, help="of the table of split backwards")
     given = parser.parse_args()
     torch.set_num_threads(1)
     environment.keep_freed_memory()
     print("stages  actions  microseconds an action: engine   bare autograd   overhead")
+    recipe = resolve(given.schedule)
     for stages in given.stages:
-        bench = Bench(given.schedule, stages, given.micro_batches)
+        bench = Bench(recipe, stages, given.micro_batches)
         engine, bare = _medians(given.rounds, bench.step, bench.bare)
         count = len(bench.actions)
         engine, bare = engine / count * 1e6, bare / count * 1e6

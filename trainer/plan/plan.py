@@ -29,9 +29,10 @@ from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.ties import tied_stages
 from trainer.replication.averaging import check_averaging
 from trainer.schedule.actions import Schedule, Tied
-from trainer.schedule.assemble import placement, training_schedule
+from trainer.schedule.assemble import training_schedule
 from trainer.schedule.machine import Machine
 from trainer.schedule.merge import by_rank
+from trainer.schedule.recipe import ScheduleRecipe
 from trainer.schedule.simulate import simulate_on
 from trainer.schedule.timeline import Timeline
 from trainer.schedule.validate import ScheduleError, validate
@@ -60,10 +61,12 @@ class Plan:
         model: The model.
         costs: What its layers cost: see `model_costs`.
         world: The number of ranks.
+        recipe: The schedule that the configuration names, resolved.
 
     Attributes:
         config: The configuration.
         model: The model.
+        recipe: The schedule's.
         layout: Who holds what.
         sizes: The size in samples of every micro-batch of the global batch.
         shares: How many of them each replica gets.
@@ -74,16 +77,24 @@ class Plan:
         UserError: The numbers do not fit together, or the memory limit is too small.
     """
 
-    def __init__(self, config: Config, model: Model, costs: Sequence[LayerCost], world: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        costs: Sequence[LayerCost],
+        world: int,
+        recipe: ScheduleRecipe,
+    ) -> None:
         self.config = config
         self.model = model
+        self.recipe = recipe
         asked = config.layout
         self.layout = Layout.of(
             world,
-            asked.stages,
+            recipe.workers if asked.stages == "auto" and recipe.workers is not None else asked.stages,
             asked.devices_per_rank,
             len(model.layers),
-            lambda workers: placement(config.schedule, workers, asked.virtual_stages),
+            lambda workers: recipe.placement(workers, asked.virtual_stages),
         )
         replicas = self.layout.replicas
         check_averaging(config.averaging.op, replicas)
@@ -117,7 +128,7 @@ class Plan:
     def _schedule(self, partition: Cut, micro_batches: int) -> Schedule:
         """Return the training schedule of a replica's step, by rank."""
         schedule = training_schedule(
-            self.config.schedule,
+            self.recipe,
             self.layout.workers,
             micro_batches,
             self.ties,

@@ -16,6 +16,7 @@ from trainer.plan.search import Candidate, Misfit, search
 from trainer.plan.table import align, stages_table
 from trainer.schedule.draw import draw_text
 from trainer.schedule.machine import Link
+from trainer.schedule.resolve import resolve
 from trainer.sizes import size_text
 
 _SHOWN = {"layout.stages", "schedule"}  # whoever gives both wants to see that one layout
@@ -39,7 +40,9 @@ def report(config: Config, given: Sequence[str]) -> str:
     fixed = frozenset(argument.lstrip("+").partition("=")[0] for argument in given)
     fits, misfits = search(config, model, costs, fixed=fixed, hardware=hardware)
     if not fits:
-        Plan(config, model, costs, config.plan.ranks).validate()  # raises what a run would raise, if it would
+        Plan(
+            config, model, costs, config.plan.ranks, resolve(config.schedule)
+        ).validate()  # raises what a run would raise, if it would
         raise UserError(f"no layout fits:\n{_reasons(misfits)}")
     parts = [_title(config, fits[0], hardware), _table(fits, config.plan.rows)]
     if fixed >= _SHOWN:

@@ -12,7 +12,7 @@ from trainer.models.model import Model
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.hardware import Hardware, predict_step
 from trainer.plan.plan import Plan
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import recipes, resolve
 from trainer.schedule.timeline import Timeline
 from trainer.sizes import parse_size, size_text
 
@@ -90,7 +90,7 @@ def _alternatives(config: Config, fixed: frozenset[str], layers: int) -> Iterato
     stages: list[Any] = [n for n in range(1, min(workers, layers) + 1) if workers % n == 0]
     if "layout.stages" in fixed:
         stages = [config.layout.stages]
-    schedules = [config.schedule] if "schedule" in fixed else list(ORDERS)
+    schedules = [config.schedule] if "schedule" in fixed else list(recipes())
     shardings = [config.optimizer.sharded] if "optimizer.sharded" in fixed else [False, True]
     for number in stages:
         for schedule in schedules if number != 1 else [config.schedule]:  # one stage has one order
@@ -137,7 +137,7 @@ def _candidate(
     Raises:
         UserError: It is none, or a rank would hold more than it has.
     """
-    plan = Plan(config, model, costs, config.plan.ranks)
+    plan = Plan(config, model, costs, config.plan.ranks, resolve(config.schedule))
     most = max(plan.memory.total(rank) for rank in range(plan.layout.ranks_per_group))
     limit = parse_size(config.plan.memory)
     if limit is not None and most > limit:

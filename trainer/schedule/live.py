@@ -1,4 +1,4 @@
-"""What a schedule keeps alive: the memory that forwards hold until their backwards are done."""
+"""What a schedule keeps alive: memory that forwards hold until their backwards are done."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from trainer.schedule.actions import COMPLETES, Kind, Schedule
 
 @dataclass(frozen=True)
 class StageBytes:
-    """What a stage holds of one micro-batch.
+    """The bytes that a stage holds for one micro-batch.
 
     Attributes:
         kept: From its forward to its backward.
         put_off: From the first part of a split backward to the second.
-        backward: While a backward, or the first part of one, runs, beyond what is kept.
+        backward: In addition to what is kept, while a backward or the first part of one runs.
     """
 
     kept: int
@@ -22,20 +22,20 @@ class StageBytes:
 
 
 def peak_live(schedule: Schedule) -> tuple[int, ...]:
-    """Return, by worker, the largest number of micro-batches that wait for their backward at one time.
+    """Return, by worker, the largest number of micro-batches that wait for their backward at any time.
 
-    A worker with several stages counts a micro-batch once for each, and a split one until its weight
-    gradients are done. Without backwards nothing waits.
+    A worker with several stages counts a micro-batch once for each stage. A micro-batch with a split
+    backward counts until its weight gradients are done. Without backwards nothing waits.
     """
     return peak_live_bytes(schedule, [StageBytes(kept=1, put_off=1)] * schedule.stages)
 
 
 def peak_live_bytes(schedule: Schedule, stages: Sequence[StageBytes]) -> tuple[int, ...]:
-    """Return, by worker, the largest number of bytes that are held for backwards at one time.
+    """Return, by worker, the largest number of bytes held for backwards at any time.
 
     Args:
-        schedule: Of one replica.
-        stages: What each stage holds of a micro-batch.
+        schedule: The schedule of one replica.
+        stages: What each stage holds for a micro-batch.
     """
     return tuple(peak_of_worker(schedule, worker, stages) for worker in range(len(schedule.workers)))
 
@@ -46,7 +46,7 @@ def peak_of_worker(schedule: Schedule, worker: int, stages: Sequence[StageBytes]
 
 
 def live_bytes(schedule: Schedule, worker: int, stages: Sequence[StageBytes]) -> list[tuple[int, int]]:
-    """Return, for every action of a worker, the bytes that are held for backwards during it and behind it."""
+    """Return, for every action of a worker, the bytes held for backwards during it and after it."""
     actions = schedule.workers[worker]
     training = any(action.kind in COMPLETES for action in actions)
     live, alive = 0, []

@@ -1,4 +1,4 @@
-"""The rules of what comes before what in one worker's list, as a table that can be read."""
+"""The rules for what must precede what in one worker's list, as a readable table."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from trainer.schedule.actions import COMPLETES, PASSES_ON, Action, Kind, Schedul
 
 TRAINING = PASSES_ON | COMPLETES | {Kind.AVERAGE, Kind.FINISH, Kind.STEP}
 TOKENS = frozenset({Kind.SAMPLE, Kind.SEND_TOKEN, Kind.RECEIVE_TOKEN})
-# What needs just one action of the same stage and micro-batch.
+# Kinds that need just one action, of the same stage and micro-batch.
 AFTER = {
     Kind.SEND_ACTIVATION: Kind.FORWARD,
     Kind.SAMPLE: Kind.FORWARD,
@@ -19,14 +19,14 @@ AFTER = {
 
 @dataclass(frozen=True)
 class Index:
-    """A schedule, and what of it is asked for over and over.
+    """A schedule, with what the rules look up over and over.
 
     Attributes:
         schedule: The schedule.
-        positions: Where in its worker's list each action is.
-        training: Whether there are backwards, averages or steps.
-        tokens: Whether tokens are sampled.
-        ties: Those that the schedule carries out, in the order of the stages that use them.
+        positions: The position of each action in its worker's list.
+        training: Whether it has backwards, averages or steps.
+        tokens: Whether it samples tokens.
+        ties: The ties that it carries out, by the stages that use the parameter.
     """
 
     schedule: Schedule
@@ -48,12 +48,12 @@ class Index:
         return self.schedule.stages - 1
 
     def passes_on(self, stage: int, i: int) -> Action:
-        """Return what makes the gradient of a stage's inputs: a whole backward, or the first part of one."""
+        """Return what makes the gradient of a stage's inputs: a whole backward, or its first part."""
         first = Action(Kind.INPUT_GRADIENT, stage, i)
         return first if first in self.positions else Action(Kind.BACKWARD, stage, i)
 
     def completes(self, stage: int, i: int) -> Action:
-        """Return what completes the gradients of a micro-batch: a whole backward, or the last part of one."""
+        """Return what completes a micro-batch's gradients: a whole backward, or its second part."""
         split = self.passes_on(stage, i).kind is Kind.INPUT_GRADIENT
         return Action(Kind.WEIGHT_GRADIENT if split else Kind.BACKWARD, stage, i)
 
@@ -63,7 +63,7 @@ class Index:
 
 
 def needs(action: Action, index: Index) -> Iterator[Action]:
-    """Yield what must stand before an action in the same list."""
+    """Yield the actions that must precede an action in the same list."""
     kind, stage, i = action.kind, action.stage, action.micro_batch
     if kind is Kind.FORWARD:
         yield from _inputs_of_forward(stage, i, index)
@@ -86,7 +86,7 @@ def needs(action: Action, index: Index) -> Iterator[Action]:
 
 
 def _inputs_of_forward(stage: int, i: int, index: Index) -> Iterator[Action]:
-    """Yield the forward of the stage before or its message, and the last token where the text grows by it."""
+    """Yield the previous stage's forward or its message, and the last token if the text grows by it."""
     if stage > 0:
         message = Action(Kind.RECEIVE_ACTIVATION, stage, i, stage - 1)
         yield from _from_neighbour(Action(Kind.FORWARD, stage - 1, i), message, stage, index)
@@ -95,10 +95,10 @@ def _inputs_of_forward(stage: int, i: int, index: Index) -> Iterator[Action]:
 
 
 def _before_backward(action: Action, index: Index) -> Iterator[Action]:
-    """Yield what a backward, or a part of one, starts from, and the same part of the micro-batch before.
+    """Yield what a backward, or a part of one, starts from, and the same part for the previous micro-batch.
 
-    Gradients add up in the order of micro-batches: that keeps their bits the same in every layout. Both parts
-    of a split backward add some: not every weight's gradient can be put off.
+    Gradients add up in micro-batch order, which keeps their bits the same in every layout. Both parts of a
+    split backward add gradients: not every weight's gradient can be deferred.
     """
     kind, stage, i = action.kind, action.stage, action.micro_batch
     if kind in PASSES_ON:
@@ -115,7 +115,7 @@ def _before_backward(action: Action, index: Index) -> Iterator[Action]:
 
 
 def _from_neighbour(made: Action, message: Action, stage: int, index: Index) -> Iterator[Action]:
-    """Yield what the worker itself makes, and the message where there is or must be one."""
+    """Yield what the worker makes itself, and the message if there is or must be one."""
     together = index.together(stage, made.stage)
     if together:
         yield made
@@ -124,7 +124,7 @@ def _from_neighbour(made: Action, message: Action, stage: int, index: Index) -> 
 
 
 def _gradients(action: Action, index: Index) -> Iterator[Action]:
-    """Yield the stage's last backward, and the uses of its tied parameters, which add up in layer order."""
+    """Yield the stage's last backward, and uses of its tied parameters, which add up in layer order."""
     stage, last = action.stage, index.schedule.micro_batches - 1
     if last >= 0:
         yield index.completes(stage, last)
