@@ -11,7 +11,7 @@ from trainer import environment
 from trainer.averaging import HorovodAveraging, OneReplica, check_averaging
 from trainer.config import Config, flat
 from trainer.cut import Cut, cut_model
-from trainer.data.build import build_data
+from trainer.data.build import load_data
 from trainer.data.dataset import Data
 from trainer.data.order import Order
 from trainer.devices import devices_of_rank
@@ -84,7 +84,7 @@ class Run:
         world.agree("configuration", flat(config))
         world.agree("versions", versions())
         self._prepare_torch()
-        self.data: Data = build_data(config.data, local_rank=world.local_rank, barrier=world.barrier)
+        self.data: Data = load_data(config.data, world)
         world.agree("data", {"fingerprint": self.data.fingerprint})
         self.order = Order(len(self.data.training), config.train.seed)
         self.model = freeze(build_model(config.model, self.data), config.train.freeze)

@@ -112,7 +112,7 @@ class Stepper:
             read_targets=run.holds_last_stage,
         )
         run.randomness.step, run.randomness.first_micro_batch = step, run.micro_batches.start
-        lr = learning_rate(config.optimizer.lr, config.optimizer.rate, step, self._steps)
+        lr = learning_rate(config.optimizer.lr, config.optimizer.lr_schedule, step, self._steps)
         count, scale = self._count(source)
         loss_scale = None if run.loss_scale is None else run.loss_scale.value
 
@@ -187,6 +187,6 @@ class Stepper:
         run.statistics.update(run.groups.data_parallel)
         clip(all_gradients(run.layers), norm, run.config.optimizer.clip)
         if run.optimizer is not None:
-            set_learning_rates(run.optimizer, run.config.optimizer.rate, step, self._steps)
+            set_learning_rates(run.optimizer, run.config.optimizer.lr_schedule, step, self._steps)
             run.optimizer.step()
         self._waited_in_update = run.shards.exchange()
