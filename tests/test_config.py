@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.command import _explain, _register, typed
+from trainer.compose import explain, register, typed
 from trainer.config import AdamWConfig, Config, GPTConfig, GroupConfig, TextConfig, flat
 from trainer.config_check import check
 from trainer.errors import UserError, suggest
@@ -19,7 +19,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 def composed(*overrides: str, conf: Path = CONF) -> DictConfig:
-    _register()
+    register()
     with initialize_config_dir(str(conf), version_base="1.3"):
         return compose("config", overrides=["run.dir=run", *overrides])
 
@@ -116,7 +116,7 @@ def test_keys_that_nothing_reads_are_refused(override: str, message: str) -> Non
 def test_what_hydra_says_is_said_in_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
         typed(composed(*overrides))
-    assert str(_explain(caught.value)) == message
+    assert str(explain(caught.value)) == message
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,13 @@ def test_what_hydra_says_is_said_in_one_line(overrides: list[str], message: str)
         ("optimizer.lr", float("nan"), "optimizer.lr=nan must be 0 or greater"),
         ("optimizer.clip", 0.0, "optimizer.clip=0.0 must be greater than 0"),
         ("optimizer.beta2", 1.0, "optimizer.beta2=1.0 must be from 0 to below 1"),
-        ("optimizer.rate.name", "cosin", "optimizer.rate.name=cosin is not one of constant, cosine, linear"),
-        ("optimizer.rate.final", 1.5, "optimizer.rate.final=1.5 must be from 0 to 1"),
-        ("optimizer.rate.warmup", -1, "optimizer.rate.warmup=-1 must be 0 or greater"),
+        (
+            "optimizer.lr_schedule.name",
+            "cosin",
+            "optimizer.lr_schedule.name=cosin is not one of constant, cosine, linear",
+        ),
+        ("optimizer.lr_schedule.final", 1.5, "optimizer.lr_schedule.final=1.5 must be from 0 to 1"),
+        ("optimizer.lr_schedule.warmup", -1, "optimizer.lr_schedule.warmup=-1 must be 0 or greater"),
         ("train.steps", 0, "train.steps=0 must be greater than 0"),
         ("train.epochs", 0.0, "train.epochs=0.0 must be greater than 0"),
         ("train.seed", -1, "train.seed=-1 must be 0 or greater"),
@@ -256,7 +260,7 @@ def test_steps_or_epochs() -> None:
 def test_flat_has_every_value_by_its_dotted_key() -> None:
     values = flat(valid())
     assert values["model.width"] == 128
-    assert values["optimizer.rate.name"] == "constant"
+    assert values["optimizer.lr_schedule.name"] == "constant"
     assert values["schedule"] == "1f1b"
     assert "model" not in values
 

@@ -15,7 +15,7 @@ from trainer.config import (
     SimpleNetConfig,
 )
 from trainer.data.binary import binary
-from trainer.data.build import build_data
+from trainer.data.build import load_data
 from trainer.errors import UserError
 from trainer.imports import load
 from trainer.models.build import build_model, check_model
@@ -81,7 +81,7 @@ def test_own_model_by_import_path() -> None:
 
 def test_own_data_by_import_path() -> None:
     config = CustomDataConfig(target="own_code:samples", options={"count": 30})
-    assert len(build_data(config, local_rank=0, barrier=lambda: None).training) == 30
+    assert len(load_data(config).training) == 30
 
 
 @pytest.mark.parametrize(
@@ -115,18 +115,14 @@ def test_options_that_do_not_fit_are_told() -> None:
     with pytest.raises(UserError, match=r"model\.options.*own_code:network.*depht"):
         build_model(CustomModelConfig(target="own_code:network", options={"depth": 2, "depht": 2}), data)
     with pytest.raises(UserError, match=r"data\.options.*own_code:samples.*number"):
-        build_data(
-            CustomDataConfig(target="own_code:samples", options={"number": 2}),
-            local_rank=0,
-            barrier=lambda: None,
-        )
+        load_data(CustomDataConfig(target="own_code:samples", options={"number": 2}))
 
 
 def test_what_is_not_a_model_or_data_is_told() -> None:
     with pytest.raises(UserError, match=r"model\.target=own_code:nothing returned NoneType"):
         build_model(CustomModelConfig(target="own_code:nothing"), binary(BinaryConfig()))
     with pytest.raises(UserError, match=r"data\.target=own_code:nothing returned NoneType"):
-        build_data(CustomDataConfig(target="own_code:nothing"), local_rank=0, barrier=lambda: None)
+        load_data(CustomDataConfig(target="own_code:nothing"))
 
 
 def layer(name: str, *ties: Tie) -> Layer:

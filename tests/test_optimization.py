@@ -13,8 +13,8 @@ from trainer.config import (
     AdamWConfig,
     CustomOptimizerConfig,
     GroupConfig,
-    OptimizerConfig,
     LRScheduleConfig,
+    OptimizerConfig,
     SGDConfig,
 )
 from trainer.errors import UserError
@@ -46,7 +46,9 @@ def test_constant() -> None:
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
 def test_warmup_grows_evenly_to_the_peak(name: str) -> None:
-    assert rates(LRScheduleConfig(name, warmup=4), 10)[:4] == pytest.approx([PEAK * i / 4 for i in (1, 2, 3, 4)])
+    assert rates(LRScheduleConfig(name, warmup=4), 10)[:4] == pytest.approx(
+        [PEAK * i / 4 for i in (1, 2, 3, 4)]
+    )
 
 
 def test_linear_falls_evenly_to_the_final_share() -> None:

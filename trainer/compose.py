@@ -103,7 +103,7 @@ def _only_rank_0_speaks(collect: Callable[[], None]) -> None:
 def register(scratch: str = ".") -> None:
     """Register the schema and the choices with Hydra, and what `${cache:...}` and `${scratch:}` mean.
 
-    A file of `conf/` with the name of a choice goes first; it takes its schema from the group `schema`.
+    A choice needs no file in `conf/`. One that has a file takes its schema from the group `schema` there.
 
     Args:
         scratch: Where Hydra writes its record of a sweep.
@@ -112,8 +112,9 @@ def register(scratch: str = ".") -> None:
     store.store(name="schema", node=schema.Config)
     for group in GROUPS:
         for name, choice in choices(group).items():
-            store.store(group=group, name=name, node=choice.schema)
             store.store(group=f"schema/{group}", name=name, node=choice.schema)
+            if not (conf_folder() / group / f"{name}.yaml").is_file():
+                store.store(group=group, name=name, node=choice.schema)
     OmegaConf.register_new_resolver("cache", _cache, replace=True)
     OmegaConf.register_new_resolver("scratch", lambda: scratch, replace=True)
 

@@ -103,9 +103,9 @@ class MemoryConfig:
 class TrainConfig:
     """How long to train, and from which seed."""
 
-    steps: int | None = positive(None, "last optimizer step; null leaves it to train.epochs", unit="steps")
+    steps: int | None = positive(None, "optimizer steps; null leaves the end to `train.epochs`")
     epochs: float | None = positive(
-        None, "passes over the training samples; with train.steps, whichever ends first"
+        None, "passes over the training samples; with `train.steps`, whichever ends first"
     )
     seed: int = not_negative(0, "seed of weights, dropout and the order of the samples")
     deterministic: bool = plain(False, "whether a run repeated in the same layout gives the same bits")
@@ -120,15 +120,15 @@ class TrainConfig:
 class EvalConfig:
     """Validation."""
 
-    every: int = not_negative(0, "interval; 0 validates only at the end", unit="steps")
-    samples: int = not_negative(256, "validation samples of each pass; 0 takes all of them", unit="samples")
+    every: int = not_negative(0, "steps between validations; 0 validates only at the end")
+    samples: int = not_negative(256, "validation samples each time; 0 takes all of them")
 
 
 @dataclass
 class GenerateConfig:
     """The text that a language model writes at the end of a run."""
 
-    tokens: int = not_negative(0, "length of the text; 0 writes none", unit="tokens")
+    tokens: int = not_negative(0, "tokens to write; 0 writes none")
     prompt: str = plain("def ", "what the text begins with")
     temperature: float = not_negative(0.8, "randomness of the choice; 0 always takes the likeliest token")
     top_k: int = not_negative(40, "how many of the likeliest tokens to sample among; 0 takes all")
@@ -138,7 +138,7 @@ class GenerateConfig:
 class CheckpointConfig:
     """What a run saves, and what it starts from; a run that resumes does not start warm."""
 
-    every: int = not_negative(0, "interval; 0 saves only at the end", unit="steps")
+    every: int = not_negative(0, "steps between checkpoints; 0 saves only at the end")
     keep: int = not_negative(2, "newest checkpoints to keep; 0 keeps all of them")
     resume: str = text(
         "auto",
@@ -151,7 +151,9 @@ class CheckpointConfig:
         "null, or the path of a checkpoint",
     )
     warm_start_layers: list[str] = text(
-        ["*"], "layers that take the weights of warm_start", "a list of patterns of layers, such as [block.*]"
+        ["*"],
+        "layers that take the weights of `warm_start`",
+        "a list of patterns of layers, such as [block.*]",
     )
 
 
@@ -159,18 +161,18 @@ class CheckpointConfig:
 class VerifyConfig:
     """What `python -m trainer.verify` compares."""
 
-    steps: int = positive(3, "optimizer steps to compare", unit="steps")
+    steps: int = positive(3, "optimizer steps to compare")
     against: str = plain(
-        "process", "`process` compares with one process, started here; or `none`, or a file of verify.save"
+        "process", "`process` compares with one process, started here; or `none`, or a file of `verify.save`"
     )
-    save: str | None = plain(None, "file for digests of every step, for another launch's verify.against")
+    save: str | None = plain(None, "file for digests of every step, for another launch's `verify.against`")
 
 
 @dataclass
 class RunConfig:
     """The run's folder."""
 
-    dir: str | None = plain(None, "the run's folder; null makes a new one, runs/<time>")
+    dir: str | None = plain(None, "the run's folder; null makes a new one, `runs/<time>`")
     trace: bool = plain(False, "whether to write trace.json, every action of every rank, for ui.perfetto.dev")
 
 

@@ -13,5 +13,5 @@ class CustomConfig:
     """Something custom, by import path."""
 
     name: str = "custom"
-    target: str = plain(MISSING, "what to call, as package.module:callable")
+    target: str = plain(MISSING, "what to call, as `package.module:callable`")
     options: dict[str, Any] = plain({}, "keyword arguments for the target")

@@ -25,7 +25,7 @@ class TextConfig(DataConfig):
     path: str | None = plain(None, "a file or a folder; null reads the source of Python's standard library")
     pattern: str = plain("*", "which files of a folder to read")
     tokenizer: str = plain("bytes", "`bytes`, or the path of a file of the `tokenizers` library")
-    context: int = positive(128, "length of a sample; follows model.context", unit="tokens")
+    context: int = positive(128, "length of a sample; follows `model.context`", unit="tokens")
     validation: float = true_share(0.05, "share of the text, at its end, that is held out for validation")
     cache: str = plain(MISSING, "folder for token files; each node writes them once")
 
@@ -48,5 +48,5 @@ class CustomDataConfig(CustomConfig, DataConfig):
     """Custom data: `target(**options)` returns a `trainer.data.dataset.Data`."""
 
     prepare: str | None = plain(
-        None, "what one rank of each node calls first, with the same options, as package.module:callable"
+        None, "what one rank of each node calls first, with the same options, as `package.module:callable`"
     )

@@ -37,7 +37,7 @@ class SimpleNetConfig(ModelConfig):
     """Linear, ReLU, Linear: the example that tutorials of model parallelism start from."""
 
     name: str = "simplenet"
-    features: int = positive(10, "input features; data.features must be equal")
+    features: int = positive(10, "input features; `data.features` must be equal")
     hidden: int = positive(20, "hidden units")
 
 

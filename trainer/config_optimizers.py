@@ -15,7 +15,7 @@ class LRScheduleConfig:
     """The learning rate over the steps."""
 
     name: str = one_of("constant", ("constant", "cosine", "linear"), "how the learning rate decays")
-    warmup: int = not_negative(0, "steps over which the learning rate grows linearly from 0", unit="steps")
+    warmup: int = not_negative(0, "steps over which the learning rate grows linearly from 0")
     final: float = share(0.0, "share of the peak learning rate at which a decay ends")
 
 
@@ -23,7 +23,7 @@ class LRScheduleConfig:
 class GroupConfig:
     """Parameters with settings of their own."""
 
-    match: str = text(MISSING, "pattern of their names, as in train.freeze", "a pattern, such as block.*")
+    match: str = text(MISSING, "pattern of their names, as in `train.freeze`", "a pattern, such as block.*")
     lr: float | None = not_negative(None, "peak learning rate; null takes the optimizer's")
     weight_decay: float | None = not_negative(None, "weight decay, of biases too; null takes the optimizer's")
 
@@ -38,7 +38,7 @@ class OptimizerConfig:
     clip: float | None = positive(None, "largest global gradient norm; null does not clip")
     lr_schedule: LRScheduleConfig = field(default_factory=LRScheduleConfig)
     groups: list[Any] = plain(
-        [], "parameters with settings of their own, as {match, lr, weight_decay}; the first match wins"
+        [], "parameters with settings of their own, as `{match, lr, weight_decay}`; the first match wins"
     )
     sharded: bool = plain(False, "whether replicas share out the optimizer's state; the results are the same")
 
