@@ -30,7 +30,8 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train verify verify-matrix report figures bench-schedule bench-overhead \
-	bench-recompute bench-pipeline bench-data bench-hybrid setup-deepspeed test lint types format wheels clean
+	bench-recompute bench-pipeline bench-data bench-hybrid setup-deepspeed test lint types format docs-config \
+	wheels clean
 
 ##@ Use
 help: ## List the targets
@@ -103,6 +104,9 @@ format: setup ## Format the code and fix what can be fixed
 
 figures: setup ## Draw the pictures of docs/ anew
 	$(IN_VENV) .venv/bin/python -m trainer.report.figures docs/figures --format svg
+
+docs-config: setup ## Write docs/configuration.md from the schema
+	$(IN_VENV) .venv/bin/python -m trainer.config_docs
 
 clean: ## Remove .venv and what tools left; keeps runs/, wheels/ and the cache of built wheels
 	rm -rf .venv .venv-deepspeed build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -261,7 +261,7 @@ def test_waiting_is_added_to_the_meter() -> None:
     start = time.perf_counter()
     pair.ends[1].receive(receiving(0))
     assert pair.meters[1].seconds == pytest.approx(time.perf_counter() - start, abs=0.1)
-    assert pair.ends[1].waited == pair.meters[1].seconds > 0.9 * LONG
+    assert pair.meters[1].seconds > 0.9 * LONG
     assert pair.meters[0].seconds == 0.0
 
 

@@ -1,7 +1,8 @@
-"""The configuration: one typed dataclass per part, each field with its unit; `conf/` gives the values.
+"""The configuration: one typed dataclass per part; `conf/` gives the recipes.
 
 Hydra composes the files in `conf/` and the command line into `Config`. `check` then holds every value
-against its range, before torch or MPI are even imported. Every error names the dotted key.
+against the range that its field states (`trainer.fields`), before torch or MPI are even imported. Every
+error names the dotted key. Models, data and optimizers are choices of `trainer.registry`.
 """
 
 from dataclasses import dataclass, field, is_dataclass
@@ -9,256 +10,188 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from trainer.config_data import BinaryConfig, CustomDataConfig, DataConfig, TextConfig
+from trainer.config_models import CustomModelConfig, GPTConfig, ModelConfig, SimpleNetConfig
+from trainer.config_optimizers import (
+    AdamWConfig,
+    CustomOptimizerConfig,
+    GroupConfig,
+    LRScheduleConfig,
+    OptimizerConfig,
+    SGDConfig,
+)
+from trainer.fields import auto_or_positive, not_negative, one_of, plain, positive, size, text
+from trainer.schedule.resolve import RecipeNames
+
+__all__ = [
+    "AdamWConfig",
+    "AveragingConfig",
+    "BatchConfig",
+    "BinaryConfig",
+    "CheckpointConfig",
+    "Config",
+    "CustomDataConfig",
+    "CustomModelConfig",
+    "CustomOptimizerConfig",
+    "DataConfig",
+    "EvalConfig",
+    "GPTConfig",
+    "GenerateConfig",
+    "GroupConfig",
+    "LRScheduleConfig",
+    "LayoutConfig",
+    "MemoryConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PlanConfig",
+    "RunConfig",
+    "SGDConfig",
+    "SimpleNetConfig",
+    "TextConfig",
+    "TrainConfig",
+    "VerifyConfig",
+    "flat",
+]
+
 
 @dataclass
 class LayoutConfig:
     """How the ranks share the model."""
 
-    stages: Any = "auto"  # "auto" or a number of workers that hold one model; replicas follow from the world
-    virtual_stages: int | None = None  # stages a worker holds, where the schedule interleaves; None: its own
-    devices_per_rank: int = 1  # devices that one rank drives, each with a stage of its own
-    boundaries: list[int] | None = None  # first layer of each stage but the first; None: the best cut
-
-
-@dataclass
-class ModelConfig:
-    """What every model has."""
-
-    name: str = MISSING
-
-
-@dataclass
-class GPTConfig(ModelConfig):
-    """A decoder-only transformer; its layers are the embedding, the blocks and the head."""
-
-    name: str = "gpt"
-    blocks: int = 8
-    width: int = 128
-    heads: int = 4
-    context: int = 128  # tokens a sample
-    dropout: float = 0.1
-    positions: str = "learned"  # learned | rotary
-    tied: bool = True  # the head uses the embedding's weight
-
-
-@dataclass
-class SimpleNetConfig(ModelConfig):
-    """Linear, ReLU, Linear: the example that tutorials of model parallelism start from."""
-
-    name: str = "simplenet"
-    features: int = 10
-    hidden: int = 20
-
-
-@dataclass
-class CustomConfig:
-    """Something of the user's own, by import path."""
-
-    name: str = "custom"
-    target: str = MISSING  # package.module:callable
-    options: dict[str, Any] = field(default_factory=dict)  # its keyword arguments
-
-
-@dataclass
-class CustomModelConfig(CustomConfig, ModelConfig):
-    """A model of the user's own: `target(data, **options)` returns a `trainer.models.model.Model`."""
-
-
-@dataclass
-class DataConfig:
-    """What every kind of data has."""
-
-    name: str = MISSING
-
-
-@dataclass
-class TextConfig(DataConfig):
-    """Text as tokens, cut into samples of `context` tokens."""
-
-    name: str = "text"
-    path: str | None = None  # a file or a folder; None: the Python standard library's own source
-    pattern: str = "*"  # which files of a folder
-    tokenizer: str = "bytes"  # "bytes", or the path of a file of the tokenizers library
-    context: int = 128  # tokens a sample
-    validation: float = 0.05  # share of the text, its end, that is held out
-    cache: str = MISSING  # folder of the token files, made once a node
-
-
-@dataclass
-class BinaryConfig(DataConfig):
-    """Random features with a label of 0 or 1 that a linear rule gives them."""
-
-    name: str = "binary"
-    samples: int = 1000
-    features: int = 10
-    validation: int = 200  # further samples, held out
-    seed: int = 0
-
-
-@dataclass
-class CustomDataConfig(CustomConfig, DataConfig):
-    """Data of the user's own: `target(**options)` returns a `trainer.data.dataset.Data`."""
-
-
-@dataclass
-class RateConfig:
-    """The learning rate over the steps."""
-
-    name: str = "constant"  # constant | cosine | linear
-    warmup: int = 0  # steps of linear growth from 0
-    final: float = 0.0  # the share of the peak that a decay ends at
-
-
-@dataclass
-class GroupConfig:
-    """Parameters that the optimizer treats in a way of their own."""
-
-    match: str = MISSING  # their pattern, as in train.freeze
-    lr: float | None = None  # the peak; None: the optimizer's
-    weight_decay: float | None = None  # applied to biases too; None: the optimizer's
-
-
-@dataclass
-class OptimizerConfig:
-    """What every optimizer has."""
-
-    name: str = MISSING
-    lr: float = MISSING
-    weight_decay: float = 0.0  # not applied to biases and normalisation weights
-    clip: float | None = None  # largest global gradient norm; None: no clipping
-    rate: RateConfig = field(default_factory=RateConfig)
-    groups: list[Any] = field(default_factory=list)  # of GroupConfig; the first that matches wins
-    sharded: bool = False  # divide its state among the replicas; the results are the same
-
-
-@dataclass
-class SGDConfig(OptimizerConfig):
-    """Stochastic gradient descent."""
-
-    name: str = "sgd"
-    lr: float = 0.01
-    momentum: float = 0.0
-    nesterov: bool = False
-
-
-@dataclass
-class AdamWConfig(OptimizerConfig):
-    """Adam with decoupled weight decay."""
-
-    name: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.1
-    clip: float | None = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-
-
-@dataclass
-class CustomOptimizerConfig(CustomConfig, OptimizerConfig):
-    """An optimizer of the user's own: `target(parameter_groups, lr=..., **options)`, a torch Optimizer.
-
-    Where it is sharded, it sees on each replica the parameters of one shard alone: what it computes from
-    several parameters together, such as a norm of them all, then hangs on the number of replicas.
-    """
+    stages: Any = auto_or_positive(
+        "auto", "workers that hold one model; the number of replicas follows from the world"
+    )
+    virtual_stages: int | None = positive(
+        None, "stages of each worker, where the schedule interleaves; null takes the schedule's own"
+    )
+    devices_per_rank: int = positive(1, "devices that one rank drives, each with a stage of its own")
+    boundaries: list[int] | None = plain(
+        None, "first layer of every stage but the first; null takes the best cut"
+    )
 
 
 @dataclass
 class BatchConfig:
-    """Batch sizes, in samples; neither depends on the layout."""
+    """Batch sizes; neither depends on the layout."""
 
-    global_size: int = 64  # one optimizer step, over all replicas
-    micro_size: int = 4  # one forward pass
+    global_size: int = positive(64, "size of one optimizer step, over all replicas", unit="samples")
+    micro_size: int = positive(4, "size of one forward pass", unit="samples")
 
 
 @dataclass
 class AveragingConfig:
-    """How gradients of equal stages are averaged across the replicas."""
+    """How the replicas average the gradients of equal stages."""
 
-    op: str = "average"  # average | adasum
-    compression: str = "none"  # none | fp16
+    op: str = one_of("average", ("average", "adasum"), "how gradients are combined")
+    compression: str = one_of("none", ("none", "fp16"), "`fp16` sends gradients as float16")
 
 
 @dataclass
 class MemoryConfig:
-    """What backwards compute again rather than keep."""
+    """What backward passes recompute rather than keep."""
 
-    recompute: str = (
-        "none"  # none | selective (all but products and attention) | full (all but a layer's inputs)
+    recompute: str = one_of(
+        "none",
+        ("none", "selective", "full"),
+        "`selective` recomputes all but products and attention, `full` all but a layer's inputs",
     )
-    limit: Any = None  # bytes that a rank may hold, or "12GiB": recomputes as little as that takes
+    limit: Any = size(
+        None, 'what a rank may hold, such as "12GiB"; recomputes as little as that takes; null sets no limit'
+    )
 
 
 @dataclass
 class TrainConfig:
-    """How long, and from which seed."""
+    """How long to train, and from which seed."""
 
-    steps: int | None = None  # optimizer steps; None: `epochs` decides
-    epochs: float | None = None  # passes over the training samples
-    seed: int = 0
-    deterministic: bool = False
-    freeze: list[str] = field(default_factory=list)  # what keeps its weights: "block.*", "*/*.bias"
+    steps: int | None = positive(None, "optimizer steps; null leaves the end to `train.epochs`")
+    epochs: float | None = positive(
+        None, "passes over the training samples; with `train.steps`, whichever ends first"
+    )
+    seed: int = not_negative(0, "seed of weights, dropout and the order of the samples")
+    deterministic: bool = plain(False, "whether a run repeated in the same layout gives the same bits")
+    freeze: list[str] = text(
+        [],
+        "what keeps its weights: layers, or `layer/parameter`, such as `[block.*,*/*.bias]`",
+        "a list of patterns, such as [embedding,block.*]",
+    )
 
 
 @dataclass
 class EvalConfig:
     """Validation."""
 
-    every: int = 0  # steps; 0: only at the end
-    samples: int = 256  # validation samples each time; 0: all of them
+    every: int = not_negative(0, "steps between validations; 0 validates only at the end")
+    samples: int = not_negative(256, "validation samples each time; 0 takes all of them")
 
 
 @dataclass
 class GenerateConfig:
     """The text that a language model writes at the end of a run."""
 
-    tokens: int = 0  # how many; 0: none
-    prompt: str = "def "
-    temperature: float = 0.8  # 0: always the likeliest token
-    top_k: int = 40  # sample among this many; 0: all
+    tokens: int = not_negative(0, "tokens to write; 0 writes none")
+    prompt: str = plain("def ", "what the text begins with")
+    temperature: float = not_negative(0.8, "randomness of the choice; 0 always takes the likeliest token")
+    top_k: int = not_negative(40, "how many of the likeliest tokens to sample among; 0 takes all")
 
 
 @dataclass
 class CheckpointConfig:
-    """What is saved, and where a run starts from; a run that resumes does not start warm."""
+    """What a run saves, and what it starts from; a run that resumes does not start warm."""
 
-    every: int = 0  # steps; 0: only at the end
-    keep: int = 2  # newest checkpoints kept; 0: all of them
-    resume: str = "auto"  # auto (newest of this run's folder) | none | PATH
-    warm_start: str | None = None  # PATH of a checkpoint whose weights alone a new run starts from
-    warm_start_layers: list[str] = field(default_factory=lambda: ["*"])  # the layers that take them
+    every: int = not_negative(0, "steps between checkpoints; 0 saves only at the end")
+    keep: int = not_negative(2, "newest checkpoints to keep; 0 keeps all of them")
+    resume: str = text(
+        "auto",
+        "`auto` resumes from the newest checkpoint in the run's folder; or `none`, or a path",
+        "auto, none, or the path of a checkpoint",
+    )
+    warm_start: str | None = text(
+        None,
+        "checkpoint whose weights, and nothing else, a new run starts from",
+        "null, or the path of a checkpoint",
+    )
+    warm_start_layers: list[str] = text(
+        ["*"],
+        "layers that take the weights of `warm_start`",
+        "a list of patterns of layers, such as [block.*]",
+    )
 
 
 @dataclass
 class VerifyConfig:
     """What `python -m trainer.verify` compares."""
 
-    steps: int = 3  # optimizer steps
-    against: str = "process"  # process (one process, here) | none | PATH of what another launch saved
-    save: str | None = None  # file for digests of every step, to be given to another launch's `against`
+    steps: int = positive(3, "optimizer steps to compare")
+    against: str = plain(
+        "process", "`process` compares with one process, started here; or `none`, or a file of `verify.save`"
+    )
+    save: str | None = plain(None, "file for digests of every step, for another launch's `verify.against`")
 
 
 @dataclass
 class PlanConfig:
     """What `python -m trainer.plan` plans for, and what its predictions assume."""
 
-    ranks: int = 1  # how many there will be
-    ranks_per_node: int | None = None  # None: all of them are on one node
-    memory: Any = None  # bytes that a rank has, or "24GiB"; None: no limit
-    flops: float = 5e13  # operations that a device does each second, sustained
-    bandwidth: float = 1e11  # bytes a second between two ranks of a node
-    network: float = 1e10  # bytes a second between two nodes
-    latency: float = 1e-5  # seconds that the first byte of a message takes
-    vocabulary: int | None = None  # tokens that the data will have; None: as its tokenizer says
-    rows: int = 20  # layouts shown; 0: all of them
+    ranks: int = positive(1, "ranks to plan for; `ranks=8` is short for it")
+    ranks_per_node: int | None = positive(None, "ranks of each node; null puts all of them on one")
+    memory: Any = size(None, 'what a rank has, such as "24GiB" (short: `memory=24GiB`); null sets no limit')
+    flops: float = positive(5e13, "operations that a device sustains each second")
+    bandwidth: float = positive(1e11, "between two ranks of a node", unit="bytes/s")
+    network: float = positive(1e10, "between two nodes", unit="bytes/s")
+    latency: float = not_negative(1e-5, "time that the first byte of a message takes", unit="seconds")
+    vocabulary: int | None = positive(
+        None, "distinct tokens that the data will have; null asks the tokenizer"
+    )
+    rows: int = not_negative(20, "layouts to show; 0 shows all of them")
 
 
 @dataclass
 class RunConfig:
     """The run's folder."""
 
-    dir: str = MISSING
-    trace: bool = False  # write trace.json: every action of every rank, for ui.perfetto.dev
+    dir: str | None = plain(None, "the run's folder; null makes a new one, `runs/<time>`")
+    trace: bool = plain(False, "whether to write trace.json, every action of every rank, for ui.perfetto.dev")
 
 
 @dataclass
@@ -266,8 +199,8 @@ class Config:
     """The whole configuration of a run."""
 
     layout: LayoutConfig = field(default_factory=LayoutConfig)
-    schedule: str = (
-        "1f1b"  # gpipe | 1f1b | interleaved | zb_h1 | zb_v | the path of a file: docs/schedules.md
+    schedule: str = one_of(
+        "1f1b", RecipeNames(), "the order of the ranks' actions, by name or from a file", or_file=True
     )
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
@@ -275,7 +208,9 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
-    precision: str = "fp32"  # fp32 | bf16 | fp16: what layers compute in; weights and gradients stay float32
+    precision: str = one_of(
+        "fp32", ("fp32", "bf16", "fp16"), "what layers compute in; weights and gradients stay float32"
+    )
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
@@ -283,9 +218,11 @@ class Config:
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    threads: Any = "auto"  # per rank; "auto": the node's cores divided by its ranks
-    device: str = "auto"  # auto | cpu | cuda
-    progress: str = "auto"  # auto | bar | line | off
+    threads: Any = auto_or_positive(
+        "auto", "threads of each rank; `auto` divides the node's cores by its ranks"
+    )
+    device: str = one_of("auto", ("auto", "cpu", "cuda"), "where layers compute; `auto` takes GPUs if any")
+    progress: str = one_of("auto", ("auto", "bar", "line", "off"), "how rank 0 shows progress")
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

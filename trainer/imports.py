@@ -1,4 +1,4 @@
-"""The user's own code, by import path: `package.module:callable`."""
+"""Custom code, by import path: `package.module:callable`."""
 
 import difflib
 import importlib
@@ -41,25 +41,26 @@ def load(target: str, key: str) -> Any:
     return found
 
 
-def call(function: Callable[..., Any], target: str, part: str, /, *arguments: Any, **options: Any) -> Any:
+def call(function: Callable[..., Any], path: str, key: str, /, *arguments: Any, **options: Any) -> Any:
     """Return `function(*arguments, **options)`, or raise a UserError if it does not take these.
 
     Args:
         function: What `load` returned.
-        target: Its import path, for messages.
-        part: The part of the configuration, such as "model", that has the keys `target` and `options`.
+        path: Its import path, for messages.
+        key: The dotted key of the configuration that holds the path, such as "model.target"; the options are
+            beside it.
         arguments: What the trainer passes.
         options: What the configuration passes.
     """
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some functions written in C do not tell
+    except ValueError:  # some functions written in C have none
         return function(*arguments, **options)
     try:
         signature.bind(*arguments, **options)
     except TypeError as error:
         raise UserError(
-            f"{part}.options do not fit {part}.target={target}, which takes {signature}: {error}"
+            f"{key.rpartition('.')[0]}.options do not fit {key}={path}, which takes {signature}: {error}"
         ) from error
     return function(*arguments, **options)
 

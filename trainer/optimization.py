@@ -9,36 +9,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.config import (
-    AdamWConfig,
-    CustomOptimizerConfig,
-    GroupConfig,
-    OptimizerConfig,
-    RateConfig,
-    SGDConfig,
-)
-from trainer.imports import load
+from trainer.config import GroupConfig, LRScheduleConfig, OptimizerConfig
 from trainer.models.model import Model
 from trainer.models.names import Name, Parameters, chooses, own_name
 from trainer.pipeline.stage import BuiltLayer
+from trainer.registry import chosen, import_builder
 
 
-def learning_rate(peak: float, rate: RateConfig, step: int, steps: int) -> float:
+def learning_rate(peak: float, schedule: LRScheduleConfig, step: int, steps: int) -> float:
     """Return the learning rate of a step.
 
     Args:
         peak: The largest learning rate.
-        rate: How it grows and decays.
+        schedule: How it grows and decays.
         step: The step, from 1.
-        steps: The last step; a decay ends there at `rate.final * peak`.
+        steps: The last step; a decay ends there at `schedule.final * peak`.
     """
-    if step <= rate.warmup:
-        return peak * step / rate.warmup
-    if rate.name == "constant":
+    if step <= schedule.warmup:
+        return peak * step / schedule.warmup
+    if schedule.name == "constant":
         return peak
-    progress = (step - rate.warmup) / max(1, steps - rate.warmup)
-    left = 1 - progress if rate.name == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return peak * (rate.final + (1 - rate.final) * left)
+    progress = (step - schedule.warmup) / max(1, steps - schedule.warmup)
+    left = 1 - progress if schedule.name == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return peak * (schedule.final + (1 - schedule.final) * left)
 
 
 def build_optimizer(
@@ -56,6 +49,9 @@ def build_optimizer(
         config: Its settings.
         layers: The rank's layers.
         has: Whether a parameter that trains is one of the optimizer's, rather than another replica's.
+
+    Raises:
+        UserError: No optimizer has a configuration of this class, or a custom one cannot be imported.
     """
     members: dict[tuple[float, float], list[nn.Parameter]] = {}
     for layer in layers:
@@ -68,17 +64,16 @@ def build_optimizer(
     groups: list[dict[str, Any]] = [
         {"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in members.items()
     ]
-    optimizer = _optimizer(config, groups)
+    build = import_builder(chosen("optimizer", config).build)
+    optimizer: torch.optim.Optimizer = build(config, groups)
     for group in optimizer.param_groups:
         group["peak"] = group["lr"]
     return optimizer
 
 
 def state_per_weight(config: OptimizerConfig) -> int:
-    """Return how many numbers the optimizer keeps for each weight; of the user's own, what Adam does."""
-    if isinstance(config, SGDConfig):
-        return int(config.momentum > 0)
-    return 2
+    """Return how many numbers the optimizer keeps for each weight; for a custom one, as many as Adam."""
+    return config.state_per_weight()
 
 
 def _settings(config: OptimizerConfig, name: Name, parameter: nn.Parameter) -> tuple[float, float]:
@@ -98,33 +93,19 @@ def check_groups(groups: Sequence[GroupConfig], model: Model) -> None:
         parameters.choose(entry.match, f"optimizer.groups.{number}.match")
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, rate: RateConfig, step: int, steps: int) -> None:
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, schedule: LRScheduleConfig, step: int, steps: int
+) -> None:
     """Set the learning rate of every group of an optimizer of `build_optimizer` to that of a step.
 
     Args:
         optimizer: The optimizer.
-        rate: How learning rates grow and decay.
+        schedule: How learning rates grow and decay.
         step: The step, from 1.
         steps: The last step.
     """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(group["peak"], rate, step, steps)
-
-
-def _optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    # The same variant on every rank and in every layout: variants differ in their last bits.
-    if isinstance(config, AdamWConfig):
-        betas = (config.beta1, config.beta2)
-        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.epsilon, fused=True)
-    if isinstance(config, SGDConfig):
-        return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
-        )
-    assert isinstance(config, CustomOptimizerConfig), config
-    optimizer: torch.optim.Optimizer = load(config.target, "optimizer.target")(
-        groups, lr=config.lr, **config.options
-    )
-    return optimizer
+        group["lr"] = learning_rate(group["peak"], schedule, step, steps)
 
 
 def gradient_norms(layers: Sequence[BuiltLayer]) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainer import environment
 from trainer.config import Config, flat
-from trainer.data.build import build_data
+from trainer.data.build import load_data
 from trainer.data.order import Order
 from trainer.devices import devices_of_rank
 from trainer.loss_scale import LossScale
@@ -72,7 +72,7 @@ class Run:
         world.agree("configuration", flat(config))
         world.agree("versions", versions())
         self.threads = _prepare_torch(config, world)
-        self.data = build_data(config.data, local_rank=world.local_rank, barrier=world.barrier)
+        self.data = load_data(config.data, world)
         world.agree("data", {"fingerprint": self.data.fingerprint})
         self.order = Order(len(self.data.training), config.train.seed)
         self.model = freeze(build_model(config.model, self.data), config.train.freeze)

@@ -126,7 +126,7 @@ class TrainStep:
         return StepResult(
             step=step,
             summary=summary,
-            lr=learning_rate(optimizer.lr, optimizer.rate, step, self._steps),
+            lr=learning_rate(optimizer.lr, optimizer.lr_schedule, step, self._steps),
             seconds=run.engine.observed.seconds,
             loss_scale=loss_scale,
         )
@@ -206,6 +206,6 @@ class TrainStep:
         run.statistics.update(run.groups.data_parallel)
         clip(all_gradients(run.layers), norm, run.config.optimizer.clip)
         if run.optimizer is not None:
-            set_learning_rates(run.optimizer, run.config.optimizer.rate, step, self._steps)
+            set_learning_rates(run.optimizer, run.config.optimizer.lr_schedule, step, self._steps)
             run.optimizer.step()
         run.replication.after_update()

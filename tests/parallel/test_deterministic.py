@@ -11,6 +11,7 @@ pytestmark = pytest.mark.parallel
 
 # Three replicas: two would have the same bits anyway, for a + b is b + a.
 SLOW = [
+    "experiment=none",
     "model=custom",
     "model.target=tests.parallel.slow:slowed_at_random",
     "+model.options={blocks: 2, width: 64, heads: 2, context: 32}",

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.parallel
 
 SOON = 15.0  # seconds
 ENDLESS = [
-    "model=simplenet",
+    "experiment=simplenet",
     "train.epochs=1000000",
     "progress=line",
     "run.dir=run",

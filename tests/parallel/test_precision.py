@@ -14,6 +14,7 @@ pytestmark = pytest.mark.parallel
 
 # The gradients of these overflow float16 until the loss scale is a few times smaller.
 LOUD = [
+    "experiment=none",
     "model=custom",
     "model.target=tests.fixtures.images:loud",
     "data=custom",

@@ -27,8 +27,8 @@ SPLIT = [
     "optimizer.lr=0.01",
     "optimizer.weight_decay=0.1",
     "optimizer.clip=1.0",
-    "optimizer.rate.name=constant",
-    "optimizer.rate.warmup=0",
+    "optimizer.lr_schedule.name=constant",
+    "optimizer.lr_schedule.warmup=0",
     "eval.samples=1",
     "generate.tokens=0",
 ]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.parallel
 
 
 def train(ranks: int, folder: Path) -> Finished:
-    overrides = ["model=simplenet", "data=binary", "run.dir=run", "threads=1", "device=cpu"]
+    overrides = ["experiment=simplenet", "run.dir=run", "threads=1", "device=cpu"]
     return Finished(launch(ranks, overrides, folder).check(), folder / "run")
 
 

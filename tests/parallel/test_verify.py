@@ -76,6 +76,7 @@ def test_mistakes_are_found(mistake: str, stages: int, found: str, small: list[s
 
 def test_statistics_of_one_replica_are_found(tmp_path: Path) -> None:
     overrides = [
+        "experiment=none",
         "model=custom",
         "model.target=tests.fixtures.images:convolutional",
         "data=custom",

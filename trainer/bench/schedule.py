@@ -145,7 +145,7 @@ class Launches:
             program = [sys.executable, "-m", "trainer", "-m", f"run.dir={folder}"]
             program += [f"layout.stages={self.ranks}", f"schedule={','.join(names)}"]
             program += [f"batch.global_size={','.join(map(str, self.counts))}", "batch.micro_size=1"]
-            program += ["model=custom", "model.target=trainer.bench.sleeping:model"]
+            program += ["experiment=none", "model=custom", "model.target=trainer.bench.sleeping:model"]
             program += [f"+model.options={{{options}}}"]
             program += ["data=custom", "data.target=trainer.bench.sleeping:data"]
             program += [f"+data.options={{floats: {self.floats}}}", f"train.steps={self.steps + 1}"]

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from trainer.checkpoint import checkpoint_folder
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.run_dir import resolve_run_dir
 from trainer.world import World
 
 
@@ -31,7 +32,8 @@ class RunFolder:
     """
 
     def __init__(self, config: Config, world: World) -> None:
-        self.path = Path(config.run.dir)
+        self.path = resolve_run_dir(config.run.dir, world)
+        config.run.dir = str(self.path)
         self._writes = world.rank == 0
         if self._writes:
             try:

@@ -33,9 +33,10 @@ def report(config: Config, given: Sequence[str]) -> str:
     Raises:
         UserError: No layout fits, or the one that was asked for is none.
     """
-    model = freeze(build_model(config.model, example_data(config)), config.train.freeze)
+    data = example_data(config.data, config.plan.vocabulary)
+    model = freeze(build_model(config.model, data), config.train.freeze)
     check_groups(config.optimizer.groups, model)
-    costs = model_costs(config, model, example_data(config))
+    costs = model_costs(config, model, data)
     hardware = _hardware(config)
     fixed = frozenset(argument.lstrip("+").partition("=")[0] for argument in given)
     fits, misfits = search(config, model, costs, fixed=fixed, hardware=hardware)

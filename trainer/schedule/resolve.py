@@ -4,7 +4,7 @@ A built-in schedule is a module of `trainer.schedule.recipes` that defines `RECI
 scanning that package: adding a schedule needs no other change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +35,19 @@ def recipes() -> Mapping[str, ScheduleRecipe]:
         found[recipe.name] = recipe
     ordered = sorted(found.values(), key=lambda recipe: (recipe.stages_per_worker, recipe.year, recipe.name))
     return MappingProxyType({recipe.name: recipe for recipe in ordered})
+
+
+class RecipeNames(Collection[str]):
+    """The names of the built-in recipes, looked up whenever they are asked for."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in recipes()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(recipes())
+
+    def __len__(self) -> int:
+        return len(recipes())
 
 
 def check_schedule(schedule: str) -> None:

@@ -128,7 +128,7 @@ class Reference:
             for gradient in gradients.values():
                 gradient.mul_(largest / norm)
         if self._optimizer is not None:
-            set_learning_rates(self._optimizer, self._config.optimizer.rate, step, self._steps)
+            set_learning_rates(self._optimizer, self._config.optimizer.lr_schedule, step, self._steps)
             self._optimizer.step()
         return norm
 
