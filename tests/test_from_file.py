@@ -1,4 +1,4 @@
-"""Schedules of the user's own, from files."""
+"""Custom schedules, from files."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 
 from tests.schedules import training_schedule
 from trainer.errors import UserError
+from trainer.schedule import assemble
 from trainer.schedule.actions import COMPLETES, PASSES_ON, Kind, Schedule, Tied
-from trainer.schedule.assemble import training_schedule as training_schedule_of
 from trainer.schedule.resolve import recipes, resolve
 from trainer.schedule.validate import ScheduleError, validate
 
@@ -33,7 +33,7 @@ def as_file(schedule: Schedule) -> str:
 
 
 @pytest.mark.parametrize("name", recipes())
-def test_every_schedule_of_our_own_can_be_written_and_read(name: str, tmp_path: Path) -> None:
+def test_every_built_in_schedule_can_be_written_and_read(name: str, tmp_path: Path) -> None:
     ties = [Tied(0, 3)]
     schedule = training_schedule(name, 4, 8, ties)
     path = written(tmp_path, as_file(schedule))
@@ -41,7 +41,7 @@ def test_every_schedule_of_our_own_can_be_written_and_read(name: str, tmp_path: 
     assert (again.placement, again.workers) == (schedule.placement, schedule.workers)
 
 
-def test_a_schedule_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_schedule(tmp_path: Path) -> None:
     schedule = training_schedule(written(tmp_path, MINE), 2, 3)
     validate([schedule])
     assert schedule.placement == (0, 1)
@@ -50,7 +50,7 @@ def test_a_schedule_of_ones_own(tmp_path: Path) -> None:
     )
 
 
-def test_one_that_hangs_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_schedule_that_hangs_is_refused(tmp_path: Path) -> None:
     schedule = training_schedule(written(tmp_path, "F0.0 B0.0 F0.1 B0.1\nF1.0 F1.1 B1.0 B1.1"), 2, 2)
     with pytest.raises(
         ScheduleError, match=r"deadlock: worker 0 waits in rg0\.0<1 for worker 1, which waits in ra1\.1<0"
@@ -106,5 +106,5 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
     path = written(tmp_path, MINE)
     recipe = resolve(path)
     Path(path).write_text("F0.0 B0.0")
-    validate([training_schedule_of(recipe, 2, 3)])
+    validate([assemble.training_schedule(recipe, 2, 3)])
     assert resolve(path).workers == 1

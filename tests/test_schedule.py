@@ -1,4 +1,4 @@
-"""The orders of computing, as staircases that can be seen, and the lists that are made from them."""
+"""The orders of computing, as visible staircases, and the lists that are built from them."""
 
 import pytest
 from hypothesis import given, settings
@@ -129,13 +129,13 @@ def test_zb_v_splits_only_what_pays(p: int, m: int, more: float) -> None:
         Kind.WEIGHT_GRADIENT: 1 + more,
     }
     work = {kind: [seconds] * 2 * p for kind, seconds in times.items()}
-    dear, free = training_schedule("zb_v", p, m, work=work), training_schedule("zb_v", p, m)
-    validate([dear])
-    assert max(peak_live(dear)) <= 2 * p
+    expensive, free = training_schedule("zb_v", p, m, work=work), training_schedule("zb_v", p, m)
+    validate([expensive])
+    assert max(peak_live(expensive)) <= 2 * p
     if m >= 2 * p:
-        seconds = [simulate_on(Machine(work), [schedule])[0].makespan for schedule in (dear, free)]
+        seconds = [simulate_on(Machine(work), [schedule])[0].makespan for schedule in (expensive, free)]
         assert seconds[0] <= seconds[1] + 1e-9
-        assert seconds[0] < seconds[1] - 1e-9 or splits(dear) <= splits(free)
+        assert seconds[0] < seconds[1] - 1e-9 or splits(expensive) <= splits(free)
 
 
 def splits(schedule: Schedule) -> int:
@@ -203,8 +203,8 @@ def test_live_bytes_of_backwards_in_two_parts() -> None:
     schedule = training_schedule("zb_h1", 2, 3)
     computing = [action for action in schedule.workers[1] if action.kind in (Kind.FORWARD, *SPLIT)]
     assert words(tuple(computing)) == "F1.0 I1.0 F1.1 I1.1 W1.0 F1.2 I1.2 W1.1 W1.2"
-    behind = dict(zip(schedule.workers[1], live_bytes(schedule, 1, sizes), strict=True))
-    assert [behind[action] for action in computing[:5]] == [
+    during_and_after = dict(zip(schedule.workers[1], live_bytes(schedule, 1, sizes), strict=True))
+    assert [during_and_after[action] for action in computing[:5]] == [
         (0, 1000),
         (1070, 300),
         (300, 1300),
