@@ -12,7 +12,7 @@ from trainer.optimization import check_groups
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.hardware import Hardware, predict_step
 from trainer.plan.plan import Plan, model_costs
-from trainer.plan.search import Candidate, Misfit, search
+from trainer.plan.search import Candidate, Misfit, Overrides, search, settle
 from trainer.plan.table import align, stages_table
 from trainer.schedule.draw import draw_text
 from trainer.schedule.machine import Link
@@ -40,18 +40,30 @@ def report(config: Config, given: Sequence[str]) -> str:
     hardware = _hardware(config)
     fixed = frozenset(argument.lstrip("+").partition("=")[0] for argument in given)
     fits, misfits = search(config, model, costs, fixed=fixed, hardware=hardware)
+    fits = _settled(fits, hardware)
+    workers = config.plan.ranks * config.layout.devices_per_rank
     if not fits:
-        Plan(
-            config, model, costs, config.plan.ranks, resolve(config.schedule)
-        ).validate()  # raises what a run would raise, if it would
-        raise UserError(f"no layout fits:\n{_reasons(misfits)}")
+        Plan(config, model, costs, config.plan.ranks, resolve(config.schedule))  # raises what a run would
+        raise UserError(f"no layout fits; these {_refused(fits, misfits, workers)}")
     parts = [_title(config, fits[0], hardware), _table(fits, config.plan.rows)]
     if fixed >= _SHOWN:
         parts.append(_whole(fits[0], hardware))
-    if misfits:
-        parts.append(f"{len(misfits)} more do not fit:\n{_reasons(misfits)}")
-    parts.append(_command_line(config, given, fits[0]))
-    return "\n\n".join(parts)
+    parts.append(_refused(fits, misfits, workers))
+    parts.append(f"the first of them:\n  {_command_line(config, given, fits[0])}")
+    return "\n\n".join(filter(None, parts))
+
+
+def _settled(fits: list[Candidate], hardware: Hardware) -> list[Candidate]:
+    """Return the candidates, the first of them with the very schedule that a run would have."""
+    while fits:
+        try:
+            settled = settle(fits[0], hardware)
+        except UserError:  # with that schedule it does not fit after all
+            fits = fits[1:]
+            continue
+        settled.plan.validate()
+        return [settled, *fits[1:]]
+    return fits
 
 
 def _hardware(config: Config) -> Hardware:
@@ -138,25 +150,31 @@ def _whole(candidate: Candidate, hardware: Hardware) -> str:
     )
 
 
-def _reasons(misfits: Sequence[Misfit]) -> str:
-    """Return why layouts do not fit, those with the same reason together."""
-    groups: dict[str, list[str]] = {}
-    for each in misfits:
-        groups.setdefault(each.reason, []).append(_words(each))
-    lines = []
-    for reason, layouts in list(groups.items())[:_REASONS]:
-        same = f" (and {len(layouts) - 1} more)" if len(layouts) > 1 else ""
-        lines.append(f"  {layouts[0]}{same}: {reason}")
-    if len(groups) > _REASONS:
-        lines.append(f"  and {len(groups) - _REASONS} more reasons")
-    return "\n".join(lines)
+def _refused(fits: Sequence[Candidate], misfits: Sequence[Misfit], workers: int) -> str:
+    """Return a line for every layout that does not fit however it recomputes: the least that it needs, or why.
+
+    Args:
+        fits: The layouts that fit.
+        misfits: Those that do not.
+        workers: Of the whole world.
+    """
+    fitting = {_layout(each.overrides) for each in fits}
+    lines: dict[tuple[int, str], str] = {}
+    for layout in dict.fromkeys(_layout(each.overrides) for each in misfits):
+        if layout not in fitting:
+            ways = [each for each in misfits if _layout(each.overrides) == layout]
+            sizes = [each.bytes for each in ways if each.bytes is not None]
+            lines[layout] = f"needs {size_text(min(sizes))} a rank" if sizes else ways[0].reason
+    text = [
+        f"  {workers // stages} x {stages}, {schedule}: {line}" for (stages, schedule), line in lines.items()
+    ]
+    if len(text) > _REASONS:
+        text[_REASONS:] = [f"  and {len(text) - _REASONS} more"]
+    return "\n".join(["do not fit, whatever they recompute:", *text]) if text else ""
 
 
-def _words(misfit: Misfit) -> str:
-    asked = misfit.overrides
-    memory = "as little as fits" if asked["memory.limit"] is not None else asked["memory.recompute"]
-    sharded = ", sharded" if asked["optimizer.sharded"] else ""
-    return f"{asked['layout.stages']} stages, {asked['schedule']}, recompute {memory}{sharded}"
+def _layout(overrides: Overrides) -> tuple[int, str]:
+    return overrides["layout.stages"], overrides["schedule"]
 
 
 def _command_line(config: Config, given: Sequence[str], best: Candidate) -> str:

@@ -35,6 +35,10 @@ class Candidate:
     bytes: int
     step: Timeline
 
+    def rank(self) -> tuple[float, int, int]:
+        """Return what candidates are sorted by: the fastest first, then the smallest."""
+        return self.step.seconds, self.bytes, self.plan.layout.workers
+
 
 @dataclass(frozen=True)
 class Misfit:
@@ -43,10 +47,20 @@ class Misfit:
     Attributes:
         overrides: What would ask for it.
         reason: Why not, in words.
+        bytes: What a rank would hold, if that is the reason; else None.
     """
 
     overrides: Overrides
     reason: str
+    bytes: int | None = None
+
+
+class _TooLargeError(UserError):
+    """A rank would hold more bytes than it has."""
+
+    def __init__(self, held: int, limit: int) -> None:
+        super().__init__(f"a rank would hold {size_text(held)}, more than the {size_text(limit)} that it has")
+        self.held = held
 
 
 def search(
@@ -57,7 +71,7 @@ def search(
     fixed: frozenset[str],
     hardware: Hardware,
 ) -> tuple[list[Candidate], list[Misfit]]:
-    """Return the layouts that fit, the fastest first, and those that do not.
+    """Return the layouts that fit, the fastest first, and those that do not; see `settle` for the first.
 
     Tried are all numbers of stages, schedules, ways to recompute, and sharding of the optimizer, as far as
     the configuration leaves them open. With `plan.memory`, layers also recompute as little as that takes.
@@ -73,15 +87,14 @@ def search(
     misfits: list[Misfit] = []
     for overrides in _alternatives(config, fixed, len(model.layers)):
         try:
-            candidate = _candidate(_with(config, overrides), overrides, model, costs, hardware)
+            candidate = _candidate(_with(config, overrides), overrides, model, costs, hardware, rough=True)
         except UserError as error:
-            misfits.append(Misfit(overrides, str(error)))
+            misfits.append(Misfit(overrides, str(error), getattr(error, "held", None)))
             continue
         # What the limit takes may be what a uniform choice is, too.
         choice = [overrides[key] for key in ("layout.stages", "schedule", "optimizer.sharded")]
         found.setdefault((*choice, candidate.plan.partition.recompute), candidate)
-    fits = sorted(found.values(), key=lambda each: (each.step.seconds, each.bytes, each.plan.layout.workers))
-    return fits, misfits
+    return sorted(found.values(), key=Candidate.rank), misfits
 
 
 def _alternatives(config: Config, fixed: frozenset[str], layers: int) -> Iterator[Overrides]:
@@ -129,17 +142,44 @@ def _with(config: Config, overrides: Overrides) -> Config:
     return changed
 
 
+def settle(candidate: Candidate, hardware: Hardware) -> Candidate:
+    """Return a candidate with the very schedule that a run would have, which may take a search to find.
+
+    Raises:
+        UserError: With that schedule it does not fit after all.
+    """
+    plan = candidate.plan
+    return _candidate(
+        plan.config, candidate.overrides, plan.model, plan.partition.costs, hardware, rough=False
+    )
+
+
 def _candidate(
-    config: Config, overrides: Overrides, model: Model, costs: Sequence[LayerCost], hardware: Hardware
+    config: Config,
+    overrides: Overrides,
+    model: Model,
+    costs: Sequence[LayerCost],
+    hardware: Hardware,
+    *,
+    rough: bool,
 ) -> Candidate:
     """Return a layout with its predictions.
+
+    Args:
+        config: The configuration of the layout.
+        overrides: What makes it so.
+        model: The model.
+        costs: What its layers cost.
+        hardware: What the predictions assume.
+        rough: Whether a schedule that takes a search to find may be one that is found sooner.
 
     Raises:
         UserError: It is none, or a rank would hold more than it has.
     """
-    plan = Plan(config, model, costs, config.plan.ranks, resolve(config.schedule))
+    recipe = resolve(config.schedule)
+    plan = Plan(config, model, costs, config.plan.ranks, recipe.rough() if rough else recipe)
     most = max(plan.memory.total(rank) for rank in range(plan.layout.ranks_per_group))
     limit = parse_size(config.plan.memory)
     if limit is not None and most > limit:
-        raise UserError(f"a rank would hold {size_text(most)}, more than the {size_text(limit)} that it has")
+        raise _TooLargeError(most, limit)
     return Candidate(overrides, plan, most, predict_step(plan, hardware))

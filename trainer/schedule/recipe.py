@@ -6,7 +6,7 @@ schedule file is a recipe too (see `from_file`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from trainer.errors import UserError
@@ -63,6 +63,8 @@ class ScheduleRecipe:
             is known.
         depends_on_work: Whether the order depends on how long actions take. Other orders never see these
             times.
+        roughly: Returns orders of nearly the same length much sooner, where finding the best takes a search;
+            for comparing many layouts. None where there is no search.
         workers: The only number of workers that it supports; None if it supports any.
         micro_batches: The only number of micro-batches that it supports; None if it supports any.
         digest: A digest of the file that it comes from, for ranks to compare; None if it comes from the code.
@@ -76,9 +78,14 @@ class ScheduleRecipe:
     adjustable: bool = False
     idle: Callable[[int, int, int], float] | None = None
     depends_on_work: bool = False
+    roughly: OrderOfGroup | None = None
     workers: int | None = None
     micro_batches: int | None = None
     digest: str | None = None
+
+    def rough(self) -> "ScheduleRecipe":
+        """Return the recipe with orders that are found sooner, and may take a little longer."""
+        return self if self.roughly is None else replace(self, order=self.roughly)
 
     def placement(self, workers: int, stages_per_worker: int | None = None) -> Placement:
         """Return the worker that holds each stage.

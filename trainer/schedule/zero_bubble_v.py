@@ -35,7 +35,9 @@ _REPLAYED = 150_000  # actions that are timed again for fewer splits, at most
 _FINALISTS = 4
 
 
-def shortest_orders(workers: int, micro_batches: int, times: _Times) -> tuple[Order, ...]:
+def shortest_orders(
+    workers: int, micro_batches: int, times: _Times, *, thorough: bool = True
+) -> tuple[Order, ...]:
     """Return every worker's order, the shortest that is found. All ranks find the same.
 
     Worker w of p holds the stages w and 2 p - 1 - w.
@@ -44,22 +46,29 @@ def shortest_orders(workers: int, micro_batches: int, times: _Times) -> tuple[Or
         workers: The number of workers.
         micro_batches: The number of micro-batches.
         times: The time of a forward, a whole backward and each of its two parts, by stage.
+        thorough: Whether to try all preferences, and to join what need not be split; else greedy workers
+            with the first preference decide.
     """
-    return _shortest(workers, micro_batches, *(times[kind] for kind in (_F, _B, _I, _W)))
+    return _shortest(workers, micro_batches, thorough, *(times[kind] for kind in (_F, _B, _I, _W)))
 
 
-@lru_cache(maxsize=16)
-def _shortest(workers: int, micro_batches: int, *parts: tuple[float, ...]) -> tuple[Order, ...]:
+@lru_cache(maxsize=64)
+def _shortest(
+    workers: int, micro_batches: int, thorough: bool, *parts: tuple[float, ...]
+) -> tuple[Order, ...]:
     times = dict(zip((_F, _B, _I, _W), parts, strict=True))
     actions = 6 * workers * micro_batches
     inner = [range(first, micro_batches - workers) for first in (1, workers)]
     wholes = list(dict.fromkeys([range(0), *inner]))  # all empty ranges are equal
+    preferences = _PREFERENCES[: max(1, _PLACED // (3 * actions)) if thorough else 1]
     found = [
         _Greedy(workers, micro_batches, times, preference, whole).orders()
         for whole in wholes
-        for preference in _PREFERENCES[: max(1, _PLACED // (3 * actions))]
+        for preference in preferences
     ]
     found.sort(key=lambda orders: _seconds(orders, times))
+    if not thorough:
+        return tuple(map(tuple, found[0]))
     best = _FewerSplits(found[0], times, _REPLAYED // actions)
     for orders in found[1:_FINALISTS]:
         other = _FewerSplits(orders, times, _REPLAYED // actions // _FINALISTS)
@@ -72,10 +81,8 @@ class _Greedy:
     """Workers on a V of stages, each of which does the first action by preference that is ready.
 
     Weight gradients come last, when nothing else is ready. A forward keeps memory until its weight gradients
-    are
-    done: a worker keeps at most 2 p at a time, the last of them only on the way back. Otherwise forwards on
-        the
-    way there could take all the memory, and nothing would ever come back.
+    are done. A worker keeps at most 2 p at a time, the last of them only on the way back: otherwise forwards
+    on the way there could take all the memory, and nothing would ever come back.
 
     Args:
         workers: The number of workers.
