@@ -151,7 +151,7 @@ def _whole(candidate: Candidate, hardware: Hardware) -> str:
 
 
 def _refused(fits: Sequence[Candidate], misfits: Sequence[Misfit], workers: int) -> str:
-    """Return a line for every layout that does not fit however it recomputes: the least that it needs, or why.
+    """Return a line for every layout that does not fit however it recomputes: what it needs, or why.
 
     Args:
         fits: The layouts that fit.
