@@ -101,7 +101,10 @@ types: setup ## Check types
 format: setup ## Format the code and fix what can be fixed
 	@$(IN_VENV) .venv/bin/python -m ruff check --fix; .venv/bin/python -m ruff format
 
-figures: setup ## Draw the pictures of docs/ anew
+docs: setup ## Build the documentation site into site/
+	$(IN_VENV) NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+
+figures: setup ## Redraw the pictures in docs/figures
 	$(IN_VENV) .venv/bin/python -m trainer.report.figures docs/figures --format svg
 
 clean: ## Remove .venv and what tools left; keeps runs/, wheels/ and the cache of built wheels
