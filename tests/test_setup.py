@@ -144,6 +144,28 @@ class TestHorovodPatch:
         assert 'set(CMAKE_INSTALL_RPATH "$ORIGIN/../../../..;$ORIGIN/../../torch/lib;/opt/mpi/lib")' in text
         assert " 14" not in text
 
+    def test_a_build_has_no_debug_information_and_is_as_optimized(self):
+        """Horovod then replaces the -O2 of these flags by -O3."""
+        text = horovod_patch.patch_debug_info(self.MAIN, "CMakeLists.txt")
+        assert 'project(horovod CXX)\nset(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -DNDEBUG")\n' in text
+
+    def test_the_patches_fit_together(self, tmp_path):
+        """Each of them changes its file once, and the other patches of the file leave its place intact."""
+        for name, text in {
+            "CMakeLists.txt": self.MAIN,
+            "horovod/torch/CMakeLists.txt": "    set(CMAKE_CXX_STANDARD 14)\n",
+            "horovod/runner/gloo_run.py": "\n        exit_code, timestamp = value\n        if exit_code != 0:\n",
+            "horovod/runner/mpi_run.py": "os.execve('/bin/sh', ['/bin/sh', '-c', mpirun_command], env)\n",
+        }.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        horovod_patch.patch(tmp_path, 17, ())
+        main = (tmp_path / "CMakeLists.txt").read_text()
+        assert "CMAKE_CXX_STANDARD 17" in main
+        assert "CMAKE_INSTALL_RPATH" in main
+        assert "CMAKE_CXX_FLAGS_RELWITHDEBINFO" in main
+        assert "'exec ' + mpirun_command" in (tmp_path / "horovod/runner/mpi_run.py").read_text()
+
     def test_gloo_exit_code(self):
         """Only the static launcher's loop changes; the elastic launcher's loop has a deeper indentation."""
         check = "\n{0}exit_code, timestamp = value\n{0}if exit_code != 0:\n{0}    raise RuntimeError()\n"

@@ -17,8 +17,8 @@ from launch.install.progress import StepFailedError, cmake_percent, run_step
 from launch.install.settings import HOROVOD_VERSION, SetupError
 from launch.install.torch_facts import TorchFacts
 
-BYTES_PER_JOB = 2_500_000_000
-"""Memory for one compiler: 2.3 GB were measured on torch's headers."""
+BYTES_PER_JOB = 2_000_000_000
+"""Memory for one compiler: 1.7 GB were measured on torch's headers."""
 
 
 def flags(gpu: Gpu | None, nccl_link: Path, jobs: int) -> dict[str, str]:

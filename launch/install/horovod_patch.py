@@ -37,6 +37,15 @@ def patch_run_path(text: str, folders: tuple[str, ...], name: str) -> str:
     return _replace_once(text, _PROJECT, _PROJECT + added, name)
 
 
+def patch_debug_info(text: str, name: str) -> str:
+    """Build without debug information, and with the same optimization.
+
+    It made up a quarter of the compilers' time, a quarter of their memory, and 19 of the wheel's 20 MB.
+    """
+    flags = 'set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -DNDEBUG")\n'  # Horovod itself raises -O2 to -O3
+    return _replace_once(text, _PROJECT, _PROJECT + flags, name)
+
+
 def patch_exit_code(text: str, name: str) -> str:
     """Make `horovodrun --gloo` exit with the failed rank's exit code, as `horovodrun` does with MPI.
 
@@ -57,8 +66,8 @@ def patch_signals(text: str, name: str) -> str:
 def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
     """Patch an unpacked source distribution in place."""
     changes: dict[str, Callable[[str, str], str]] = {
-        "CMakeLists.txt": lambda text, name: patch_run_path(
-            patch_standard(text, standard, name), folders, name
+        "CMakeLists.txt": lambda text, name: patch_debug_info(
+            patch_run_path(patch_standard(text, standard, name), folders, name), name
         ),
         "horovod/torch/CMakeLists.txt": lambda text, name: patch_standard(text, standard, name),
         "horovod/runner/gloo_run.py": patch_exit_code,
