@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.parallel.launch import REPOSITORY
+from tests.support.launch import REPOSITORY
 from trainer.bench.contest import ContestError, Entry, Pair, Turn, contest, take_turns
 from trainer.bench.gpt import Part, Work
 from trainer.bench.overhead import Bench

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.schedules import training_schedule
+from tests.support.schedules import training_schedule
 from trainer.layout import Layout
 from trainer.schedule.actions import RECEIVES, Action, Kind, Schedule, Tied
 from trainer.schedule.calibrate import (

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from tests.schedules import training_schedule
+from tests.support.schedules import training_schedule
 from trainer import config as schema
 from trainer.schedule.actions import Tied
 from trainer.schedule.draw import draw_text
@@ -152,9 +152,16 @@ def own_code(page: Path, folder: Path) -> list[list[str]]:
 def test_code_of_the_pages_trains(page: str, module: str, last_line: str, tmp_path: Path) -> None:
     """The files and the overrides are those of the page; there is one process, and two steps."""
     command = next(words for words in own_code(REPOSITORY / page, tmp_path) if words[1] == module)
-    short = ["train.steps=2", "verify.steps=2", "batch.global_size=8", "eval.samples=8", "threads=1", "generate.tokens=0"]
+    short = [
+        "train.steps=2",
+        "verify.steps=2",
+        "batch.global_size=8",
+        "eval.samples=8",
+        "threads=1",
+        "generate.tokens=0",
+    ]
     done = subprocess.run(
-        [sys.executable, *command, *short, "run.dir=run"],
+        [sys.executable, *command, *short, "threads=1", "run.dir=run"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path}"},
         capture_output=True,

@@ -1,6 +1,6 @@
 """The engine's steps: the gradients of plain PyTorch, and the same bits however the model is cut."""
 
-from functools import cache, partial
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.fixtures import FIXTURES
-from tests.one_process import Given, Pipeline, share
+from tests.support.one_process import Given, Pipeline, share
+from tests.support.two_steps import LAYERS, one_stage, two_steps
 from trainer.models.gpt import MASKED
 from trainer.models.model import Model
 from trainer.pipeline.micro_batches import MicroBatches
@@ -17,7 +18,6 @@ from trainer.pipeline.stage import BuiltLayer
 from trainer.replication.replication import Replication
 from trainer.schedule.resolve import recipes, resolve
 
-LAYERS = {name: len(fixture.build().layers) for name, fixture in FIXTURES.items()}
 # A layer of "mixed" returns what is not contiguous. The engine makes it so, and the next layer's kernel may
 # then add in another order than without the engine.
 CONTIGUOUS = [name for name in FIXTURES if name != "mixed"]
@@ -43,19 +43,6 @@ CASES = [
     for sizes in cuts(LAYERS[name])
     if fits(schedule, sizes)
 ]
-
-
-@cache
-def one_stage(name: str) -> tuple[list[float], dict[str, Tensor | None]]:
-    """Return the losses of two steps of an uncut model, and the gradients that they add up to."""
-    pipeline = Pipeline(FIXTURES[name].build(), [LAYERS[name]])
-    return two_steps(pipeline, name), pipeline.gradients()
-
-
-def two_steps(pipeline: Pipeline, name: str) -> list[float]:
-    """Train twice; the second step's gradients add to the first's, as nothing clears them."""
-    count = len(FIXTURES[name].sizes)
-    return [loss for _ in range(2) for loss in pipeline.train(FIXTURES[name].micro_batches(), count)]
 
 
 @pytest.mark.parametrize(("name", "schedule", "sizes"), CASES)

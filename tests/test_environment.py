@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.parallel.launch import REPOSITORY
+from tests.support.launch import REPOSITORY
 from trainer import environment
 from trainer.environment import (
     cores,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.one_process import CPU, Given, Pipeline, share
+from tests.support.one_process import CPU, Given, Pipeline, share
 from trainer.config import GPTConfig
 from trainer.costs import layer_costs
 from trainer.cut import partition_model

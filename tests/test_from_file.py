@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.schedules import training_schedule
+from tests.support.schedules import training_schedule
 from trainer.errors import UserError
 from trainer.schedule import assemble
 from trainer.schedule.actions import COMPLETES, PASSES_ON, Kind, Schedule, Tied

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from tests.schedules import training_schedule
-from tests.steps import ALL_REDUCES, MICRO_BATCHES, STAGES, step
+from tests.support.schedules import training_schedule
+from tests.support.steps import ALL_REDUCES, MICRO_BATCHES, STAGES, step
 from trainer.metrics.timeline import StepTimeline
 from trainer.report.gantt import schedules_gantt, step_gantt
 from trainer.schedule.actions import Action, Kind

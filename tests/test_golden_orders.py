@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.schedules import training_schedule
+from tests.support.schedules import training_schedule
 from trainer.schedule.actions import Kind, Schedule, Work
 
 FILE = Path(__file__).parent / "fixtures" / "orders.json"

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from tests.test_progress import RESULT, SUMMARY
+from tests.support.steps import RESULT, SUMMARY
 from trainer.loss_scale import LossScale
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.schedules import training_schedule
-from tests.test_recomputation import blocks
+from tests.support.blocks import blocks
+from tests.support.schedules import training_schedule
 from trainer.config import AdamWConfig, CustomOptimizerConfig, SGDConfig
 from trainer.costs import layer_costs
 from trainer.cut import Cut, partition_model

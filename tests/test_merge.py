@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.schedules import training_schedule
+from tests.support.schedules import training_schedule
 from trainer.layout import Layout
 from trainer.schedule.actions import Kind, Schedule, Tied
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from tests.thread_ranks import on_ranks
+from tests.support.thread_ranks import on_ranks
 from trainer.config import (
     BinaryConfig,
     CustomDataConfig,

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.support.layers import layers_of
 from trainer.config import (
     AdamWConfig,
     CustomOptimizerConfig,
@@ -84,10 +85,6 @@ def test_cosine_is_torch_s() -> None:
 def test_never_beyond_the_peak_nor_below_nothing(name: str, warmup: int, final: float, steps: int) -> None:
     for rate in rates(LRScheduleConfig(name, warmup, final), steps):
         assert 0 <= rate <= PEAK * (1 + 1e-12)
-
-
-def layers_of(*modules: nn.Module) -> list[BuiltLayer]:
-    return [BuiltLayer(i, f"layer{i}", module) for i, module in enumerate(modules)]
 
 
 def with_gradients(*modules: nn.Module) -> list[BuiltLayer]:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.fixtures import FIXTURES
-from tests.one_process import Pipeline
-from tests.test_weight_gradients import ON_VECTORS, WIDTH
+from tests.support.modules import ON_VECTORS, WIDTH
+from tests.support.one_process import Pipeline
 from trainer.models.model import Activation
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness

@@ -12,19 +12,10 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support.steps import RESULT
 from trainer.metrics import progress
 from trainer.metrics.progress import Display, build_display
-from trainer.step import StepResult, StepSummary
 
-SUMMARY = StepSummary(
-    loss=1.25,
-    grad_norm=0.5,
-    count=1000,
-    waited=(0.1, 0.3),
-    cpu_seconds=(0.5, 0.5),
-    peak_memory=(1, 1),
-)
-RESULT = StepResult(step=1, summary=SUMMARY, lr=1e-3, seconds=0.5)
 STEPS = 5
 
 

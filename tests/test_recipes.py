@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.fixtures import FIXTURES
-from tests.one_process import Pipeline
+from tests.support.one_process import Pipeline
 from trainer.errors import UserError
 from trainer.layout import Layout
 from trainer.schedule import recipes as package

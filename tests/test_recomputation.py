@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.fixtures import FIXTURES
-from tests.one_process import Given, Pipeline
-from tests.test_engine import LAYERS, one_stage, two_steps
+from tests.support.blocks import WIDTH, Squares, blocks
+from tests.support.one_process import Given, Pipeline
+from tests.support.two_steps import LAYERS, one_stage, two_steps
 from trainer.costs import layer_costs
 from trainer.cut import Cut
 from trainer.live_bytes import LiveBytes
 from trainer.memory import stage_bytes
-from trainer.models.model import Activation, Layer, Model
+from trainer.models.model import Layer, Model
 from trainer.partition import stage_ranges
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.statistics import RunningStatistics
@@ -23,7 +24,7 @@ from trainer.schedule.actions import PASSES_ON, Action, Schedule
 from trainer.schedule.live import live_bytes
 
 LESS = [Recompute.SELECTIVE, Recompute.FULL]
-WIDTH, SAMPLES, MICRO_BATCHES = 64, 32, 6
+SAMPLES, MICRO_BATCHES = 32, 6
 MESSAGE = SAMPLES * WIDTH * 4  # bytes
 LOSSES = 1024  # numbers by themselves, and what the loss keeps
 
@@ -40,39 +41,6 @@ def test_recomputation_changes_no_bit(name: str, recompute: Recompute, schedule:
         expected = gradients[parameter]
         assert (gradient is None) == (expected is None), parameter
         assert gradient is None or torch.equal(gradient, expected), parameter
-
-
-class Block(nn.Module):
-    """What keeps much for its backward, and begins by writing into its input."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.begin = nn.ReLU(inplace=True)
-        self.up = nn.Linear(width, 4 * width)
-        self.norm = nn.BatchNorm1d(4 * width)
-        self.drop = nn.Dropout(0.1)
-        self.down = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.drop(torch.tanh(self.norm(self.up(self.begin(x)))))
-        output: Tensor = self.down(hidden) + x
-        return output
-
-
-class Squares:
-    """The sum of squares."""
-
-    def count(self, target: Activation) -> int:
-        assert isinstance(target, Tensor)
-        return len(target)
-
-    def __call__(self, output: Activation, target: Activation) -> Tensor:
-        assert isinstance(output, Tensor)
-        return output.square().sum()
-
-
-def blocks(count: int) -> Model:
-    return Model(tuple(Layer(f"block.{i}", partial(Block, WIDTH)) for i in range(count)), Squares())
 
 
 def micro_batches() -> Given:

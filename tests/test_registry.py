@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import Result, launch
+from tests.support.launch import Result, launch
 from trainer import registry
 from trainer.config import AdamWConfig, Config, DataConfig, GPTConfig, ModelConfig
 from trainer.errors import UserError

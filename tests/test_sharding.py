@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.test_optimization import layers_of
+from tests.support.layers import layers_of
 from trainer.config import AdamWConfig, GroupConfig, OptimizerConfig, SGDConfig
 from trainer.optimization import build_optimizer, state_bytes
 from trainer.replication.sharding import Shards, deal_parameters

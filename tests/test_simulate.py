@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.schedules import training_schedule
+from tests.support.schedules import training_schedule
 from trainer.schedule.actions import Action, Kind, Schedule, Tied
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.machine import Bucket, Link, Machine, Network

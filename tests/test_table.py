@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.schedules import training_schedule
-from tests.test_weight_gradients import Own
+from tests.support.modules import Own
+from tests.support.schedules import training_schedule
 from trainer.costs import layer_costs
 from trainer.cut import Cut, partition_model
 from trainer.layout import Layout

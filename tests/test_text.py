@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.thread_ranks import ThreadRank, on_ranks
+from tests.support.thread_ranks import ThreadRank, on_ranks
 from trainer.config import TextConfig
 from trainer.data.build import Ranks, load_data
 from trainer.data.dataset import Data

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.one_process import Given, Pipeline
+from tests.support.one_process import Given, Pipeline
 from trainer.errors import UserError
 from trainer.models.model import Activation, Layer, Model, Tie
 from trainer.pipeline.build import build_layer

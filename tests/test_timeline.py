@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.schedules import training_schedule
-from tests.steps import MESSAGE, MICRO_BATCHES, STAGES, step
+from tests.support.schedules import training_schedule
+from tests.support.steps import MESSAGE, MICRO_BATCHES, STAGES, step
 from trainer.errors import UserError
 from trainer.metrics.timeline import StepTimeline
 from trainer.schedule.simulate import simulate

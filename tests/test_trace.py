@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from tests.schedules import training_schedule
-from tests.trace_format import check_trace
+from tests.support.schedules import training_schedule
+from tests.support.trace_format import check_trace
 from trainer.metrics.clock import Clock, Offset
 from trainer.metrics.trace import RankTrace, trace_events
 from trainer.pipeline.observed import Observed

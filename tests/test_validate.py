@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.schedules import training_schedule
+from tests.support.schedules import training_schedule
 from trainer.schedule.actions import Action, Kind, Schedule, Tied
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.resolve import recipes

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.schedules import training_schedule
+from tests.support.schedules import training_schedule
 from trainer.schedule.actions import (
     COMPLETES,
     PASSES_ON,

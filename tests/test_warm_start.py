@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.one_process import CPU
-from tests.test_checkpoint import Alone
+from tests.support.alone import Alone
+from tests.support.one_process import CPU
 from trainer.checkpoint import Progress, save_checkpoint
 from trainer.config import AdamWConfig, CheckpointConfig
 from trainer.errors import UserError

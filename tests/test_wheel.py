@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import REPOSITORY
+from tests.support.launch import REPOSITORY
 
 NEEDED = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "conf", "trainer")
 

@@ -33,6 +33,24 @@ def run_command(job: Job, *, with_ranks: bool = True) -> None:
     Exit codes: 0 done; 2 the user's input is wrong; 1 anything else that failed; 130 interrupted.
     """
     try:
+        run_jobs(job, with_ranks=with_ranks)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        fail(error)
+
+
+def run_jobs(job: Job, *, with_ranks: bool = True) -> None:
+    """Run a job on this rank with the configuration of the command line; raise whatever goes wrong.
+
+    Args:
+        job: What to run.
+        with_ranks: As of `run_command`.
+
+    Raises:
+        UserError: The command line, the configuration or the job's input is wrong.
+    """
+    try:
         environment.prepare()  # [1]
         if environment.shares_cores():
             compute_longer_at_a_time()
@@ -42,12 +60,8 @@ def run_command(job: Job, *, with_ranks: bool = True) -> None:
             place_sweep(composed.configs, composed.sweep, _world())
         for config in composed.configs:
             job(config, _world() if with_ranks else None)  # [3] [4]
-    except SystemExit:
-        raise
     except ComposeError as error:
-        fail(explain(error))
-    except BaseException as error:
-        fail(error)
+        raise explain(error) from error
 
 
 @lru_cache(maxsize=1)

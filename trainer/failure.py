@@ -64,16 +64,17 @@ def fail(error: BaseException) -> NoReturn:
             _mpi()
         time.sleep(min(_HEAD_START + _HEAD_START_PER_RANK * rank, _LONGEST_HEAD_START))
     sys.stdout.flush()
-    sys.stderr.write(_message(error, rank))
+    sys.stderr.write(message(error, rank))
     sys.stderr.flush()
-    code = _exit_code(error)
+    code = exit_code(error)
     if not environment.launched():
         raise SystemExit(code) from None
     time.sleep(_DELIVERY)
     _abort(code)
 
 
-def _message(error: BaseException, rank: int) -> str:
+def message(error: BaseException, rank: int) -> str:
+    """Return what a rank prints about an error."""
     if isinstance(error, UserError):
         return f"trainer: error: {error}\n"
     if isinstance(error, KeyboardInterrupt):
@@ -82,7 +83,8 @@ def _message(error: BaseException, rank: int) -> str:
     return f"{text}trainer: rank {rank} failed, ending every rank\n" if environment.launched() else text
 
 
-def _exit_code(error: BaseException) -> int:
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of a run that ends with an error."""
     if isinstance(error, UserError):
         return EXIT_USER_ERROR
     return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import Launch, horovodrun
+from tests.support.launch import Launch, horovodrun
 
 pytestmark = pytest.mark.parallel
 
@@ -25,8 +25,9 @@ def start(folder: Path, *overrides: str) -> Launch:
     return Launch(horovodrun(2, [*ENDLESS, "layout.stages=2", *overrides]), folder)
 
 
+@pytest.mark.quick
 def test_exception_on_one_rank(tmp_path: Path) -> None:
-    launched = start(tmp_path, "model=custom", "data=binary", "model.target=tests.parallel.models:failing")
+    launched = start(tmp_path, "model=custom", "data=binary", "model.target=tests.support.models:failing")
     launched.wait_for("run folder: ")
     result = launched.wait(SOON + launched.seconds)
     assert result.code == 1

@@ -1,14 +1,10 @@
 """On real ranks too, ties and skips join any two stages, and micro-batches may be of any length and count."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 
 from tests.fixtures import FIXTURES
-from tests.parallel.conftest import Trained
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.runs import Trained
 from trainer.data.order import Order
 from trainer.layout import deal, micro_batch_sizes
 from trainer.models.gpt import MASKED
@@ -31,16 +27,9 @@ RUN = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Return a function that trains a fixture on some ranks, once for the same arguments."""
-
-    @cache
-    def train(ranks: int, name: str, *overrides: str) -> Finished:
-        folder = tmp_path_factory.mktemp("trained")
-        command = [*FIXTURES[name].overrides, *RUN, *overrides]
-        return Finished(launch(ranks, command, folder).check(), folder / "run")
-
-    return train
+def trained(finished: Trained) -> Trained:
+    """Return a function that trains a fixture on some ranks, once for the same overrides."""
+    return lambda ranks, name, *overrides: finished(ranks, *FIXTURES[name].overrides, *RUN, *overrides)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import horovodrun, run
+from tests.support.launch import horovodrun, run
 
 pytestmark = pytest.mark.parallel
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.parallel.conftest import Trained
-from tests.parallel.launch import launch
+from tests.support.launch import launch
+from tests.support.runs import Trained
 from trainer.config import Config
 
 pytestmark = pytest.mark.parallel

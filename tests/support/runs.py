@@ -1,11 +1,25 @@
 """Runs that have ended, to look at."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.parallel.launch import Result
+from tests.support.launch import Result
+
+# Everything at once that could come out differently in another layout: dropout, a tied head, an odd number
+# of layers, a last micro-batch that is smaller, clipping, AdamW, a learning rate that changes.
+GPT = [
+    "model.blocks=3",
+    "batch.global_size=15",
+    "optimizer.clip=1.0",
+    "train.steps=6",
+    "eval.every=3",
+    "checkpoint.every=3",
+    "checkpoint.keep=0",
+    "generate.tokens=12",
+]
 
 
 @dataclass(frozen=True)
@@ -57,3 +71,8 @@ class Finished:
     def layer_files(self, step: int) -> dict[str, bytes]:
         """Return the files of the layers in a checkpoint."""
         return {path.name: path.read_bytes() for path in (self.checkpoint(step) / "layers").iterdir()}
+
+
+# Run a command on some ranks, with some overrides: to any end; to a good end, once a session.
+Ranks = Callable[..., Result]
+Trained = Callable[..., Finished]

@@ -1,13 +1,24 @@
 """Steps that are known without a run: what ranks would have observed, as simulated."""
 
-from tests.schedules import training_schedule
+from tests.support.schedules import training_schedule
 from trainer.metrics.timeline import StepTimeline
 from trainer.schedule.simulate import simulate
 from trainer.schedule.timeline import AllReduce, RankTimeline, Times
+from trainer.step import StepResult, StepSummary
 
 FORWARD, BACKWARD, MESSAGE = 0.02, 0.04, 0.001  # seconds
 STAGES, MICRO_BATCHES = 3, 4
 ALL_REDUCES = (AllReduce("block.1", 1024, 0.30, 0.33), AllReduce("block.0", 1024, 0.32, 0.34))
+
+SUMMARY = StepSummary(
+    loss=1.25,
+    grad_norm=0.5,
+    count=1000,
+    waited=(0.1, 0.3),
+    cpu_seconds=(0.5, 0.5),
+    peak_memory=(1, 1),
+)
+RESULT = StepResult(step=1, summary=SUMMARY, lr=1e-3, seconds=0.5)
 
 
 def step(stages: int = STAGES, micro_batches: int = MICRO_BATCHES) -> StepTimeline:

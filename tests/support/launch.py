@@ -2,8 +2,10 @@
 
 Every process of a launch carries the launch's number in its environment, whatever session or process group
 the launcher moved it to. So all of them can be found, and killed, also when they have lost their parent.
+Where the tests themselves are killed, the kernel kills the launcher, and Open MPI's end ends the ranks.
 """
 
+import ctypes
 import os
 import re
 import signal
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -19,6 +22,8 @@ REPOSITORY = Path(__file__).parents[2]
 LIMIT = 120.0  # seconds; a launch takes a few, but tests may share the machine
 _GRACE = 10.0  # seconds that ranks have to be gone after the launcher
 _MARK = "TRAINER_TEST_LAUNCH"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_C_LIBRARY = ctypes.CDLL(None)  # loaded before any fork, which must not load anything
 _TAG = re.compile(r"^\[(?:\d+,)?(\d+)\]<(?:stdout|stderr)>:", re.MULTILINE)
 
 
@@ -76,6 +81,7 @@ class Launch:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                preexec_fn=die_with_the_parent,  # noqa: PLW1509  (it calls the kernel, and nothing else)
             )
 
     @property
@@ -143,11 +149,28 @@ class Launch:
             time.sleep(0.05)
         self._process.wait()
 
+    def end_of_launcher(self, limit: float = _GRACE) -> int:
+        """Return the exit code of the launcher, as a shell would tell it; kill what is left of the launch."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(limit)
+        self.kill()
+        code = self._process.returncode
+        return code if code >= 0 else 128 - code
+
+    def said(self) -> str:
+        """Return what the launch has written so far."""
+        return f"{self._read(0)}\n{self._read(1)}"
+
     def _running(self) -> list[int]:
         return _processes({_MARK: self._number})
 
     def _read(self, stream: int) -> str:
         return self._streams[stream].read_text(errors="replace")
+
+
+def die_with_the_parent() -> None:
+    """Have the kernel kill this process when its parent ends; it stays so through `exec`."""
+    _C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def horovodrun(
