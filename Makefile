@@ -116,7 +116,7 @@ figures: setup ## Redraw the pictures in docs/figures
 	$(IN_VENV) .venv/bin/python -m trainer.report.figures docs/figures --format svg
 
 docs-config: setup ## Write docs/configuration.md from the schema
-	$(IN_VENV) .venv/bin/python -m trainer.config_docs
+	$(IN_VENV) .venv/bin/python -m trainer.config.docs
 
 clean: ## Remove .venv and tool output; keep runs/, wheels/ and the cache of built wheels
 	rm -rf .venv .venv-deepspeed build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

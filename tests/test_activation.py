@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.pipeline.activation import TensorSpec, flatten, structure, unflatten
+from trainer.activation import TensorSpec, flatten, structure, unflatten
 
 tensors = st.builds(
     torch.zeros,

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from trainer.config import BinaryConfig
+from trainer.config.schema import BinaryConfig
 from trainer.data.binary import binary
 from trainer.data.build import load_data
 

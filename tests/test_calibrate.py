@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.schedules import training_schedule
-from trainer.layout import Layout
+from trainer.distributed.layout import Layout
 from trainer.schedule.actions import RECEIVES, Action, Kind, Schedule, Tied
 from trainer.schedule.calibrate import (
     Seen,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.support.alone import Alone
-from trainer.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
+from trainer.checkpoint.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
 from trainer.errors import UserError
 from trainer.models.model import Layer, Tie
 from trainer.pipeline.build import build_layer

@@ -10,9 +10,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.compose import explain, register, typed
-from trainer.config import AdamWConfig, Config, GPTConfig, GroupConfig, TextConfig, flat
-from trainer.config_check import check
+from trainer.config.check import check
+from trainer.config.compose import explain, register, typed
+from trainer.config.schema import AdamWConfig, Config, GPTConfig, GroupConfig, TextConfig, flat
 from trainer.errors import UserError, suggest
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from trainer.compose import known_keys
-from trainer.config_docs import PAGE, page
+from trainer.config.compose import known_keys
+from trainer.config.docs import PAGE, page
 
 REPOSITORY = Path(__file__).parents[1]
 

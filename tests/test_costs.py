@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.costs import FLOPS_PER_BYTE, LayerCost, layer_costs
 from trainer.models.model import Activation, Layer, Model
-from trainer.partition import partition
 from trainer.pipeline.recomputation import Recompute
+from trainer.plan.costs import FLOPS_PER_BYTE, LayerCost, layer_costs
+from trainer.plan.partition import partition
 
 
 class NoLoss:

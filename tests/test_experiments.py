@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.test_config import CONF, composed
-from trainer.config import flat
+from trainer.config.schema import flat
 
 GPT = {
     "layout.stages": "auto",
@@ -181,7 +181,7 @@ def test_an_experiment_of_the_user_stands_on_the_recipe_it_names(tmp_path: Path)
 COMPOSE = """
 import sys
 import trainer.__main__, trainer.verify.__main__
-from trainer.compose import compose
+from trainer.config.compose import compose
 composed = compose()
 print(len(composed.configs), [config.run.dir for config in composed.configs])
 print([name for name in ("torch", "mpi4py", "horovod") if name in sys.modules])

@@ -4,9 +4,19 @@ from dataclasses import dataclass
 
 import pytest
 
-from trainer.config_check import check_part
+from trainer.config.check import check_part
+from trainer.config.fields import (
+    auto_or_positive,
+    below_one,
+    one_of,
+    plain,
+    positive,
+    share,
+    size,
+    spec_of,
+    text,
+)
 from trainer.errors import UserError
-from trainer.fields import auto_or_positive, below_one, one_of, plain, positive, share, size, spec_of, text
 
 
 @dataclass

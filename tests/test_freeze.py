@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.one_process import CPU, Given, Pipeline, share
-from trainer.config import GPTConfig
-from trainer.costs import layer_costs
-from trainer.cut import partition_model
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
 from trainer.models.freeze import freeze
@@ -20,6 +18,8 @@ from trainer.models.gpt import gpt
 from trainer.models.model import Activation, Layer, Model, Tie
 from trainer.models.names import Parameters, choose_layers, chooses
 from trainer.pipeline.build import build_layer
+from trainer.plan.costs import layer_costs
+from trainer.plan.stages import partition_model
 
 
 class Tokens:

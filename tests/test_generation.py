@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.support.one_process import Pipeline
-from trainer.config import GenerateConfig, GPTConfig
+from trainer.config.schema import GenerateConfig, GPTConfig
 from trainer.data.dataset import Data
 from trainer.generation import Text
 from trainer.models.gpt import gpt

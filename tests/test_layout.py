@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.distributed.layout import Layout, deal, micro_batch_sizes
 from trainer.errors import UserError
-from trainer.layout import Layout, deal, micro_batch_sizes
 
 
 def test_eight_ranks_of_four_stages_are_two_contiguous_groups() -> None:

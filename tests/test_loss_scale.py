@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.steps import RESULT, SUMMARY
-from trainer.loss_scale import LossScale
+from trainer.optim.loss_scale import LossScale
 
 
 def test_dividing_by_it_is_exact() -> None:

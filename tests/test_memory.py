@@ -8,15 +8,15 @@ from torch import nn
 
 from tests.support.blocks import blocks
 from tests.support.schedules import training_schedule
-from trainer.config import AdamWConfig, CustomOptimizerConfig, SGDConfig
-from trainer.costs import layer_costs
-from trainer.cut import Cut, partition_model
+from trainer.config.schema import AdamWConfig, CustomOptimizerConfig, SGDConfig
+from trainer.config.sizes import parse_size, size_text
 from trainer.errors import UserError
-from trainer.memory import fit, predict
 from trainer.models.model import Layer, Model
-from trainer.optimization import state_per_weight
+from trainer.optim.optimization import state_per_weight
 from trainer.pipeline.recomputation import Recompute
-from trainer.sizes import parse_size, size_text
+from trainer.plan.costs import layer_costs
+from trainer.plan.memory import fit, predict
+from trainer.plan.stages import Cut, partition_model
 
 STAGES, MICRO_BATCHES = 2, 6
 SCHEDULE = training_schedule("1f1b", STAGES, MICRO_BATCHES)

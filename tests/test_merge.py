@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.schedules import training_schedule
-from trainer.layout import Layout
+from trainer.distributed.layout import Layout
 from trainer.schedule.actions import Kind, Schedule, Tied
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.merge import by_rank, merge_for_rank

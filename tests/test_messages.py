@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tests.fixtures.wires.in_process import Exchange, InProcess
-from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.activation import Nest, flatten, unflatten
+from trainer.distributed.waiting import WaitMeter
 from trainer.pipeline.messages import Messages, number_of_tags
 from trainer.schedule.actions import RECEIVE_OF, Action, Kind
-from trainer.waiting import WaitMeter
 
 CPU = torch.device("cpu")
 LONG = 0.3  # seconds

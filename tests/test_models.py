@@ -7,7 +7,8 @@ import pytest
 from torch import nn
 
 from tests.support.thread_ranks import on_ranks
-from trainer.config import (
+from trainer.config.import_path import load
+from trainer.config.schema import (
     BinaryConfig,
     CustomDataConfig,
     CustomModelConfig,
@@ -18,14 +19,13 @@ from trainer.config import (
 from trainer.data.binary import binary
 from trainer.data.build import load_data
 from trainer.errors import UserError
-from trainer.imports import load
 from trainer.models.build import build_model, check_model
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.simplenet import BinaryLoss
 
 OWN_CODE = """
 from torch import nn
-from trainer.config import BinaryConfig
+from trainer.config.schema import BinaryConfig
 from trainer.data.binary import binary
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.support.layers import layers_of
-from trainer.config import (
+from trainer.config.schema import (
     AdamWConfig,
     CustomOptimizerConfig,
     GroupConfig,
@@ -21,7 +21,7 @@ from trainer.config import (
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.simplenet import BinaryLoss
-from trainer.optimization import (
+from trainer.optim.optimization import (
     all_gradients,
     build_optimizer,
     check_groups,

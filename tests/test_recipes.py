@@ -11,8 +11,8 @@ import torch
 
 from tests.fixtures import FIXTURES
 from tests.support.one_process import Pipeline
+from trainer.distributed.layout import Layout
 from trainer.errors import UserError
-from trainer.layout import Layout
 from trainer.schedule import recipes as package
 from trainer.schedule.actions import Action, Kind, Order, Tied, Work
 from trainer.schedule.assemble import evaluation_schedule, training_schedule

@@ -12,16 +12,16 @@ from tests.fixtures import FIXTURES
 from tests.support.blocks import WIDTH, Squares, blocks
 from tests.support.one_process import Given, Pipeline
 from tests.support.two_steps import LAYERS, one_stage, two_steps
-from trainer.costs import layer_costs
-from trainer.cut import Cut
-from trainer.live_bytes import LiveBytes
-from trainer.memory import stage_bytes
 from trainer.models.model import Layer, Model
-from trainer.partition import stage_ranges
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.statistics import RunningStatistics
+from trainer.pipeline.tensor_bytes import LiveBytes
+from trainer.plan.costs import layer_costs
+from trainer.plan.memory import stage_bytes
+from trainer.plan.partition import stage_ranges
+from trainer.plan.stages import Cut
 from trainer.schedule.actions import PASSES_ON, Action, Schedule
-from trainer.schedule.live import live_bytes
+from trainer.schedule.peak_memory import live_bytes
 
 LESS = [Recompute.SELECTIVE, Recompute.FULL]
 SAMPLES, MICRO_BATCHES = 32, 6

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.launch import Result, launch
-from trainer import registry
-from trainer.config import AdamWConfig, Config, DataConfig, GPTConfig, ModelConfig
+from trainer.config import registry
+from trainer.config.fields import positive
+from trainer.config.registry import GROUPS, choice, choices, chosen, import_builder
+from trainer.config.schema import AdamWConfig, Config, DataConfig, GPTConfig, ModelConfig
 from trainer.errors import UserError
-from trainer.fields import positive
-from trainer.registry import GROUPS, choice, choices, chosen, import_builder
 
 TOYS = "tests.toys.declared"
 RECIPE = ["experiment=none", "model=toy", "data=toy", "data.file=points.npy", "optimizer=toy"]

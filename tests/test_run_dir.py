@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.thread_ranks import on_ranks
 from tests.test_config import valid
+from trainer.distributed.run_dir import place_sweep, resolve_run_dir
 from trainer.errors import UserError
-from trainer.run_dir import place_sweep, resolve_run_dir
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_ranks_share_a_new_folder_that_no_other_run_gets(folder: Path) -> None:
 
 LAUNCH = """
 import sys
-from trainer.run_dir import resolve_run_dir
+from trainer.distributed.run_dir import resolve_run_dir
 
 class Alone:
     rank = 0

@@ -18,8 +18,8 @@ from trainer.schedule.actions import (
 )
 from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.draw import draw_text
-from trainer.schedule.live import StageBytes, live_bytes, peak_live, peak_live_bytes
 from trainer.schedule.machine import Machine
+from trainer.schedule.peak_memory import StageBytes, live_bytes, peak_live, peak_live_bytes
 from trainer.schedule.resolve import recipes
 from trainer.schedule.simulate import simulate, simulate_on
 from trainer.schedule.validate import validate

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.support.layers import layers_of
-from trainer.config import AdamWConfig, GroupConfig, OptimizerConfig, SGDConfig
-from trainer.optimization import build_optimizer, state_bytes
+from trainer.config.schema import AdamWConfig, GroupConfig, OptimizerConfig, SGDConfig
+from trainer.distributed.waiting import WaitMeter
+from trainer.optim.optimization import build_optimizer, state_bytes
 from trainer.replication.sharding import Shards, deal_parameters
-from trainer.waiting import WaitMeter
 
 
 def largest_shard(sizes: list[int], shard_of: tuple[int, ...] | list[int], shards: int) -> int:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.activation import Nest, flatten, unflatten
 from trainer.models.simplenet import BinaryLoss
-from trainer.pipeline.activation import Nest, flatten, unflatten
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import BuiltLayer, Stage
 

@@ -10,15 +10,15 @@ from torch import nn
 
 from tests.support.modules import Own
 from tests.support.schedules import training_schedule
-from trainer.costs import layer_costs
-from trainer.cut import Cut, partition_model
-from trainer.layout import Layout
-from trainer.memory import predict
+from trainer.config.sizes import size_text
+from trainer.distributed.layout import Layout
 from trainer.models.model import Layer, Model
 from trainer.models.simplenet import BinaryLoss
 from trainer.pipeline.recomputation import Recompute
+from trainer.plan.costs import layer_costs
+from trainer.plan.memory import predict
+from trainer.plan.stages import Cut, partition_model
 from trainer.plan.table import stages_table
-from trainer.sizes import size_text
 
 WIDTH = 24
 

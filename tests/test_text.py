@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.thread_ranks import ThreadRank, on_ranks
-from trainer.config import TextConfig
+from trainer.config.schema import TextConfig
 from trainer.data.build import Ranks, load_data
 from trainer.data.dataset import Data
 from trainer.data.text import Windows

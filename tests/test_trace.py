@@ -8,7 +8,7 @@ from tests.support.schedules import training_schedule
 from tests.support.trace_format import check_trace
 from trainer.metrics.clock import Clock, Offset
 from trainer.metrics.trace import RankTrace, trace_events
-from trainer.pipeline.observed import Observed
+from trainer.pipeline.timings import Observed
 from trainer.schedule.actions import RECEIVES, SENDS, Action, Kind, Schedule
 from trainer.schedule.simulate import simulate
 from trainer.schedule.timeline import AllReduce, Times

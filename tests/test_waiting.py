@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import pytest
 
-from trainer import waiting
-from trainer.doorbell import Doorbell
-from trainer.waiting import WaitMeter, hears, listen, wait
+from trainer.distributed import waiting
+from trainer.distributed.waiting import WaitMeter, hears, listen, wait
+from trainer.distributed.wakeup import Doorbell
 
 LONG = 0.3  # seconds
 

@@ -75,7 +75,7 @@ def test_it_has_a_script_for_every_command(installed: Path) -> None:
 def test_it_finds_its_configuration(installed: Path, tmp_path: Path) -> None:
     printed = run(installed, tmp_path, "-m", "trainer", "--cfg", "job", "experiment=small")
     assert "width: 32" in printed
-    where = run(installed, tmp_path, "-c", "from trainer.compose import *; print(conf_folder())")
+    where = run(installed, tmp_path, "-c", "from trainer.config.compose import *; print(conf_folder())")
     assert where.strip() == str(installed / "trainer" / "conf")
 
 

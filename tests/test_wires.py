@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from trainer.distributed.waiting import WaitMeter
 from trainer.pipeline import wires
 from trainer.pipeline.messages import Messages, number_of_tags
 from trainer.pipeline.wires import registry
 from trainer.pipeline.wires.registry import Place, WireType, choose, open_wires, register, wire_types
 from trainer.schedule.actions import Action, Kind
-from trainer.waiting import WaitMeter
 
 CONTRIBUTED = Path(__file__).parent / "fixtures" / "wires"
 MODULE = f"{wires.__name__}.in_process"
@@ -151,6 +151,6 @@ def test_both_ends_choose_alike() -> None:
 
 
 def test_messages_know_nothing_of_mpi() -> None:
-    code = "import sys, trainer.pipeline.messages; print({'mpi4py', 'trainer.world'} & {*sys.modules})"
+    code = "import sys, trainer.pipeline.messages; print({'mpi4py', 'trainer.distributed.world'} & {*sys.modules})"
     ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ended.stdout.strip() == "set()"

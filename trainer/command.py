@@ -10,15 +10,15 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from trainer import environment
-from trainer.compose import ComposeError, compose, explain
-from trainer.config import Config
-from trainer.failure import fail
-from trainer.run_dir import place_sweep
-from trainer.sharing import compute_longer_at_a_time
+from trainer.config.compose import ComposeError, compose, explain
+from trainer.config.schema import Config
+from trainer.distributed import environment
+from trainer.distributed.failure import fail
+from trainer.distributed.oversubscription import compute_longer_at_a_time
+from trainer.distributed.run_dir import place_sweep
 
 if TYPE_CHECKING:
-    from trainer.world import World
+    from trainer.distributed.world import World
 
 Job = Callable[[Config, Any], None]
 
@@ -67,6 +67,6 @@ def run_jobs(job: Job, *, with_ranks: bool = True) -> None:
 @lru_cache(maxsize=1)
 def _world() -> "World":
     """Start MPI, once a process: a sweep's runs share it."""
-    from trainer.world import World  # noqa: PLC0415  (imports torch: not before the configuration is right)
+    from trainer.distributed.world import World  # noqa: PLC0415  (imports torch: not before the configuration is right)
 
     return World()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trainer.layout import micro_batch_sizes, share
+from trainer.distributed.layout import micro_batch_sizes, share
 from trainer.pipeline.micro_batches import MicroBatches, cut
 from trainer.run import Run
 from trainer.schedule.assemble import evaluation_schedule

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from trainer.config import GenerateConfig
+from trainer.config.schema import GenerateConfig
 from trainer.models.model import Activation
 from trainer.pipeline.source import Source
 from trainer.run import Run

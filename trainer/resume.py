@@ -4,13 +4,13 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from trainer.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
+from trainer.checkpoint.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
+from trainer.checkpoint.warm_start import warm_start
+from trainer.distributed.world import versions
 from trainer.errors import UserError
-from trainer.loss_scale import LossScale
 from trainer.metrics.folder import RunFolder
+from trainer.optim.loss_scale import LossScale
 from trainer.run import Run
-from trainer.warm_start import warm_start
-from trainer.world import versions
 
 _log = logging.getLogger(__name__)
 

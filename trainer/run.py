@@ -6,15 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import environment
-from trainer.config import Config, flat
+from trainer.config.schema import Config, flat
 from trainer.data.build import load_data
 from trainer.data.order import Order
-from trainer.devices import devices_of_rank
-from trainer.loss_scale import LossScale
+from trainer.distributed import environment
+from trainer.distributed.devices import devices_of_rank
+from trainer.distributed.world import Groups, World, horovod, versions
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
-from trainer.optimization import build_optimizer, check_groups
+from trainer.optim.loss_scale import LossScale
+from trainer.optim.optimization import build_optimizer, check_groups
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine
 from trainer.pipeline.precision import COMPUTE_TYPES, Precision
@@ -31,7 +32,6 @@ from trainer.schedule.actions import Action, Schedule
 from trainer.schedule.merge import by_rank
 from trainer.schedule.resolve import resolve
 from trainer.schedule.validate import validate
-from trainer.world import Groups, World, horovod, versions
 
 
 class Run:

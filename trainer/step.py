@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.devices import peak_memory
-from trainer.optimization import (
+from trainer.distributed.devices import peak_memory
+from trainer.optim.optimization import (
     all_gradients,
     clear_gradients,
     clip,

@@ -3,10 +3,10 @@
 import math
 from pathlib import Path
 
-from trainer.checkpoint import find_checkpoint
-from trainer.config import Config
+from trainer.checkpoint.checkpoint import find_checkpoint
+from trainer.config.schema import Config
+from trainer.distributed.failure import tell_when_ended
 from trainer.evaluation import evaluate
-from trainer.failure import tell_when_ended
 from trainer.generation import generate
 from trainer.metrics.folder import RunFolder
 from trainer.metrics.observer import Beginning

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from trainer import environment
+from trainer.distributed import environment
 
 environment.prepare()
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import trainer.world  # noqa: E402
-from trainer.doorbell import Doorbell, hang_up  # noqa: E402
-from trainer.failure import fail  # noqa: E402
-from trainer.pipeline.activation import structure  # noqa: E402
+import trainer.distributed.world  # noqa: E402
+from trainer.activation import structure  # noqa: E402
+from trainer.distributed.failure import fail  # noqa: E402
+from trainer.distributed.waiting import wait  # noqa: E402
+from trainer.distributed.wakeup import Doorbell, hang_up  # noqa: E402
+from trainer.distributed.world import World  # noqa: E402
 from trainer.pipeline.wires.mpi import MpiWire  # noqa: E402
-from trainer.waiting import wait  # noqa: E402
-from trainer.world import World  # noqa: E402
 
 CPU = torch.device("cpu")
 EAGER = torch.arange(environment.AT_ONCE // 4, dtype=torch.int32)  # just as large as is sent eagerly
@@ -86,7 +86,7 @@ def exchange_bytes(wire: MpiWire, world: World, peer: int) -> None:
 def main() -> None:
     """Do it all on a rank; the one with number 1 is late with its bell."""
     if environment.rank() == 1:
-        trainer.world.hang_up = hang_up_late
+        trainer.distributed.world.hang_up = hang_up_late
     world = World()
     peer, wire = 1 - world.rank, MpiWire(world, tags=3)
     exchange(wire, world, peer)

@@ -6,7 +6,7 @@ import pytest
 from tests.fixtures import FIXTURES
 from tests.support.runs import Trained
 from trainer.data.order import Order
-from trainer.layout import deal, micro_batch_sizes
+from trainer.distributed.layout import deal, micro_batch_sizes
 from trainer.models.gpt import MASKED
 from trainer.pipeline.micro_batches import cut
 

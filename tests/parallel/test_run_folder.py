@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from tests.support.launch import launch
 from tests.support.runs import Trained
-from trainer.config import Config
+from trainer.config.schema import Config
 
 pytestmark = pytest.mark.parallel
 

@@ -3,17 +3,17 @@
 import sys
 import time
 
-from trainer import environment
+from trainer.distributed import environment
 
 environment.prepare()
 
 import torch  # noqa: E402
 
-from trainer.layout import Layout  # noqa: E402
+from trainer.distributed.layout import Layout  # noqa: E402
+from trainer.distributed.waiting import WaitMeter  # noqa: E402
+from trainer.distributed.world import World  # noqa: E402
 from trainer.pipeline.wires.connect import connect  # noqa: E402
 from trainer.schedule.actions import Action, Kind  # noqa: E402
-from trainer.waiting import WaitMeter  # noqa: E402
-from trainer.world import World  # noqa: E402
 
 WAIT = 2.0  # seconds
 STAGES = 2

@@ -5,8 +5,9 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from trainer.activation import flatten, structure
+from trainer.distributed.waiting import WaitMeter
 from trainer.models.model import Activation, Model
-from trainer.pipeline.activation import flatten, structure
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine
 from trainer.pipeline.precision import Precision
@@ -21,7 +22,6 @@ from trainer.schedule.actions import Action
 from trainer.schedule.assemble import evaluation_schedule, training_schedule
 from trainer.schedule.merge import merge_for_rank
 from trainer.schedule.resolve import resolve
-from trainer.waiting import WaitMeter
 
 CPU = torch.device("cpu")
 

@@ -19,10 +19,11 @@ from unittest import mock
 from tests.support.fresh import as_if_new
 from tests.support.jobs import SOCKET, Hello, Job, Line, Report
 from tests.support.launch import die_with_the_parent
-from trainer import command, environment
+from trainer import command
+from trainer.distributed import environment
+from trainer.distributed.failure import exit_code, message
+from trainer.distributed.oversubscription import nap_in_background_threads
 from trainer.errors import UserError
-from trainer.failure import exit_code, message
-from trainer.sharing import nap_in_background_threads
 
 # Of the process: MPI starts once, and its progress loop takes the callback once.
 _KEPT = (command._world, nap_in_background_threads)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.support.launch import LIMIT, Result
 from tests.support.pool import Pool
+from trainer.distributed.layout import Layout
 from trainer.errors import UserError
-from trainer.layout import Layout
 
 _MANY = 1000  # layers
 _MOST_RANKS = 20  # of all pools together; each has some 0.35 GB of its own

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainer.config import GPTConfig
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.models.gpt import gpt
 from trainer.models.model import Layer, Model

@@ -25,7 +25,7 @@ class Exchange:
 
 
 class ThreadRank:
-    """One of them, with the calls of `trainer.world.World` that agreement takes.
+    """One of them, with the calls of `trainer.distributed.world.World` that agreement takes.
 
     Attributes:
         rank: Its number.

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from trainer.__main__ import main
-from trainer.config import DataConfig, ModelConfig, OptimizerConfig
-from trainer.fields import below_one, one_of, plain, positive
-from trainer.registry import choice
+from trainer.config.fields import below_one, one_of, plain, positive
+from trainer.config.registry import choice
+from trainer.config.schema import DataConfig, ModelConfig, OptimizerConfig
 
 
 @choice("model", build="tests.toys.built:network")

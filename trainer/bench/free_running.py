@@ -4,7 +4,7 @@ from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-from trainer.pipeline.activation import Nest
+from trainer.activation import Nest
 from trainer.pipeline.transport import Transport
 from trainer.schedule.actions import Action, Kind
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from trainer.bench.contestant import serve
 from trainer.command import run_command
-from trainer.config import Config
+from trainer.config.schema import Config
 
 if TYPE_CHECKING:
-    from trainer.world import World
+    from trainer.distributed.world import World
 
 FREE = "TRAINER_BENCH_FREE"
 

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer import environment
 from trainer.bench.gpt import Work
 from trainer.bench.sleeping import MeanOfSamples, Numbers
 from trainer.bench.split_backward import ratios
-from trainer.layout import Layout
+from trainer.distributed import environment
+from trainer.distributed.layout import Layout
+from trainer.distributed.waiting import WaitMeter
 from trainer.models.model import Layer
 from trainer.pipeline.engine import Engine
 from trainer.pipeline.micro_batches import MicroBatches
@@ -33,7 +34,6 @@ from trainer.schedule.assemble import training_schedule
 from trainer.schedule.merge import by_rank
 from trainer.schedule.recipe import ScheduleRecipe
 from trainer.schedule.resolve import recipes, resolve
-from trainer.waiting import WaitMeter
 
 _CPU = torch.device("cpu")
 _FLOATS = 256

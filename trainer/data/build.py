@@ -2,11 +2,11 @@
 
 from typing import Any, Protocol
 
-from trainer.config import DataConfig
-from trainer.config_check import check_part
+from trainer.config.check import check_part
+from trainer.config.registry import chosen, import_builder
+from trainer.config.schema import DataConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
-from trainer.registry import chosen, import_builder
 
 
 class Ranks(Protocol):

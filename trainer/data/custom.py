@@ -1,10 +1,10 @@
 """Custom data, by import path."""
 
-from trainer.config import CustomDataConfig
+from trainer.config.import_path import call
+from trainer.config.import_path import load as load_target
+from trainer.config.schema import CustomDataConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
-from trainer.imports import call
-from trainer.imports import load as load_target
 
 
 def prepare(config: CustomDataConfig) -> None:

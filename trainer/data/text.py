@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.config import TextConfig
+from trainer.config.schema import TextConfig
 from trainer.data.dataset import Data
 from trainer.data.files import find_text
 from trainer.data.tokenizer import build_tokenizer

@@ -7,7 +7,7 @@ timeline.json     one usual step of the first replica, measured and predicted, f
 schedule.txt      the step of the first replica, drawn as predicted
 trace.json        with run.trace: every action of every rank, for ui.perfetto.dev
 logs/rank0.log    what each rank logs
-checkpoints/      see trainer/checkpoint.py
+checkpoints/      see trainer/checkpoint/checkpoint.py
 """
 
 import json
@@ -17,11 +17,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from trainer.checkpoint import checkpoint_folder
-from trainer.config import Config
+from trainer.checkpoint.checkpoint import checkpoint_folder
+from trainer.config.schema import Config
+from trainer.distributed.run_dir import resolve_run_dir
+from trainer.distributed.world import World
 from trainer.errors import UserError
-from trainer.run_dir import resolve_run_dir
-from trainer.world import World
 
 
 class RunFolder:

@@ -13,7 +13,7 @@ from trainer.metrics.clock import clock_offset
 from trainer.metrics.headline import headline
 from trainer.metrics.observer import RunObserver
 from trainer.metrics.timeline import StepTimeline
-from trainer.pipeline.observed import Observed
+from trainer.pipeline.timings import Observed
 from trainer.run import Run
 from trainer.schedule.calibrate import Seen, calibrate, reduce_points, stage_buckets, work_times
 from trainer.schedule.machine import Machine

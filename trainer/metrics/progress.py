@@ -6,7 +6,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from trainer import environment
+from trainer.distributed import environment
 from trainer.step import StepResult
 
 # Seconds between two lines: often at first, when a person looks on, and seldom in the middle of the night.

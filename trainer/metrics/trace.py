@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from trainer.metrics.clock import Clock, clock_offset
 from trainer.metrics.observer import RunObserver
-from trainer.pipeline.observed import Observed
+from trainer.pipeline.timings import Observed
 from trainer.run import Run
 from trainer.schedule.actions import SENDS, Action, Kind
 from trainer.schedule.replay import Message, message_of

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping
 
-from trainer.config import ModelConfig
-from trainer.config_check import check_part
+from trainer.config.check import check_part
+from trainer.config.registry import chosen, import_builder
+from trainer.config.schema import ModelConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model
-from trainer.registry import chosen, import_builder
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # fit for a file name
 

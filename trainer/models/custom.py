@@ -1,9 +1,9 @@
 """A custom model, by import path."""
 
-from trainer.config import CustomModelConfig
+from trainer.config.import_path import call, load
+from trainer.config.schema import CustomModelConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
-from trainer.imports import call, load
 from trainer.models.model import Model
 
 

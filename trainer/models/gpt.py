@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import GPTConfig
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
 from trainer.models.model import Activation, Layer, Model, Tie

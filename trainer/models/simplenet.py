@@ -7,7 +7,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import SimpleNetConfig
+from trainer.config.schema import SimpleNetConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
 from trainer.models.model import Activation, Layer, Model

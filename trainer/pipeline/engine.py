@@ -8,16 +8,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trainer.activation import Nest, flatten, unflatten
+from trainer.distributed.waiting import WaitMeter
 from trainer.models.model import Activation
-from trainer.pipeline.activation import Nest, flatten, unflatten
-from trainer.pipeline.observed import Observed
 from trainer.pipeline.source import Source
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.ties import TiedParameters
+from trainer.pipeline.timings import Observed
 from trainer.pipeline.transport import Transport
 from trainer.schedule.actions import COMPLETES, Action, Kind
 from trainer.schedule.timeline import AllReduce, Times
-from trainer.waiting import WaitMeter
 
 
 class Gradients(Protocol):

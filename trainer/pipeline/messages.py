@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trainer.pipeline.activation import Nest, Structure, structure
+from trainer.activation import Nest, Structure, structure
+from trainer.distributed.waiting import WaitMeter
 from trainer.pipeline.wires.wire import Arrival, ControlWire, Sending, Wire
 from trainer.schedule.actions import RECEIVE_OF, RECEIVES, Action, Kind
-from trainer.waiting import WaitMeter
 
 _SIGNATURES_TAG = 0
 _POSTED_AHEAD = 2  # receives a channel; more would hold memory that 1F1B is there to save

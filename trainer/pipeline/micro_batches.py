@@ -5,9 +5,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.activation import flatten, structure
 from trainer.data.dataset import Dataset
 from trainer.models.model import Activation
-from trainer.pipeline.activation import flatten, structure
 from trainer.pipeline.source import Source
 
 

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
-from trainer.live_bytes import memory_of, tensors_in
+from trainer.pipeline.tensor_bytes import memory_of, tensors_in
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from trainer.activation import Nest, flatten, unflatten
 from trainer.models.model import Activation, Loss, Tie
-from trainer.pipeline.activation import Nest, flatten, unflatten
 from trainer.pipeline.graph import run_backward
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from trainer.distributed.world import Communicator
 from trainer.errors import UserError
 from trainer.pipeline.recomputation import runs_again
 from trainer.pipeline.stage import BuiltLayer
-from trainer.world import Communicator
 
 
 class RunningStatistics:

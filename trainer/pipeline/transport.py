@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.pipeline.activation import Nest
+from trainer.activation import Nest
 from trainer.schedule.actions import RECEIVE_OF, Action, Kind
 
 Channel = tuple[Kind, int, int]  # what the receiving end does, source stage, target stage

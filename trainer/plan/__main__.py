@@ -9,10 +9,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from trainer.command import run_command
-from trainer.config import Config
+from trainer.config.schema import Config
 
 if TYPE_CHECKING:
-    from trainer.world import World
+    from trainer.distributed.world import World
 
 _SHORT = {"ranks": "plan.ranks", "memory": "plan.memory"}
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.cut import Cut
 from trainer.plan.plan import Plan
+from trainer.plan.stages import Cut
 from trainer.schedule.actions import Kind
 from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.simulate import simulate_on

@@ -15,18 +15,19 @@ from functools import cached_property
 
 import numpy as np
 
-from trainer.config import Config
-from trainer.costs import LayerCost, layer_costs
-from trainer.cut import Cut, partition_model
+from trainer.config.schema import Config
+from trainer.config.sizes import parse_size
 from trainer.data.dataset import Data
+from trainer.distributed.layout import Layout, deal, micro_batch_sizes
 from trainer.errors import UserError
-from trainer.layout import Layout, deal, micro_batch_sizes
-from trainer.memory import Memory, fit, predict
 from trainer.models.model import Model
-from trainer.optimization import state_per_weight
+from trainer.optim.optimization import state_per_weight
 from trainer.pipeline.precision import COMPUTE_TYPES
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.ties import tied_stages
+from trainer.plan.costs import LayerCost, layer_costs
+from trainer.plan.memory import Memory, fit, predict
+from trainer.plan.stages import Cut, partition_model
 from trainer.replication.averaging import check_averaging
 from trainer.schedule.actions import Schedule, Tied
 from trainer.schedule.assemble import training_schedule
@@ -36,7 +37,6 @@ from trainer.schedule.recipe import ScheduleRecipe
 from trainer.schedule.simulate import simulate_on
 from trainer.schedule.timeline import Timeline
 from trainer.schedule.validate import ScheduleError, validate
-from trainer.sizes import parse_size
 
 
 def model_costs(config: Config, model: Model, data: Data) -> tuple[LayerCost, ...]:

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from trainer.config import Config
+from trainer.config.schema import Config
+from trainer.config.sizes import size_text
 from trainer.data.build import example_data
 from trainer.errors import UserError
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
-from trainer.optimization import check_groups
+from trainer.optim.optimization import check_groups
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.hardware import Hardware, predict_step
 from trainer.plan.plan import Plan, model_costs
@@ -17,7 +18,6 @@ from trainer.plan.table import align, stages_table
 from trainer.schedule.draw import draw_text
 from trainer.schedule.machine import Link
 from trainer.schedule.resolve import resolve
-from trainer.sizes import size_text
 
 _SHOWN = {"layout.stages", "schedule"}  # whoever gives both wants to see that one layout
 _REASONS = 12  # shown

@@ -5,16 +5,16 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config import Config
-from trainer.costs import LayerCost
+from trainer.config.schema import Config
+from trainer.config.sizes import parse_size, size_text
 from trainer.errors import UserError
 from trainer.models.model import Model
 from trainer.pipeline.recomputation import Recompute
+from trainer.plan.costs import LayerCost
 from trainer.plan.hardware import Hardware, predict_step
 from trainer.plan.plan import Plan
 from trainer.schedule.resolve import recipes, resolve
 from trainer.schedule.timeline import Timeline
-from trainer.sizes import parse_size, size_text
 
 Overrides = Mapping[str, Any]  # values by dotted key
 

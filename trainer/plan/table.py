@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from trainer.cut import Cut
-from trainer.layout import Layout
-from trainer.memory import Memory
+from trainer.config.sizes import size_text
+from trainer.distributed.layout import Layout
 from trainer.pipeline.recomputation import Recompute
+from trainer.plan.memory import Memory
+from trainer.plan.stages import Cut
 from trainer.schedule.actions import Kind, Schedule
-from trainer.sizes import size_text
 
 _TEXT_COLUMNS = 3  # the others are numbers, and stand on the right
 

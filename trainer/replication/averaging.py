@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from trainer.distributed.oversubscription import background_work
+from trainer.distributed.waiting import WaitMeter
+from trainer.distributed.world import horovod
 from trainer.errors import UserError
 from trainer.pipeline.stage import BuiltLayer
 from trainer.replication.replication import gradients_of
 from trainer.schedule.timeline import AllReduce
-from trainer.sharing import background_work
-from trainer.waiting import WaitMeter
-from trainer.world import horovod
 
 
 def check_averaging(op: str, replicas: int) -> None:

@@ -20,10 +20,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from trainer.distributed.oversubscription import background_work
+from trainer.distributed.waiting import WaitMeter
+from trainer.distributed.world import horovod
 from trainer.pipeline.stage import BuiltLayer
-from trainer.sharing import background_work
-from trainer.waiting import WaitMeter
-from trainer.world import horovod
 
 
 def deal_parameters(sizes: Sequence[int], shards: int) -> list[int]:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from trainer.config import Config
+from trainer.config.schema import Config
+from trainer.distributed.waiting import WaitMeter
+from trainer.distributed.world import Communicator
 from trainer.pipeline.stage import BuiltLayer
 from trainer.replication.averaging import HorovodAveraging
 from trainer.replication.replication import Replication
 from trainer.replication.sharding import Shards
 from trainer.schedule.timeline import AllReduce
-from trainer.waiting import WaitMeter
-from trainer.world import Communicator
 
 
 class Synchronous(Replication):

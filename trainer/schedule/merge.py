@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from trainer.layout import Layout
+from trainer.distributed.layout import Layout
 from trainer.schedule.actions import Action, Kind, Schedule
 from trainer.schedule.replay import SEND_OF, causal_order
 from trainer.schedule.simulate import simulate

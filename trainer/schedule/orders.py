@@ -8,7 +8,7 @@ Four stages, six micro-batches; the first stage's forwards as 0..5, its backward
 
 from collections.abc import Sequence
 
-from trainer.layout import share
+from trainer.distributed.layout import share
 from trainer.schedule.actions import Action, Kind, Order
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
+from trainer.checkpoint.warm_start import warm_start
 from trainer.evaluation import evaluate
 from trainer.metrics.headline import headline
 from trainer.metrics.progress import write_lines
@@ -13,7 +14,6 @@ from trainer.verify.comparison import Comparison
 from trainer.verify.digest_file import DigestFile, StepDigests
 from trainer.verify.reference import Reference
 from trainer.verify.values import Values
-from trainer.warm_start import warm_start
 
 _TOLD = 50  # failures
 LOSS, NORM, VALIDATION = "loss", "gradient norm", "validation loss"

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from trainer.distributed.waiting import WaitMeter
+from trainer.distributed.world import Communicator
 from trainer.pipeline.messages import Messages, number_of_tags
 from trainer.pipeline.wires.mpi import MpiWire
 from trainer.pipeline.wires.registry import Place, open_wires
-from trainer.waiting import WaitMeter
-from trainer.world import Communicator
 
 
 def connect(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trainer import environment
-from trainer.pipeline.activation import Structure
-from trainer.world import Communicator
+from trainer.activation import Structure
+from trainer.distributed import environment
+from trainer.distributed.world import Communicator
 
 if TYPE_CHECKING:
     from mpi4py import MPI

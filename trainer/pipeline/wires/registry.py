@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from trainer.distributed.world import Communicator
 from trainer.pipeline import wires
 from trainer.pipeline.wires.wire import ControlWire, Wire
-from trainer.world import Communicator
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.pipeline.activation import Structure
+from trainer.activation import Structure
 
 
 class Sending(Protocol):

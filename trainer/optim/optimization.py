@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.config import GroupConfig, LRScheduleConfig, OptimizerConfig
+from trainer.config.registry import chosen, import_builder
+from trainer.config.schema import GroupConfig, LRScheduleConfig, OptimizerConfig
 from trainer.models.model import Model
 from trainer.models.names import Name, Parameters, chooses, own_name
 from trainer.pipeline.stage import BuiltLayer
-from trainer.registry import chosen, import_builder
 
 
 def learning_rate(peak: float, schedule: LRScheduleConfig, step: int, steps: int) -> float:

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer import __version__, environment
-from trainer.doorbell import hang_up
+from trainer import __version__
+from trainer.distributed import environment
+from trainer.distributed.oversubscription import nap_in_background_threads
+from trainer.distributed.waiting import WaitMeter, hears, listen, ring
+from trainer.distributed.wakeup import hang_up
 from trainer.errors import UserError
-from trainer.sharing import nap_in_background_threads
-from trainer.waiting import WaitMeter, hears, listen, ring
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from trainer.layout import Layout
+    from trainer.distributed.layout import Layout
 
 _LONGEST_MESSAGE = 1 << 30  # bytes; MPI counts in 32 bits
 

@@ -1,8 +1,8 @@
 """The configuration: one typed dataclass per part; `conf/` gives the recipes.
 
 Hydra composes the files in `conf/` and the command line into `Config`. `check` then holds every value
-against the range that its field states (`trainer.fields`), before torch or MPI are even imported. Every
-error names the dotted key. Models, data and optimizers are choices of `trainer.registry`.
+against the range that its field states (`trainer.config.fields`), before torch or MPI are even imported. Every
+error names the dotted key. Models, data and optimizers are choices of `trainer.config.registry`.
 """
 
 from dataclasses import dataclass, field, is_dataclass
@@ -10,9 +10,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from trainer.config_data import BinaryConfig, CustomDataConfig, DataConfig, TextConfig
-from trainer.config_models import CustomModelConfig, GPTConfig, ModelConfig, SimpleNetConfig
-from trainer.config_optimizers import (
+from trainer.config.data import BinaryConfig, CustomDataConfig, DataConfig, TextConfig
+from trainer.config.fields import auto_or_positive, not_negative, one_of, plain, positive, size, text
+from trainer.config.models import CustomModelConfig, GPTConfig, ModelConfig, SimpleNetConfig
+from trainer.config.optimizers import (
     AdamWConfig,
     CustomOptimizerConfig,
     GroupConfig,
@@ -20,7 +21,6 @@ from trainer.config_optimizers import (
     OptimizerConfig,
     SGDConfig,
 )
-from trainer.fields import auto_or_positive, not_negative, one_of, plain, positive, size, text
 from trainer.schedule.resolve import RecipeNames
 
 __all__ = [

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from trainer.doorbell import Doorbell, hang_up
+from trainer.distributed.wakeup import Doorbell, hang_up
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
 LONG = 30.0  # seconds

@@ -18,15 +18,15 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from trainer.kept_bytes import kept_by_loss, kept_bytes
-from trainer.live_bytes import LiveBytes, tensors_in
+from trainer.activation import Nest, Structure, flatten, structure, unflatten
 from trainer.models.model import Activation, Layer, Model
 from trainer.models.names import build_on_meta
-from trainer.pipeline.activation import Nest, Structure, flatten, structure, unflatten
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.stage import works_in_place
+from trainer.pipeline.tensor_bytes import LiveBytes, tensors_in
 from trainer.pipeline.weight_gradients import Deferral, Deferred
+from trainer.plan.saved_activations import kept_by_loss, kept_bytes
 
 # So many operations take as long as moving a byte: about 100 GFLOP/s against 10 to 20 GB/s on a processor's
 # core, 60 TFLOP/s in fp32 against 3.4 TB/s on an H100. Only the order of magnitude matters: these costs

@@ -12,7 +12,7 @@ def printed(program: str) -> str:
 def test_longer_turns() -> None:
     program = (
         "import os\n"
-        "from trainer.sharing import compute_longer_at_a_time\n"
+        "from trainer.distributed.oversubscription import compute_longer_at_a_time\n"
         "compute_longer_at_a_time()\n"
         "print(os.sched_getscheduler(0) & 0xFF == os.SCHED_BATCH)"
     )
@@ -20,4 +20,9 @@ def test_longer_turns() -> None:
 
 
 def test_no_naps_without_open_mpi() -> None:
-    assert printed("from trainer.sharing import nap_in_background_threads as nap; print(nap())") == "False"
+    assert (
+        printed(
+            "from trainer.distributed.oversubscription import nap_in_background_threads as nap; print(nap())"
+        )
+        == "False"
+    )

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable, Iterable
 
-from trainer import environment
-from trainer.doorbell import Doorbell
+from trainer.distributed import environment
+from trainer.distributed.wakeup import Doorbell
 
 # Where ranks share cores, waking up interrupts a neighbour that computes: look less often.
 _RANKS_PER_CORE = max(1.0, environment.local_size() / environment.cores())

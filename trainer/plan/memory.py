@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, replace
 
-from trainer.cut import Cut
+from trainer.config.sizes import size_text
 from trainer.errors import UserError
 from trainer.pipeline.recomputation import Recompute
+from trainer.plan.stages import Cut
 from trainer.replication.sharding import largest_shard
 from trainer.schedule.actions import Schedule
-from trainer.schedule.live import StageBytes, peak_live_bytes, peak_of_worker
-from trainer.sizes import size_text
+from trainer.schedule.peak_memory import StageBytes, peak_live_bytes, peak_of_worker
 
 _POSTED = 2  # messages that a stage may have under way at either end, each way
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from trainer.distributed.waiting import WaitMeter
 from trainer.schedule.actions import Action
 from trainer.schedule.timeline import AllReduce, RankTimeline, Times
-from trainer.waiting import WaitMeter
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from trainer.checkpoint import Checkpoint, checkpoint_at
-from trainer.config import CheckpointConfig
+from trainer.checkpoint.checkpoint import Checkpoint, checkpoint_at
+from trainer.config.schema import CheckpointConfig
 from trainer.errors import UserError
 from trainer.models.model import Model
 from trainer.models.names import choose_layers, own_name

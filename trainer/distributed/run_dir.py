@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.errors import UserError
 
 _RUNS = Path("runs")

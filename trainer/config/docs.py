@@ -1,4 +1,4 @@
-"""`python -m trainer.config_docs`: writes docs/configuration.md from the schema; `--check` compares it."""
+"""`python -m trainer.config.docs`: writes docs/configuration.md from the schema; `--check` compares it."""
 
 import argparse
 import json
@@ -13,10 +13,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
-from trainer.compose import conf_folder
-from trainer.config import Config, GroupConfig
-from trainer.fields import Spec, spec_of
-from trainer.registry import GROUPS, choices
+from trainer.config.compose import conf_folder
+from trainer.config.fields import Spec, spec_of
+from trainer.config.registry import GROUPS, choices
+from trainer.config.schema import Config, GroupConfig
 
 PAGE = Path("docs/configuration.md")
 
@@ -195,7 +195,7 @@ def _escaped(text: str) -> str:
 
 def main() -> int:
     """Write the page, or compare it with the file; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.config_docs", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m trainer.config.docs", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
     if not parser.parse_args().check:
         PAGE.write_text(page())

@@ -24,11 +24,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from trainer.distributed.world import Communicator
 from trainer.errors import UserError
 from trainer.models.model import Layer
 from trainer.models.names import Name, own_name
 from trainer.pipeline.stage import BuiltLayer
-from trainer.world import Communicator
 
 FORMAT = 1
 _PARTIAL = ".partial"

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from trainer.config import Config
+from trainer.config.fields import Spec, spec_of
+from trainer.config.schema import Config
 from trainer.errors import UserError
-from trainer.fields import Spec, spec_of
 
 
 def check(config: Config) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from trainer.config import AdamWConfig, CustomOptimizerConfig, SGDConfig
-from trainer.imports import load
+from trainer.config.import_path import load
+from trainer.config.schema import AdamWConfig, CustomOptimizerConfig, SGDConfig
 
 Groups = Sequence[dict[str, Any]]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from trainer.fields import plain
+from trainer.config.fields import plain
 
 
 @dataclass

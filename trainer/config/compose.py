@@ -22,11 +22,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from trainer import config as schema
-from trainer import environment
-from trainer.config_check import check
+from trainer.config import schema as schema
+from trainer.config.check import check
+from trainer.config.registry import GROUPS, choices
+from trainer.distributed import environment
 from trainer.errors import UserError, suggest
-from trainer.registry import GROUPS, choices
 
 ComposeError = (HydraException, OmegaConfBaseException)
 

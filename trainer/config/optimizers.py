@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from trainer.config_custom import CustomConfig
-from trainer.fields import below_one, not_negative, one_of, plain, positive, share, text
-from trainer.registry import choice
+from trainer.config.custom import CustomConfig
+from trainer.config.fields import below_one, not_negative, one_of, plain, positive, share, text
+from trainer.config.registry import choice
 
 
 @dataclass
@@ -47,7 +47,7 @@ class OptimizerConfig:
         return 2  # as Adam does; a custom one cannot be asked
 
 
-@choice("optimizer", build="trainer.optimizers:adamw")
+@choice("optimizer", build="trainer.optim.optimizers:adamw")
 @dataclass
 class AdamWConfig(OptimizerConfig):
     """Adam with decoupled weight decay."""
@@ -61,7 +61,7 @@ class AdamWConfig(OptimizerConfig):
     epsilon: float = positive(1e-8, "added to the denominator")
 
 
-@choice("optimizer", build="trainer.optimizers:sgd")
+@choice("optimizer", build="trainer.optim.optimizers:sgd")
 @dataclass
 class SGDConfig(OptimizerConfig):
     """Stochastic gradient descent."""
@@ -76,7 +76,7 @@ class SGDConfig(OptimizerConfig):
         return int(self.momentum > 0)
 
 
-@choice("optimizer", build="trainer.optimizers:custom")
+@choice("optimizer", build="trainer.optim.optimizers:custom")
 @dataclass
 class CustomOptimizerConfig(CustomConfig, OptimizerConfig):
     """A custom optimizer: `target(parameter_groups, lr=..., **options)` returns a torch Optimizer.

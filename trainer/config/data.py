@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from trainer.config_custom import CustomConfig
-from trainer.fields import not_negative, plain, positive, true_share
-from trainer.registry import choice
+from trainer.config.custom import CustomConfig
+from trainer.config.fields import not_negative, plain, positive, true_share
+from trainer.config.registry import choice
 
 
 @dataclass

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from trainer.live_bytes import LiveBytes
+from trainer.activation import Nest, flatten, unflatten
 from trainer.models.model import Activation, Loss
-from trainer.pipeline.activation import Nest, flatten, unflatten
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.recomputation import Recompute, Repeatable
+from trainer.pipeline.tensor_bytes import LiveBytes
 
 aten = torch.ops.aten
 

@@ -54,7 +54,7 @@ def nap_in_background_threads() -> bool:
     Every few milliseconds the thread meets those of the other replicas in a small all-reduce, and the first
     to come spins until the last is there. Open MPI's progress loop calls functions of low priority every
     eighth time around; ours sleeps, on any thread but the main one, which never waits inside MPI (see
-    `trainer.waiting`). While there is `background_work` it naps; else it rests until there is: the meetings
+    `trainer.distributed.waiting`). While there is `background_work` it naps; else it rests until there is: the meetings
     alone took 15 ms of every 600 from the computing. To be called once MPI has started.
     """
     try:

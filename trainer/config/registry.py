@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from trainer.config.fields import undescribed
 from trainer.errors import UserError
-from trainer.fields import undescribed
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def choice(
         if missing := undescribed(schema):
             raise TypeError(
                 f"{schema.__qualname__}.{missing[0]} has no description: declare it with a function of "
-                "trainer.fields, such as positive(8, 'transformer blocks')"
+                "trainer.config.fields, such as positive(8, 'transformer blocks')"
             )
         name: str = getattr(schema, "name")  # noqa: B009  (mypy does not know that T has one)
         known = _CHOICES[group].get(name)

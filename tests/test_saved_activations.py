@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.costs import layer_costs
-from trainer.live_bytes import LiveBytes
+from trainer.activation import flatten, unflatten
 from trainer.models.gpt import Block, Head, TokenLoss
 from trainer.models.model import Activation, Layer, Loss, Model
-from trainer.pipeline.activation import flatten, unflatten
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.stage import Stage
+from trainer.pipeline.tensor_bytes import LiveBytes
+from trainer.plan.costs import layer_costs
 
 CPU = torch.device("cpu")
 WIDTH, VOCABULARY = 32, 500

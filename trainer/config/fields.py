@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
+from trainer.config.sizes import parse_size
 from trainer.errors import suggest
-from trainer.sizes import parse_size
 
 T = TypeVar("T")
 

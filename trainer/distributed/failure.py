@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from trainer import environment
+from trainer.distributed import environment
 from trainer.errors import EXIT_USER_ERROR, UserError
 
 _INTERRUPTED = 130

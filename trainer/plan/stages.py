@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.costs import LayerCost
-from trainer.partition import boundaries_from_user, partition_among_workers, stage_ranges
 from trainer.pipeline.recomputation import Recompute
+from trainer.plan.costs import LayerCost
+from trainer.plan.partition import boundaries_from_user, partition_among_workers, stage_ranges
 from trainer.schedule.actions import Kind
 
 # What two parts take more than a whole backward, relative to it: 3 % where one follows the other
