@@ -7,11 +7,11 @@ import pytest
 from tests.support.schedules import training_schedule
 from trainer.errors import UserError
 from trainer.schedule import assemble
-from trainer.schedule.actions import COMPLETES, PASSES_ON, Kind, Schedule, Tied
+from trainer.schedule.actions import COMPLETES_WEIGHT_GRADIENT, MAKES_INPUT_GRADIENT, Kind, Schedule, Tied
 from trainer.schedule.resolve import recipes, resolve
 from trainer.schedule.validate import ScheduleError, validate
 
-COMPUTING = {Kind.FORWARD} | PASSES_ON | COMPLETES
+COMPUTING = {Kind.FORWARD} | MAKES_INPUT_GRADIENT | COMPLETES_WEIGHT_GRADIENT
 MINE = """
 # a comment
 F0.0 F0.1 B0.0 F0.2 B0.1 B0.2
@@ -46,7 +46,7 @@ def test_a_custom_schedule(tmp_path: Path) -> None:
     validate([schedule])
     assert schedule.placement == (0, 1)
     assert " ".join(map(str, schedule.workers[1])) == (
-        "ra1.0<0 F1.0 B1.0 sg1.0>0 ra1.1<0 F1.1 I1.1 sg1.1>0 ra1.2<0 F1.2 W1.1 B1.2 sg1.2>0 A1 Z1 O1"
+        "ra1.0<0 F1.0 B1.0 sg1.0>0 ra1.1<0 F1.1 I1.1 sg1.1>0 ra1.2<0 F1.2 W1.1 B1.2 sg1.2>0 A1 Aw1 U1"
     )
 
 

@@ -16,7 +16,7 @@ from trainer.schedule.actions import Kind, Schedule, Work
 
 FILE = Path(__file__).parent / "fixtures" / "orders.json"
 NAMES = ("gpipe", "1f1b", "zb_h1", "interleaved", "zb_v")
-KINDS = (Kind.FORWARD, Kind.BACKWARD, Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)
+KINDS = (Kind.FORWARD, Kind.BACKWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)
 
 
 def works(stages: int) -> Mapping[str, Work | None]:

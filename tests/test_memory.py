@@ -16,19 +16,19 @@ from trainer.optim.optimization import state_per_weight
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.costs import layer_costs
 from trainer.plan.memory import fit, predict
-from trainer.plan.stages import Cut, partition_model
+from trainer.plan.stages import Partition, partition_model
 
 STAGES, MICRO_BATCHES = 2, 6
 SCHEDULE = training_schedule("1f1b", STAGES, MICRO_BATCHES)
 
 
-def cut() -> Cut:
+def cut() -> Partition:
     return partition_model(layer_costs(blocks(6), torch.zeros(32, 64)), None, range(STAGES))
 
 
-def least(cut: Cut) -> float:
+def least(cut: Partition) -> float:
     """Return the time that is spent again."""
-    return sum(cost.again(mode) for cost, mode in zip(cut.costs, cut.recompute, strict=True))
+    return sum(cost.recompute_time(mode) for cost, mode in zip(cut.costs, cut.recompute, strict=True))
 
 
 def test_sizes() -> None:
@@ -70,7 +70,7 @@ def test_what_fits_is_left_alone() -> None:
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_every_rank_fits_for_about_the_least_time(share: float) -> None:
     whole = cut()
-    frugal = Cut(whole.stages, whole.costs, (Recompute.FULL,) * 6)
+    frugal = Partition(whole.stages, whole.costs, (Recompute.FULL,) * 6)
     most, fewest = (
         max(predict(each, SCHEDULE, 2).total(rank) for rank in range(STAGES)) for each in (whole, frugal)
     )
@@ -81,16 +81,16 @@ def test_every_rank_fits_for_about_the_least_time(share: float) -> None:
         cheapest = min(
             least(way) for way in ways(whole, list(layers)) if predict(way, SCHEDULE, 2).total(stage) <= limit
         )
-        spent = sum(fitted.costs[layer].again(fitted.recompute[layer]) for layer in layers)
-        assert cheapest <= spent <= cheapest + fitted.costs[0].again(Recompute.FULL)
+        spent = sum(fitted.costs[layer].recompute_time(fitted.recompute[layer]) for layer in layers)
+        assert cheapest <= spent <= cheapest + fitted.costs[0].recompute_time(Recompute.FULL)
 
 
-def ways(whole: Cut, layers: list[int]) -> list[Cut]:
+def ways(whole: Partition, layers: list[int]) -> list[Partition]:
     """Return every choice for some layers."""
     cuts = [whole]
     for layer in layers:
         cuts = [
-            Cut(each.stages, each.costs, (*each.recompute[:layer], mode, *each.recompute[layer + 1 :]))
+            Partition(each.stages, each.costs, (*each.recompute[:layer], mode, *each.recompute[layer + 1 :]))
             for each in cuts
             for mode in Recompute
         ]

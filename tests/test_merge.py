@@ -50,5 +50,5 @@ def test_what_waits_for_other_replicas_comes_after_all_computing() -> None:
     actions = merge_for_rank(training_schedule("1f1b", 4, 8, [Tied(0, 3)]), range(4))
     kinds = [action.kind for action in actions]
     last_backward = max(i for i, kind in enumerate(kinds) if kind is Kind.BACKWARD)
-    assert kinds.index(Kind.AVERAGE) < last_backward < kinds.index(Kind.FINISH)
-    assert kinds[-4:] == [Kind.STEP] * 4
+    assert kinds.index(Kind.REDUCE_START) < last_backward < kinds.index(Kind.REDUCE_WAIT)
+    assert kinds[-4:] == [Kind.UPDATE] * 4

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.fixtures.wires.in_process import Exchange, InProcess
-from trainer.activation import Nest, flatten, unflatten
+from trainer.activation import TreeSpec, flatten, unflatten
 from trainer.distributed.waiting import WaitMeter
 from trainer.pipeline.messages import Messages, number_of_tags
 from trainer.schedule.actions import RECEIVE_OF, Action, Kind
@@ -213,7 +213,7 @@ def test_nested_activations_arrive_as_they_were() -> None:
 
 def test_a_message_may_have_no_tensors() -> None:
     pair = Pair()
-    empty: Nest = ("tuple", (None, None))
+    empty: TreeSpec = ("tuple", (None, None))
     pair.begin(["same"] * 2)
     for i in range(2):
         pair.ends[0].send(sending(i), [], empty)

@@ -12,8 +12,8 @@ def printed(program: str) -> str:
 def test_longer_turns() -> None:
     program = (
         "import os\n"
-        "from trainer.distributed.oversubscription import compute_longer_at_a_time\n"
-        "compute_longer_at_a_time()\n"
+        "from trainer.distributed.oversubscription import request_long_time_slices\n"
+        "request_long_time_slices()\n"
         "print(os.sched_getscheduler(0) & 0xFF == os.SCHED_BATCH)"
     )
     assert printed(program) == "True"
@@ -22,7 +22,7 @@ def test_longer_turns() -> None:
 def test_no_naps_without_open_mpi() -> None:
     assert (
         printed(
-            "from trainer.distributed.oversubscription import nap_in_background_threads as nap; print(nap())"
+            "from trainer.distributed.oversubscription import sleep_in_background_threads as nap; print(nap())"
         )
         == "False"
     )

@@ -24,7 +24,7 @@ def stage_of(compute: torch.dtype, *modules: nn.Module, loss: Any = None) -> Sta
     layers = [BuiltLayer(i, f"layer{i}", module) for i, module in enumerate(modules)]
     precision = Precision(compute)
     return Stage(
-        0, layers, CPU, loss=loss, randomness=Randomness(0), between=lambda: None, precision=precision
+        0, layers, CPU, loss=loss, randomness=Randomness(0), on_layer_done=lambda: None, precision=precision
     )
 
 

@@ -116,8 +116,8 @@ def check_drawing(recipe: ScheduleRecipe) -> None:
 def test_only_a_recipe_that_says_so_depends_on_work(name: str) -> None:
     recipe, p, m = resolve(name), 3, 6
     stages = len(recipe.placement(p))
-    uneven = {kind: [1.0] * (stages - 1) + [9.0] for kind in (Kind.FORWARD, Kind.INPUT_GRADIENT)}
-    uneven |= {kind: [1.0] * stages for kind in (Kind.BACKWARD, Kind.WEIGHT_GRADIENT)}
+    uneven = {kind: [1.0] * (stages - 1) + [9.0] for kind in (Kind.FORWARD, Kind.BACKWARD_INPUT)}
+    uneven |= {kind: [1.0] * stages for kind in (Kind.BACKWARD, Kind.BACKWARD_WEIGHT)}
     same = training_schedule(recipe, p, m, work=uneven) == training_schedule(recipe, p, m)
     assert same != recipe.depends_on_work
 

@@ -19,8 +19,8 @@ from trainer.pipeline.tensor_bytes import LiveBytes
 from trainer.plan.costs import layer_costs
 from trainer.plan.memory import stage_bytes
 from trainer.plan.partition import stage_ranges
-from trainer.plan.stages import Cut
-from trainer.schedule.actions import PASSES_ON, Action, Schedule
+from trainer.plan.stages import Partition
+from trainer.schedule.actions import MAKES_INPUT_GRADIENT, Action, Schedule
 from trainer.schedule.peak_memory import live_bytes
 
 LESS = [Recompute.SELECTIVE, Recompute.FULL]
@@ -171,7 +171,7 @@ def counted(schedule: str, recompute: Recompute) -> list[tuple[Action, int, int]
     engine._do = {kind: partial(counting, do) for kind, do in engine._do.items()}
     with LiveBytes() as live:
         pipeline.train(source, MICRO_BATCHES)
-    cut = Cut(stage_ranges((2,), 4), tuple(layer_costs(model, source.inputs(0))), (recompute,) * 4)
+    cut = Partition(stage_ranges((2,), 4), tuple(layer_costs(model, source.inputs(0))), (recompute,) * 4)
     first, second = stage_bytes(cut)
     second = replace(
         second, kept=second.kept - MESSAGE
@@ -186,7 +186,7 @@ def counted(schedule: str, recompute: Recompute) -> list[tuple[Action, int, int]
 def test_bytes_are_as_many_as_foreseen(recompute: Recompute, schedule: str) -> None:
     under_way = 0  # gradients between the stages
     for action, found, foreseen in counted(schedule, recompute):
-        if action.kind in PASSES_ON:
+        if action.kind in MAKES_INPUT_GRADIENT:
             under_way += 1 if action.stage == 1 else -1
         assert 0 <= found - foreseen - under_way * MESSAGE <= LOSSES, str(action)
 

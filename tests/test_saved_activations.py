@@ -70,7 +70,7 @@ def held(
         CPU,
         loss=of.loss,
         randomness=Randomness(0),
-        between=lambda: None,
+        on_layer_done=lambda: None,
         recompute=[recompute] * len(layers),
         precision=Precision(compute),
     )
@@ -83,7 +83,7 @@ def held(
 
 
 def foreseen(of: Model, compute: torch.dtype = torch.float32, recompute: Recompute = Recompute.NONE) -> int:
-    return sum(cost.kept_bytes[recompute] for cost in layer_costs(of, X, compute, TOKENS))
+    return sum(cost.saved_bytes[recompute] for cost in layer_costs(of, X, compute, TOKENS))
 
 
 @pytest.mark.parametrize("recompute", Recompute, ids=lambda mode: mode.value)
@@ -137,4 +137,4 @@ def test_targets_may_nest() -> None:
     of = model(nn.Tanh, loss=Nested())
     targets, nest = flatten({"tokens": TOKENS, "nothing": None})
     costs = layer_costs(of, X, targets=unflatten(targets, nest))
-    assert costs[-1].kept_bytes[Recompute.NONE] == pytest.approx(8 * X.numel(), abs=64)
+    assert costs[-1].saved_bytes[Recompute.NONE] == pytest.approx(8 * X.numel(), abs=64)

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tests.support.schedules import training_schedule
 from trainer.schedule.actions import (
-    COMPLETES,
-    PASSES_ON,
+    COMPLETES_WEIGHT_GRADIENT,
+    MAKES_INPUT_GRADIENT,
     RECEIVES,
     SENDS,
     Action,
@@ -24,7 +24,7 @@ from trainer.schedule.resolve import recipes
 from trainer.schedule.simulate import simulate, simulate_on
 from trainer.schedule.validate import validate
 
-SPLIT = (Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)
+SPLIT = (Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)
 NAMES = st.sampled_from(list(recipes()))
 
 
@@ -125,8 +125,8 @@ def test_zb_v_splits_only_what_pays(p: int, m: int, more: float) -> None:
     times = {
         Kind.FORWARD: 1.0,
         Kind.BACKWARD: 2.0,
-        Kind.INPUT_GRADIENT: 1 + more,
-        Kind.WEIGHT_GRADIENT: 1 + more,
+        Kind.BACKWARD_INPUT: 1 + more,
+        Kind.BACKWARD_WEIGHT: 1 + more,
     }
     work = {kind: [seconds] * 2 * p for kind, seconds in times.items()}
     expensive, free = training_schedule("zb_v", p, m, work=work), training_schedule("zb_v", p, m)
@@ -139,7 +139,7 @@ def test_zb_v_splits_only_what_pays(p: int, m: int, more: float) -> None:
 
 
 def splits(schedule: Schedule) -> int:
-    return sum(action.kind is Kind.WEIGHT_GRADIENT for actions in schedule.workers for action in actions)
+    return sum(action.kind is Kind.BACKWARD_WEIGHT for actions in schedule.workers for action in actions)
 
 
 def test_evaluation() -> None:
@@ -160,13 +160,13 @@ def test_generation_goes_round() -> None:
 def test_the_lists_of_a_small_step_with_a_tie() -> None:
     schedule = training_schedule("1f1b", 2, 2, [Tied(owner=0, use=1)])
     assert [words(actions) for actions in schedule.workers] == [
-        "F0.0 sa0.0>1 F0.1 sa0.1>1 rg0.0<1 B0.0 rg0.1<1 B0.1 rt0<1 A0 Z0 sT0>1 O0",
-        "ra1.0<0 F1.0 B1.0 sg1.0>0 ra1.1<0 F1.1 B1.1 sg1.1>0 st1>0 A1 Z1 rT1<0 O1",
+        "F0.0 sa0.0>1 F0.1 sa0.1>1 rg0.0<1 B0.0 rg0.1<1 B0.1 rt0<1 A0 Aw0 sR0>1 U0",
+        "ra1.0<0 F1.0 B1.0 sg1.0>0 ra1.1<0 F1.1 B1.1 sg1.1>0 st1>0 A1 Aw1 rR1<0 U1",
     ]
 
 
 def test_one_stage_sends_nothing() -> None:
-    assert words(training_schedule("1f1b", 1, 2).workers[0]) == "F0.0 B0.0 F0.1 B0.1 A0 Z0 O0"
+    assert words(training_schedule("1f1b", 1, 2).workers[0]) == "F0.0 B0.0 F0.1 B0.1 A0 Aw0 U0"
     assert words(evaluation_schedule(range(1), 2).workers[0]) == "F0.0 F0.1"
 
 
@@ -178,8 +178,8 @@ def test_every_stage_computes_every_micro_batch_once_and_backwards_in_order(
     for stage, worker in enumerate(schedule.placement):
         order = [action for action in schedule.workers[worker] if action.stage == stage]
         assert [a.micro_batch for a in order if a.kind is Kind.FORWARD] == list(range(m))
-        assert [a.micro_batch for a in order if a.kind in PASSES_ON] == list(range(m))
-        assert [a.micro_batch for a in order if a.kind in COMPLETES] == list(range(m))
+        assert [a.micro_batch for a in order if a.kind in MAKES_INPUT_GRADIENT] == list(range(m))
+        assert [a.micro_batch for a in order if a.kind in COMPLETES_WEIGHT_GRADIENT] == list(range(m))
 
 
 @given(st.integers(1, 8), st.integers(1, 20))
@@ -199,7 +199,7 @@ def test_live_bytes() -> None:
 
 
 def test_live_bytes_of_backwards_in_two_parts() -> None:
-    sizes = [StageBytes(kept=100, backward=50), StageBytes(kept=1000, put_off=300, backward=70)]
+    sizes = [StageBytes(kept=100, backward=50), StageBytes(kept=1000, deferred=300, backward=70)]
     schedule = training_schedule("zb_h1", 2, 3)
     computing = [action for action in schedule.workers[1] if action.kind in (Kind.FORWARD, *SPLIT)]
     assert words(tuple(computing)) == "F1.0 I1.0 F1.1 I1.1 W1.0 F1.2 I1.2 W1.1 W1.2"
@@ -240,7 +240,7 @@ def test_every_action_reads_back(kind: Kind, stage: int, micro_batch: int, peer:
 def test_every_kind_has_a_text_of_its_own() -> None:
     texts = {str(Action(kind, 2, 5, 3 if kind in SENDS | RECEIVES else -1)) for kind in Kind}
     assert len(texts) == len(Kind)
-    assert texts >= {"F2.5", "B2.5", "sa2.5>3", "rg2.5<3", "sT2.5>3", "A2.5"}
+    assert texts >= {"F2.5", "B2.5", "sa2.5>3", "rg2.5<3", "sR2.5>3", "A2.5"}
 
 
 @given(NAMES, st.integers(1, 5), st.integers(1, 6))

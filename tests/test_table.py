@@ -17,7 +17,7 @@ from trainer.models.simplenet import BinaryLoss
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.costs import layer_costs
 from trainer.plan.memory import predict
-from trainer.plan.stages import Cut, partition_model
+from trainer.plan.stages import Partition, partition_model
 from trainer.plan.table import stages_table
 
 WIDTH = 24
@@ -30,14 +30,14 @@ class Opaque(nn.Linear):
         return super().forward(x) * float(x.sum())
 
 
-def cut(*last_stage: Layer) -> Cut:
+def cut(*last_stage: Layer) -> Partition:
     """Return three linear maps a layer each, in two stages, and a last stage."""
     layers = [Layer(f"linear.{number}", partial(nn.Linear, WIDTH, WIDTH)) for number in range(3)]
     model = Model((*layers, *last_stage), BinaryLoss())
     return partition_model(layer_costs(model, torch.empty(4, WIDTH)), [2, 3], range(3))
 
 
-def text(partition: Cut, schedule: str) -> str:
+def text(partition: Partition, schedule: str) -> str:
     lists = training_schedule(schedule, 3, 4)
     return stages_table(Layout(6, 3), partition, lists, predict(partition, lists, state=2))
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from trainer.distributed.wakeup import Doorbell, hang_up
+from trainer.distributed.wakeup import WakeupSocket, open_wakeup_socket
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
 LONG = 30.0  # seconds
@@ -19,7 +19,7 @@ def job() -> str:
 
 
 def test_it_wakes_a_sleeper(job: str) -> None:
-    sleeper, ringer = Doorbell(job, 0, [0, 1]), Doorbell(job, 1, [0, 1])
+    sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
     start = time.monotonic()
     threading.Timer(0.1, ringer.ring, [[0]]).start()
     sleeper.sleep(LONG)
@@ -27,7 +27,7 @@ def test_it_wakes_a_sleeper(job: str) -> None:
 
 
 def test_it_is_not_lost_when_it_rings_too_early(job: str) -> None:
-    sleeper, ringer = Doorbell(job, 0, [0, 1]), Doorbell(job, 1, [0, 1])
+    sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
     ringer.ring([0])
     start = time.monotonic()
     sleeper.sleep(LONG)
@@ -35,7 +35,7 @@ def test_it_is_not_lost_when_it_rings_too_early(job: str) -> None:
 
 
 def test_it_wakes_once_however_often_it_rang(job: str) -> None:
-    sleeper, ringer = Doorbell(job, 0, [0, 1]), Doorbell(job, 1, [0, 1])
+    sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
     for _ in range(1000):  # more than the socket holds
         ringer.ring([0])
     sleeper.sleep(LONG)
@@ -45,7 +45,7 @@ def test_it_wakes_once_however_often_it_rang(job: str) -> None:
 
 
 def test_what_was_forgotten_wakes_nobody(job: str) -> None:
-    sleeper, ringer = Doorbell(job, 0, [0, 1]), Doorbell(job, 1, [0, 1])
+    sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
     ringer.ring([0])
     sleeper.forget()
     start = time.monotonic()
@@ -54,15 +54,15 @@ def test_what_was_forgotten_wakes_nobody(job: str) -> None:
 
 
 def test_ranks_of_other_nodes_and_ranks_that_are_gone(job: str) -> None:
-    ringer = Doorbell(job, 1, [0, 1])
+    ringer = WakeupSocket(job, 1, [0, 1])
     ringer.ring([0, 5])  # 0 has never come, 5 is on another node
-    late = Doorbell(job, 5, [5])
+    late = WakeupSocket(job, 5, [5])
     start = time.monotonic()
     late.sleep(0.05)
     assert time.monotonic() - start >= 0.05
 
 
 def test_a_name_that_is_taken(job: str) -> None:
-    first = hang_up(job, 0, [0])
+    first = open_wakeup_socket(job, 0, [0])
     assert first is not None
-    assert hang_up(job, 0, [0]) is None
+    assert open_wakeup_socket(job, 0, [0]) is None

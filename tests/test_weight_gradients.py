@@ -86,7 +86,7 @@ EMBEDDINGS: dict[str, tuple[Build, int]] = {
 def stage_of(*builds: Build) -> Stage:
     torch.manual_seed(0)
     layers = [BuiltLayer(i, f"layer {i}", build()) for i, build in enumerate(builds)]
-    return Stage(0, layers, CPU, loss=None, randomness=Randomness(0), between=lambda: None)
+    return Stage(0, layers, CPU, loss=None, randomness=Randomness(0), on_layer_done=lambda: None)
 
 
 def vectors(*shape: int, wanted: bool = True) -> list[Tensor]:

@@ -32,14 +32,14 @@ class TensorSpec:
 
 
 # The shape of the nest: a place in the flat list, None, ("tuple", parts) or ("dict", keys, parts).
-Nest: TypeAlias = int | tuple[Any, ...] | None
+TreeSpec: TypeAlias = int | tuple[Any, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Structure:
+class ActivationSpec:
     """Everything about an activation but its numbers; hashable, comparable, small to send."""
 
-    nest: Nest
+    nest: TreeSpec
     tensors: tuple[TensorSpec, ...]
 
     @property
@@ -53,7 +53,7 @@ class Structure:
         return tuple(spec for spec in self.tensors if spec.requires_grad)
 
 
-def flatten(activation: Activation) -> tuple[list[Tensor], Nest]:
+def flatten(activation: Activation) -> tuple[list[Tensor], TreeSpec]:
     """Return the tensors of an activation in a fixed order, and how they nest.
 
     Raises:
@@ -65,7 +65,7 @@ def flatten(activation: Activation) -> tuple[list[Tensor], Nest]:
     return tensors, _flatten(activation, tensors)
 
 
-def _flatten(activation: Activation, tensors: list[Tensor]) -> Nest:
+def _flatten(activation: Activation, tensors: list[Tensor]) -> TreeSpec:
     if isinstance(activation, Tensor):
         tensors.append(activation)
         return len(tensors) - 1
@@ -82,7 +82,7 @@ def _flatten(activation: Activation, tensors: list[Tensor]) -> Nest:
     )
 
 
-def unflatten(tensors: list[Tensor], nest: Nest) -> Activation:
+def unflatten(tensors: list[Tensor], nest: TreeSpec) -> Activation:
     """Return the activation that `flatten` took apart."""
     if isinstance(nest, int):
         return tensors[nest]
@@ -92,6 +92,6 @@ def unflatten(tensors: list[Tensor], nest: Nest) -> Activation:
     return parts if nest[0] == "tuple" else dict(zip(nest[1], parts, strict=True))
 
 
-def structure(tensors: list[Tensor], nest: Nest) -> Structure:
+def spec_of(tensors: list[Tensor], nest: TreeSpec) -> ActivationSpec:
     """Return the structure of a flattened activation."""
-    return Structure(nest, tuple(TensorSpec.of(tensor) for tensor in tensors))
+    return ActivationSpec(nest, tuple(TensorSpec.of(tensor) for tensor in tensors))

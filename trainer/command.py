@@ -14,7 +14,7 @@ from trainer.config.compose import ComposeError, compose, explain
 from trainer.config.schema import Config
 from trainer.distributed import environment
 from trainer.distributed.failure import fail
-from trainer.distributed.oversubscription import compute_longer_at_a_time
+from trainer.distributed.oversubscription import request_long_time_slices
 from trainer.distributed.run_dir import place_sweep
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run_jobs(job: Job, *, with_ranks: bool = True) -> None:
     try:
         environment.prepare()  # [1]
         if environment.shares_cores():
-            compute_longer_at_a_time()
+            request_long_time_slices()
         environment.keep_freed_memory()
         composed = compose()  # [2]
         if composed.sweep is not None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from trainer.distributed.layout import micro_batch_sizes, share
-from trainer.pipeline.micro_batches import MicroBatches, cut
+from trainer.pipeline.micro_batches import MicroBatches, split_batch
 from trainer.run import Run
 from trainer.schedule.assemble import evaluation_schedule
 
@@ -21,7 +21,7 @@ def evaluate(run: Run, samples: int) -> float:
     mine = share(len(sizes), run.plan.layout.replicas, run.replica)
     source = MicroBatches(
         dataset,
-        cut(np.arange(number, dtype=np.int64), sizes, mine),
+        split_batch(np.arange(number, dtype=np.int64), sizes, mine),
         read_inputs=run.holds_first_stage,
         read_targets=run.holds_last_stage,
     )

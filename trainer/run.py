@@ -109,7 +109,7 @@ class Run:
                 device_of[stage],
                 loss=self.model.loss if stage == layout.stages - 1 else None,
                 randomness=self.randomness,
-                between=_both(remote.progress, self.replication.progress),
+                on_layer_done=_both(remote.progress, self.replication.progress),
                 recompute=[partition.recompute[layer.index] for layer in layers],
                 precision=Precision(COMPUTE_TYPES[config.precision]),
             )

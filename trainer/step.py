@@ -19,7 +19,7 @@ from trainer.optim.optimization import (
     learning_rate,
     set_learning_rates,
 )
-from trainer.pipeline.micro_batches import MicroBatches, cut
+from trainer.pipeline.micro_batches import MicroBatches, split_batch
 from trainer.run import Run
 
 
@@ -116,18 +116,18 @@ class TrainStep:
         clear_gradients(run.layers)
         scale = (loss_scale or 1.0) / divisor if divisor else 0.0
         losses = run.engine.train(self._actions, batch, scale)  # forwards, backwards, averaging
-        with run.engine.observed.updating(run.meter):
+        with run.engine.timings.updating(run.meter):
             summary = self._exchange(self._total_loss(losses), count, run.meter.seconds - waited)
             before = run.meter.seconds
             self._update(step, summary.grad_norm)
             self._waited_in_update = run.meter.seconds - before
 
-        run.engine.observed.begin, run.engine.observed.end = start, time.perf_counter()
+        run.engine.timings.begin, run.engine.timings.end = start, time.perf_counter()
         return StepResult(
             step=step,
             summary=summary,
             lr=learning_rate(optimizer.lr, optimizer.lr_schedule, step, self._steps),
-            seconds=run.engine.observed.seconds,
+            seconds=run.engine.timings.seconds,
             loss_scale=loss_scale,
         )
 
@@ -140,7 +140,7 @@ class TrainStep:
         samples = run.order.samples(samples_seen, run.config.batch.global_size)
         return MicroBatches(
             run.data.training,
-            cut(samples, run.plan.sizes, run.micro_batches),
+            split_batch(samples, run.plan.sizes, run.micro_batches),
             read_inputs=run.holds_first_stage,
             read_targets=run.holds_last_stage,
         )

@@ -14,10 +14,10 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import trainer.distributed.world  # noqa: E402
-from trainer.activation import structure  # noqa: E402
+from trainer.activation import spec_of  # noqa: E402
 from trainer.distributed.failure import fail  # noqa: E402
 from trainer.distributed.waiting import wait  # noqa: E402
-from trainer.distributed.wakeup import Doorbell, hang_up  # noqa: E402
+from trainer.distributed.wakeup import WakeupSocket, open_wakeup_socket  # noqa: E402
 from trainer.distributed.world import World  # noqa: E402
 from trainer.pipeline.wires.mpi import MpiWire  # noqa: E402
 
@@ -42,16 +42,16 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) and a.dtype is b.dtype and a.shape == b.shape for a, b in pairs)
 
 
-def hang_up_late(**given: Any) -> Doorbell | None:
+def hang_up_late(**given: Any) -> WakeupSocket | None:
     """Open the socket that wakes this rank some time after the other rank has opened its own."""
     time.sleep(0.5)
-    return hang_up(**given)
+    return open_wakeup_socket(**given)
 
 
 def exchange(wire: MpiWire, world: World, peer: int) -> None:
     """Post two receives ahead, then send both messages: those of one tag keep their order."""
     for first, second in pairwise(MESSAGES):
-        arrivals = [wire.receive(structure(list(each), 0), CPU, peer, 1) for each in (first, second)]
+        arrivals = [wire.receive(spec_of(list(each), 0), CPU, peer, 1) for each in (first, second)]
         world.barrier()
         sends = [wire.send(each, peer, 1) for each in (first, second)]
         for arrival, sent in zip(arrivals, (first, second), strict=True):
@@ -86,7 +86,7 @@ def exchange_bytes(wire: MpiWire, world: World, peer: int) -> None:
 def main() -> None:
     """Do it all on a rank; the one with number 1 is late with its bell."""
     if environment.rank() == 1:
-        trainer.distributed.world.hang_up = hang_up_late
+        trainer.distributed.world.open_wakeup_socket = hang_up_late
     world = World()
     peer, wire = 1 - world.rank, MpiWire(world, tags=3)
     exchange(wire, world, peer)

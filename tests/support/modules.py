@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from trainer.pipeline.weight_gradients import put_off
+from trainer.pipeline.weight_gradients import defer
 
 WIDTH = 24
 
@@ -93,7 +93,7 @@ class Scale(torch.autograd.Function):
         def of_weight() -> Tensor:
             return (gradient * x).flatten(0, -2).sum(0)
 
-        later = put_off(ctx.weight, of_weight)
+        later = defer(ctx.weight, of_weight)
         return gradient * ctx.weight, None if later else of_weight()
 
 

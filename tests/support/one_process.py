@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from trainer.activation import flatten, structure
+from trainer.activation import flatten, spec_of
 from trainer.distributed.waiting import WaitMeter
 from trainer.models.model import Activation, Model
 from trainer.pipeline.build import build_layer
@@ -34,7 +34,7 @@ class Given(Source):
         self._targets = targets
 
     def signatures(self) -> Sequence[Hashable]:
-        return [structure(*flatten(inputs)) for inputs in self._inputs]
+        return [spec_of(*flatten(inputs)) for inputs in self._inputs]
 
     def inputs(self, micro_batch: int) -> Activation:
         return self._inputs[micro_batch]
@@ -83,7 +83,7 @@ class Pipeline:
                 CPU,
                 loss=model.loss if stage == len(sizes) - 1 else None,
                 randomness=self.randomness,
-                between=lambda: None,
+                on_layer_done=lambda: None,
                 recompute=[recompute] * size,
                 precision=precision,
             )

@@ -22,11 +22,11 @@ from tests.support.launch import die_with_the_parent
 from trainer import command
 from trainer.distributed import environment
 from trainer.distributed.failure import exit_code, message
-from trainer.distributed.oversubscription import nap_in_background_threads
+from trainer.distributed.oversubscription import sleep_in_background_threads
 from trainer.errors import UserError
 
 # Of the process: MPI starts once, and its progress loop takes the callback once.
-_KEPT = (command._world, nap_in_background_threads)
+_KEPT = (command._world, sleep_in_background_threads)
 
 
 def main() -> None:

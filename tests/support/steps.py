@@ -3,7 +3,7 @@
 from tests.support.schedules import training_schedule
 from trainer.metrics.timeline import StepTimeline
 from trainer.schedule.simulate import simulate
-from trainer.schedule.timeline import AllReduce, RankTimeline, Times
+from trainer.schedule.timeline import ActionTimes, AllReduce, RankTimeline
 from trainer.step import StepResult, StepSummary
 
 FORWARD, BACKWARD, MESSAGE = 0.02, 0.04, 0.001  # seconds
@@ -34,6 +34,6 @@ def _ranks(stages: int, micro_batches: int, message: float) -> tuple[RankTimelin
     ranks = []
     for rank, actions in enumerate(schedule.workers):
         rows = zip(timeline.starts[rank], timeline.ends[rank], timeline.busy[rank], strict=True)
-        times = tuple(Times(start, end - busy, end) for start, end, busy in rows)
+        times = tuple(ActionTimes(start, end - busy, end) for start, end, busy in rows)
         ranks.append(RankTimeline(actions, times, ALL_REDUCES if rank == 0 and message else ()))
     return tuple(ranks)

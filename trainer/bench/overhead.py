@@ -66,7 +66,7 @@ class Bench:
                 _CPU,
                 loss=self._loss if number == stages - 1 else None,
                 randomness=Randomness(0),
-                between=local.progress,
+                on_layer_done=local.progress,
             )
             for number, built in enumerate(self._built)
         }
@@ -159,7 +159,7 @@ def _by_kind(bench: Bench, rounds: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         bench.step()
-        for action, times in zip(bench.engine.observed.actions, bench.engine.observed.times, strict=True):
+        for action, times in zip(bench.engine.timings.actions, bench.engine.timings.times, strict=True):
             seconds[action.kind.name.lower().replace("_", " ")].append(times.end - times.ready)
     return {kind: statistics.median(taken) for kind, taken in seconds.items()}
 

@@ -34,7 +34,7 @@ class Blocks:
             _CPU,
             loss=None,
             randomness=Randomness(0),
-            between=lambda: None,
+            on_layer_done=lambda: None,
             recompute=[recompute] * len(built),
         )
         self._stage.train(True)

@@ -163,7 +163,7 @@ def micro_batch_sizes(global_size: int, micro_size: int) -> tuple[int, ...]:
     return (micro_size,) * whole + ((rest,) if rest else ())
 
 
-def deal(micro_batches: int, replicas: int, replica: int) -> range:
+def assign_micro_batches(micro_batches: int, replicas: int, replica: int) -> range:
     """Return the micro-batches of the global batch that a replica trains on, at least one: see `share`.
 
     Raises:

@@ -23,7 +23,7 @@ _NAP = 500e-6  # seconds
 _REST = 50e-3  # seconds, at most
 
 
-def compute_longer_at_a_time() -> None:
+def request_long_time_slices() -> None:
     """Ask the kernel for longer turns of the calling thread, and not to interrupt others when it wakes.
 
     Every change of turns costs a refill of the core's caches. The length of a turn is a wish that Linux 6.12
@@ -44,17 +44,17 @@ def _set_attributes(system_call: int) -> bool:
     return bool(ctypes.CDLL(None).syscall(system_call, 0, attributes, 0) == 0)
 
 
-background_work = threading.Event()  # set while Horovod's thread has something to do
+horovod_has_work = threading.Event()  # set while Horovod's thread has something to do
 
 
 @lru_cache(maxsize=1)
-def nap_in_background_threads() -> bool:
+def sleep_in_background_threads() -> bool:
     """Let Horovod's thread sleep where it waits in MPI; return whether this MPI has a way.
 
     Every few milliseconds the thread meets those of the other replicas in a small all-reduce, and the first
     to come spins until the last is there. Open MPI's progress loop calls functions of low priority every
     eighth time around; ours sleeps, on any thread but the main one, which never waits inside MPI (see
-    `trainer.distributed.waiting`). While there is `background_work` it naps; else it rests until there is: the meetings
+    `trainer.distributed.waiting`). While there is `horovod_has_work` it naps; else it rests until there is: the meetings
     alone took 15 ms of every 600 from the computing. To be called once MPI has started.
     """
     try:
@@ -66,10 +66,10 @@ def nap_in_background_threads() -> bool:
 
     def nap() -> int:
         if threading.get_ident() != main:
-            if background_work.is_set():
+            if horovod_has_work.is_set():
                 time.sleep(_NAP)
             else:
-                background_work.wait(_REST)
+                horovod_has_work.wait(_REST)
         return 0
 
     callback = ctypes.CFUNCTYPE(ctypes.c_int)(nap)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from trainer.distributed import environment
-from trainer.distributed.wakeup import Doorbell
+from trainer.distributed.wakeup import WakeupSocket
 
 # Where ranks share cores, waking up interrupts a neighbour that computes: look less often.
 _RANKS_PER_CORE = max(1.0, environment.local_size() / environment.cores())
@@ -19,10 +19,10 @@ _ALERT = 0.5e-3 * _RANKS_PER_CORE
 # message in two is found a sleep later.
 _QUESTIONS = 3
 
-_bells: list[Doorbell] = []  # this process's, once there is a world
+_bells: list[WakeupSocket] = []  # this process's, once there is a world
 
 
-def listen(bell: Doorbell) -> None:
+def listen(bell: WakeupSocket) -> None:
     """Wake from waiting when this bell rings."""
     _bells[:] = [bell]
 

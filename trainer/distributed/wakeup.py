@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 
 
-class Doorbell:
+class WakeupSocket:
     """A rank's bell, and those of the other ranks of its node.
 
     Args:
@@ -61,11 +61,11 @@ class Doorbell:
         return f"\0{self._job}-{rank}"
 
 
-def hang_up(job: str, rank: int, neighbours: Iterable[int]) -> Doorbell | None:
+def open_wakeup_socket(job: str, rank: int, neighbours: Iterable[int]) -> WakeupSocket | None:
     """Return this rank's bell, or None where the system has none to offer."""
     if sys.platform != "linux":
         return None
     try:
-        return Doorbell(job, rank, neighbours)
+        return WakeupSocket(job, rank, neighbours)
     except OSError:
         return None

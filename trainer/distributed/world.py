@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from trainer import __version__
 from trainer.distributed import environment
-from trainer.distributed.oversubscription import nap_in_background_threads
+from trainer.distributed.oversubscription import sleep_in_background_threads
 from trainer.distributed.waiting import WaitMeter, hears, listen, ring
-from trainer.distributed.wakeup import hang_up
+from trainer.distributed.wakeup import open_wakeup_socket
 from trainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class World(Communicator):
     def _hang_up_bell(self, node: Communicator) -> None:
         """Let ranks of a node wake each other from waiting; where they cannot, they look by themselves."""
         told = node.all_gather_objects((self.rank, uuid4().hex))
-        bell = hang_up(job=told[0][1], rank=self.rank, neighbours=[rank for rank, _ in told])
+        bell = open_wakeup_socket(job=told[0][1], rank=self.rank, neighbours=[rank for rank, _ in told])
         # A neighbour that is woken before its bell is there would be taken for one that has ended.
         node.barrier()
         if bell is not None:
@@ -137,7 +137,7 @@ class World(Communicator):
         if layout.replicas > 1:
             if environment.no_core_to_spare(self.local_size, threads):
                 environment.slow_down_horovod(self.local_size)
-                nap_in_background_threads()
+                sleep_in_background_threads()
             _start_horovod(data_parallel)
         return Groups(Communicator(model_parallel, self.meter), Communicator(data_parallel, self.meter))
 

@@ -13,9 +13,9 @@ from trainer.metrics.clock import clock_offset
 from trainer.metrics.headline import headline
 from trainer.metrics.observer import RunObserver
 from trainer.metrics.timeline import StepTimeline
-from trainer.pipeline.timings import Observed
+from trainer.pipeline.timings import StepTimings
 from trainer.run import Run
-from trainer.schedule.calibrate import Seen, calibrate, reduce_points, stage_buckets, work_times
+from trainer.schedule.calibrate import RankObservation, calibrate, reduce_points, stage_buckets, work_times
 from trainer.schedule.machine import Machine
 from trainer.schedule.simulate import simulate_on
 from trainer.schedule.timeline import RankTimeline, Timeline
@@ -39,7 +39,7 @@ class Forecast(RunObserver):
     def __init__(self, run: Run, path: Path) -> None:
         self._run = run
         self._path = path
-        self._kept: deque[tuple[int, Observed]] = deque(maxlen=_KEPT)
+        self._kept: deque[tuple[int, StepTimings]] = deque(maxlen=_KEPT)
         self._steps = 0
         self._due = _FIRST
         self.timeline: Timeline = run.plan.prediction(run.replica)
@@ -47,7 +47,7 @@ class Forecast(RunObserver):
     def step(self, result: StepResult) -> None:
         """Keep the step that the run has just done; predict again whenever their number has doubled."""
         if self._steps:  # the first one allocates and connects
-            self._kept.append((result.step, self._run.engine.observed))
+            self._kept.append((result.step, self._run.engine.timings))
         self._steps += 1
         if self._steps == self._due:
             self._due *= 2
@@ -85,7 +85,7 @@ class Forecast(RunObserver):
         chosen: int = self._run.world.all_gather_objects(usual)[0]
         return chosen
 
-    def _see(self, usual: int) -> list[Seen]:
+    def _see(self, usual: int) -> list[RankObservation]:
         """Return what each rank of the group has seen."""
         run, steps = self._run, [observed for _, observed in self._kept]
         group = run.groups.model_parallel
@@ -93,7 +93,7 @@ class Forecast(RunObserver):
         begin = group.all_gather_objects(steps[usual].begin)[0]
         step = steps[usual].timeline.on(lambda moment: moment + offset.seconds - begin)
         stage_of = {layer.name: stage for stage in run.stages for layer in run.stages[stage].layers}
-        seen = Seen(
+        seen = RankObservation(
             work=work_times(each.timeline for each in steps),
             begin=statistics.median(each.times[0].start - each.begin for each in steps),
             end=statistics.median(each.end - each.times[-1].end for each in steps),
@@ -103,7 +103,7 @@ class Forecast(RunObserver):
             reduced=self._reduced(step),
             buckets=stage_buckets(step, stage_of),
         )
-        everyone: list[Seen] = group.all_gather_objects(seen)
+        everyone: list[RankObservation] = group.all_gather_objects(seen)
         return everyone
 
     def _reduced(self, step: RankTimeline) -> list[tuple[int, float]]:
@@ -112,7 +112,7 @@ class Forecast(RunObserver):
         everyone = self._run.groups.data_parallel.all_gather_objects(mine)
         return reduce_points(step, [min(theirs[layer] for theirs in everyone) for layer in mine])
 
-    def _machine(self, seen: list[Seen]) -> Machine:
+    def _machine(self, seen: list[RankObservation]) -> Machine:
         run = self._run
         layout, size = run.plan.layout, run.world.local_size
         return calibrate(

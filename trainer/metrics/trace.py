@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 from trainer.metrics.clock import Clock, clock_offset
 from trainer.metrics.observer import RunObserver
-from trainer.pipeline.timings import Observed
+from trainer.pipeline.timings import StepTimings
 from trainer.run import Run
 from trainer.schedule.actions import SENDS, Action, Kind
 from trainer.schedule.replay import Message, message_of
-from trainer.schedule.timeline import AllReduce, RankTimeline, Times, lanes
+from trainer.schedule.timeline import ActionTimes, AllReduce, RankTimeline, lanes
 from trainer.step import StepResult
 
 _SHORTEST_WAIT = 20e-6  # seconds; shorter ones are no bars
@@ -30,11 +30,11 @@ _JUST_BEFORE = 1e-6  # seconds before a receive's end that an arrow ends
 _NAMES = {
     Kind.FORWARD: "forward",
     Kind.BACKWARD: "backward",
-    Kind.INPUT_GRADIENT: "input gradient",
-    Kind.WEIGHT_GRADIENT: "weight gradient",
-    Kind.AVERAGE: "average",
-    Kind.FINISH: "finish averaging",
-    Kind.STEP: "update",
+    Kind.BACKWARD_INPUT: "input gradient",
+    Kind.BACKWARD_WEIGHT: "weight gradient",
+    Kind.REDUCE_START: "average",
+    Kind.REDUCE_WAIT: "finish averaging",
+    Kind.UPDATE: "update",
 }
 _Event = dict[str, Any]
 
@@ -53,7 +53,7 @@ class RankTrace:
     replica: int
     rank: int
     clock: Clock
-    steps: list[tuple[int, Observed]]
+    steps: list[tuple[int, StepTimings]]
 
     def timelines(self, begin: float = 0.0) -> Iterator[tuple[int, RankTimeline]]:
         """Yield number and timeline of every step, in seconds of rank 0's clock since `begin`."""
@@ -92,11 +92,11 @@ class Trace(RunObserver):
         self._run = run
         self._path = path
         self._offset = clock_offset(run.world)
-        self._steps: list[tuple[int, Observed]] = []
+        self._steps: list[tuple[int, StepTimings]] = []
 
     def step(self, result: StepResult) -> None:
         """Keep the step that the run has just done."""
-        self._steps.append((result.step, self._run.engine.observed))
+        self._steps.append((result.step, self._run.engine.timings))
 
     def end(self) -> None:
         """Write the file."""
@@ -198,7 +198,7 @@ def _actions(step: int, timeline: RankTimeline, thread: _Event, arrows: _Arrows)
             yield {**arrow, **_end_of_arrow(action, times), **thread}
 
 
-def _end_of_arrow(action: Action, times: Times) -> _Event:
+def _end_of_arrow(action: Action, times: ActionTimes) -> _Event:
     """Return one end of a message's arrow; it lies inside the bar which it is bound to."""
     if action.kind in SENDS:
         return {"ph": "s", "ts": _microseconds(times.ready)}

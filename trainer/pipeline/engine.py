@@ -8,16 +8,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.activation import Nest, flatten, unflatten
+from trainer.activation import TreeSpec, flatten, unflatten
 from trainer.distributed.waiting import WaitMeter
 from trainer.models.model import Activation
 from trainer.pipeline.source import Source
 from trainer.pipeline.stage import BuiltLayer, Stage
 from trainer.pipeline.ties import TiedParameters
-from trainer.pipeline.timings import Observed
+from trainer.pipeline.timings import StepTimings
 from trainer.pipeline.transport import Transport
-from trainer.schedule.actions import COMPLETES, Action, Kind
-from trainer.schedule.timeline import AllReduce, Times
+from trainer.schedule.actions import COMPLETES_WEIGHT_GRADIENT, Action, Kind
+from trainer.schedule.timeline import ActionTimes, AllReduce
 
 
 class Gradients(Protocol):
@@ -44,8 +44,8 @@ class _Run:
     scale: float | None
     split: frozenset[tuple[int, int]]  # stage and micro-batch of backwards in two parts
     last: Mapping[int, int]  # by stage: the micro-batch whose gradients complete it
-    inputs: dict[tuple[int, int], tuple[list[Tensor], Nest]] = field(default_factory=dict)
-    outputs: dict[tuple[int, int], tuple[list[Tensor], Nest]] = field(default_factory=dict)
+    inputs: dict[tuple[int, int], tuple[list[Tensor], TreeSpec]] = field(default_factory=dict)
+    outputs: dict[tuple[int, int], tuple[list[Tensor], TreeSpec]] = field(default_factory=dict)
     gradients: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
     losses: dict[int, Tensor] = field(default_factory=dict)
     tokens: dict[int, Tensor] = field(default_factory=dict)
@@ -88,23 +88,23 @@ class Engine:
         self._ties = ties
         self._meter = meter
         self._run: _Run
-        self.observed = Observed()
+        self.timings = StepTimings()
         self._do: dict[Kind, Callable[[Action], None]] = {
             Kind.FORWARD: self._forward,
             Kind.BACKWARD: self._backward,
-            Kind.INPUT_GRADIENT: self._backward,
-            Kind.WEIGHT_GRADIENT: self._weight_gradient,
+            Kind.BACKWARD_INPUT: self._backward,
+            Kind.BACKWARD_WEIGHT: self._weight_gradient,
             Kind.SEND_ACTIVATION: self._send_activation,
             Kind.RECEIVE_ACTIVATION: self._receive_activation,
             Kind.SEND_GRADIENT: self._send_gradient,
             Kind.RECEIVE_GRADIENT: self._receive_gradient,
-            Kind.SEND_TIE: self._send_tie,
-            Kind.RECEIVE_TIE: self._receive_tie,
-            Kind.AVERAGE: self._average,
-            Kind.FINISH: self._finish,
-            Kind.SEND_TIED: self._send_tied,
-            Kind.RECEIVE_TIED: self._receive_tied,
-            Kind.STEP: self._before_update,
+            Kind.SEND_TIED_GRADIENT: self._send_tie,
+            Kind.RECEIVE_TIED_GRADIENT: self._receive_tie,
+            Kind.REDUCE_START: self._average,
+            Kind.REDUCE_WAIT: self._finish,
+            Kind.SEND_REDUCED_GRADIENT: self._send_tied,
+            Kind.RECEIVE_REDUCED_GRADIENT: self._receive_tied,
+            Kind.UPDATE: self._before_update,
             Kind.SAMPLE: self._sample,
             Kind.SEND_TOKEN: self._send_token,
             Kind.RECEIVE_TOKEN: self._receive_token,
@@ -113,7 +113,7 @@ class Engine:
     def train(self, actions: Sequence[Action], source: Source, scale: float) -> dict[int, Tensor]:
         """Run a training step up to the update: forwards, backwards, averaging.
 
-        The STEPs that end the list are the caller's: when this returns, the gradients of all stages of this
+        The UPDATEs that end the list are the caller's: when this returns, the gradients of all stages of this
         rank are averaged, and nothing that it has sent is under way.
 
         Args:
@@ -133,21 +133,21 @@ class Engine:
 
     def _execute(self, actions: Sequence[Action], source: Source, scale: float | None) -> dict[int, Tensor]:
         training = scale is not None
-        split = frozenset((a.stage, a.micro_batch) for a in actions if a.kind is Kind.WEIGHT_GRADIENT)
-        last = {a.stage: a.micro_batch for a in actions if a.kind in COMPLETES}
+        split = frozenset((a.stage, a.micro_batch) for a in actions if a.kind is Kind.BACKWARD_WEIGHT)
+        last = {a.stage: a.micro_batch for a in actions if a.kind in COMPLETES_WEIGHT_GRADIENT}
         self._run = _Run(source, scale, split, last)
         for stage in self._stages.values():
             stage.train(training)
         signatures = source.signatures() if 0 in self._stages else None
         self.remote.begin(actions, signatures, "training" if training else "inference")
-        self.observed = Observed(actions=actions)
-        self._averaging.begin(self.observed.all_reduces)
-        clock, note, meter = time.perf_counter, self.observed.times.append, self._meter
+        self.timings = StepTimings(actions=actions)
+        self._averaging.begin(self.timings.all_reduces)
+        clock, note, meter = time.perf_counter, self.timings.times.append, self._meter
         with torch.set_grad_enabled(training):
             for action in actions:
                 start, waited = clock(), meter.seconds
                 self._do[action.kind](action)
-                note(Times(start, start + meter.seconds - waited, clock()))
+                note(ActionTimes(start, start + meter.seconds - waited, clock()))
         self.remote.finish()
         return self._run.losses
 
@@ -189,7 +189,7 @@ class Engine:
 
     def _completing(self, action: Action) -> Callable[[BuiltLayer], None] | None:
         """Return what to call with every layer whose gradients the action completes, if it does."""
-        last = action.kind in COMPLETES and self._run.last[action.stage] == action.micro_batch
+        last = action.kind in COMPLETES_WEIGHT_GRADIENT and self._run.last[action.stage] == action.micro_batch
         return self._complete if last else None
 
     def _send_activation(self, action: Action) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trainer.activation import Nest, Structure, structure
+from trainer.activation import ActivationSpec, TreeSpec, spec_of
 from trainer.distributed.waiting import WaitMeter
 from trainer.pipeline.wires.wire import Arrival, ControlWire, Sending, Wire
 from trainer.schedule.actions import RECEIVE_OF, RECEIVES, Action, Kind
@@ -30,7 +30,7 @@ _POSTED_AHEAD = 2  # receives a channel; more would hold memory that 1F1B is the
 _KINDS = tuple(kind for kind in Kind if kind in RECEIVES)
 
 _End = tuple[Kind, int, int]  # what this rank does at its end of a channel, its stage, the other end's stage
-_Known = dict[tuple[str, int], Structure]  # by mode and the signature's number
+_Known = dict[tuple[str, int], ActivationSpec]  # by mode and the signature's number
 
 
 def number_of_tags(stages: int) -> int:
@@ -77,7 +77,7 @@ class _Inlet:
     device: torch.device
     known: _Known = field(default_factory=dict)
     expected: deque[Action] = field(default_factory=deque)
-    posted: deque[tuple[Structure, Arrival]] = field(default_factory=deque)
+    posted: deque[tuple[ActivationSpec, Arrival]] = field(default_factory=deque)
 
 
 class Messages:
@@ -137,7 +137,7 @@ class Messages:
         for inlet in self._inlets.values():
             self._post(inlet)
 
-    def send(self, action: Action, tensors: Sequence[Tensor], nest: Nest) -> None:
+    def send(self, action: Action, tensors: Sequence[Tensor], nest: TreeSpec) -> None:
         """Start to send, with a header where the receiver cannot know the structure yet [2].
 
         Raises:
@@ -145,7 +145,7 @@ class Messages:
                 same signature.
         """
         outlet = self._outlet(action)
-        key, shape = self._key(action), structure(list(tensors), nest)
+        key, shape = self._key(action), spec_of(list(tensors), nest)
         known = outlet.known.get(key)
         if known is None:
             outlet.known[key] = shape
@@ -159,7 +159,7 @@ class Messages:
         outlet.sends.append(outlet.wire.send(tensors, outlet.target, outlet.tag))
         self._post_drained()
 
-    def receive(self, action: Action) -> tuple[list[Tensor], Nest]:
+    def receive(self, action: Action) -> tuple[list[Tensor], TreeSpec]:
         """Wait for a message; the next receives of its channel are posted after the next send.
 
         A rank that waits for that send should not wait for this too; one receive is posted until then.
@@ -226,7 +226,7 @@ class Messages:
             self._inlets[end] = inlet
         return inlet
 
-    def _note_size(self, action: Action, shape: Structure) -> None:
+    def _note_size(self, action: Action, shape: ActivationSpec) -> None:
         end = action.kind, action.stage, action.peer
         self.sizes[end] = max(shape.bytes, self.sizes.get(end, 0))
 

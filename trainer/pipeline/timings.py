@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from trainer.distributed.waiting import WaitMeter
 from trainer.schedule.actions import Action
-from trainer.schedule.timeline import AllReduce, RankTimeline, Times
+from trainer.schedule.timeline import ActionTimes, AllReduce, RankTimeline
 
 
 @dataclass
-class Observed:
+class StepTimings:
     """The actions of one step and their times, in the order in which they were done.
 
     Attributes:
@@ -23,7 +23,7 @@ class Observed:
     """
 
     actions: Sequence[Action] = ()
-    times: list[Times] = field(default_factory=list)
+    times: list[ActionTimes] = field(default_factory=list)
     all_reduces: list[AllReduce] = field(default_factory=list)
     begin: float = 0.0
     end: float = 0.0
@@ -40,7 +40,7 @@ class Observed:
 
     @contextmanager
     def updating(self, meter: WaitMeter) -> Iterator[None]:
-        """Time the update, which the train step does after the engine, as a part of the list's last STEP."""
+        """Time the update, which the train step does after the engine, as a part of the list's last UPDATE."""
         waited = meter.seconds
         yield
         step = self.times[-1]

@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from trainer.activation import Nest, Structure, flatten, structure, unflatten
+from trainer.activation import ActivationSpec, TreeSpec, flatten, spec_of, unflatten
 from trainer.models.model import Activation, Layer, Model
 from trainer.models.names import build_on_meta
 from trainer.pipeline.precision import Precision
@@ -26,7 +26,7 @@ from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.stage import works_in_place
 from trainer.pipeline.tensor_bytes import LiveBytes, tensors_in
 from trainer.pipeline.weight_gradients import Deferral, Deferred
-from trainer.plan.saved_activations import kept_by_loss, kept_bytes
+from trainer.plan.saved_activations import saved_by_loss, saved_bytes
 
 # So many operations take as long as moving a byte: about 100 GFLOP/s against 10 to 20 GB/s on a processor's
 # core, 60 TFLOP/s in fp32 against 3.4 TB/s on an H100. Only the order of magnitude matters: these costs
@@ -53,14 +53,14 @@ class LayerCost:
         parameters: How many numbers its parameters are, tied ones included.
         parameter_bytes: The bytes of these.
         output_bytes: The bytes of the activation that it returns: the message, if the model is cut here.
-        kept_bytes: What a forward pass keeps until the backward, its output included, parameters and inputs
+        saved_bytes: What a forward pass keeps until the backward, its output included, parameters and inputs
             left out, by what the backward computes again; the last layer's with what the loss keeps.
             Attention with dropout counts as unfused, as on a processor; a GPU keeps less.
         trained: How many numbers of the parameters are not frozen.
         trained_bytes: The bytes of each parameter that is not frozen, by its name in the module, in order.
-        put_off: Of how many of these a split backward makes the gradients in its second part.
-        put_off_bytes: What the first part of it leaves for the second, inputs included.
-        put_off_work: The relative time of the second part, in operations.
+        deferred: Of how many of these a split backward makes the gradients in its second part.
+        deferred_bytes: What the first part of it leaves for the second, inputs included.
+        deferred_work: The relative time of the second part, in operations.
         warning: Why the figures are a guess; None if they are not.
     """
 
@@ -72,11 +72,11 @@ class LayerCost:
     parameters: int
     parameter_bytes: int
     output_bytes: int
-    kept_bytes: Mapping[Recompute, int]
+    saved_bytes: Mapping[Recompute, int]
     trained: int
-    put_off: int
-    put_off_bytes: int
-    put_off_work: float
+    deferred: int
+    deferred_bytes: int
+    deferred_work: float
     trained_bytes: Mapping[str, int] = field(default_factory=dict)
     warning: str | None = None
 
@@ -90,7 +90,7 @@ class LayerCost:
         """Return the relative time of a backward pass, in operations."""
         return self.flops_backward + FLOPS_PER_BYTE * self.moved_backward
 
-    def again(self, recompute: Recompute) -> float:
+    def recompute_time(self, recompute: Recompute) -> float:
         """Return the relative time of what a backward computes again, in operations."""
         if recompute is Recompute.FULL:
             return self.forward
@@ -124,26 +124,26 @@ def layer_costs(
         targets: The micro-batch's, of which only types and shapes are looked at; None: what the loss keeps is
             not counted, nor is it where the loss does not run on the meta device.
     """
-    known: dict[tuple[int, Structure], tuple[LayerCost, list[Tensor], Nest]] = {}
+    known: dict[tuple[int, ActivationSpec], tuple[LayerCost, list[Tensor], TreeSpec]] = {}
     costs = []
     tensors, nest = flatten(inputs)
     for layer in model.layers:
-        key = id(layer.build), structure(tensors, nest)
+        key = id(layer.build), spec_of(tensors, nest)
         if key not in known:
             known[key] = _layer_cost(layer, tensors, nest, compute)
         cost, tensors, nest = known[key]
         costs.append(replace(cost, name=layer.name))
     if targets is not None:
         with suppress(Exception):  # a loss of the user's own may raise anything
-            more = kept_by_loss(model.loss, Precision(compute), tensors, nest, targets)
-            kept = {recompute: size + more for recompute, size in costs[-1].kept_bytes.items()}
-            costs[-1] = replace(costs[-1], kept_bytes=kept)
+            more = saved_by_loss(model.loss, Precision(compute), tensors, nest, targets)
+            kept = {recompute: size + more for recompute, size in costs[-1].saved_bytes.items()}
+            costs[-1] = replace(costs[-1], saved_bytes=kept)
     return costs
 
 
 def _layer_cost(
-    layer: Layer, given: list[Tensor], nest: Nest, compute: torch.dtype
-) -> tuple[LayerCost, list[Tensor], Nest]:
+    layer: Layer, given: list[Tensor], nest: TreeSpec, compute: torch.dtype
+) -> tuple[LayerCost, list[Tensor], TreeSpec]:
     """Return the cost of a layer, and the activation that it returns, flattened."""
     module = build_on_meta(layer).train()
     parameters = list(module.parameters())
@@ -164,7 +164,7 @@ def _layer_cost(
             gradients = [torch.empty_like(tensor) for tensor in learning]
             with backward.counting():
                 torch.autograd.backward(learning, gradients)
-            kept = {mode: kept_bytes(partial(_outputs, module, nest), inputs, mode) for mode in Recompute}
+            kept = {mode: saved_bytes(partial(_outputs, module, nest), inputs, mode) for mode in Recompute}
             left, first, later = _first_part(module, inputs, nest)
     except Exception as error:  # a layer of the user's own may raise anything
         if compute is not torch.float32:  # it may count on some of its float32
@@ -188,12 +188,12 @@ def _layer_cost(
         parameters=sum(parameter.numel() for parameter in parameters),
         parameter_bytes=parameter_bytes,
         output_bytes=_bytes(outputs),
-        kept_bytes=kept,
+        saved_bytes=kept,
         trained=sum(parameter.numel() for parameter in trained),
-        put_off=sum(parameter.numel() for parameter in later),
-        put_off_bytes=left,
+        deferred=sum(parameter.numel() for parameter in later),
+        deferred_bytes=left,
         # The second part also adds what it makes to the gradients.
-        put_off_work=backward.cost - first.cost + FLOPS_PER_BYTE * 3 * _bytes(later) if later else 0.0,
+        deferred_work=backward.cost - first.cost + FLOPS_PER_BYTE * 3 * _bytes(later) if later else 0.0,
         trained_bytes=trained_bytes,
         warning=warning,
     )
@@ -235,19 +235,19 @@ class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _run(module: nn.Module, leaves: Sequence[Tensor], nest: Nest) -> tuple[list[Tensor], Nest]:
+def _run(module: nn.Module, leaves: Sequence[Tensor], nest: TreeSpec) -> tuple[list[Tensor], TreeSpec]:
     """Run a layer as a stage does."""
     copied = works_in_place(module)
     return flatten(module(unflatten([leaf.clone() if copied else leaf for leaf in leaves], nest)))
 
 
-def _outputs(module: nn.Module, nest: Nest, *leaves: Tensor) -> list[Tensor]:
+def _outputs(module: nn.Module, nest: TreeSpec, *leaves: Tensor) -> list[Tensor]:
     """Return what a stage keeps of what a layer returns."""
     return [tensor.contiguous() for tensor in _run(module, leaves, nest)[0]]
 
 
 def _first_part(
-    module: nn.Module, inputs: list[Tensor], nest: Nest
+    module: nn.Module, inputs: list[Tensor], nest: TreeSpec
 ) -> tuple[int, "_Work", list[nn.Parameter]]:
     """Return what the first part of a split backward keeps, its work, and whose gradients it puts off."""
     deferral, work, live = Deferral([module]), _Work(), LiveBytes()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.plan.plan import Plan
-from trainer.plan.stages import Cut
+from trainer.plan.stages import Partition
 from trainer.schedule.actions import Kind
 from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.simulate import simulate_on
@@ -66,7 +66,7 @@ def _weights_exchange(plan: Plan, ring: Link) -> float:
     return (plan.shards - 1) * (ring.latency + max(held) / plan.shards / ring.bandwidth)
 
 
-def _message_bytes(partition: Cut) -> dict[tuple[Kind, int, int], int]:
+def _message_bytes(partition: Partition) -> dict[tuple[Kind, int, int], int]:
     """Return the bytes of a micro-batch's messages between neighbouring stages, by channel."""
     sizes = {}
     for stage, layers in enumerate(partition.stages[:-1]):

@@ -18,7 +18,7 @@ import numpy as np
 from trainer.config.schema import Config
 from trainer.config.sizes import parse_size
 from trainer.data.dataset import Data
-from trainer.distributed.layout import Layout, deal, micro_batch_sizes
+from trainer.distributed.layout import Layout, assign_micro_batches, micro_batch_sizes
 from trainer.errors import UserError
 from trainer.models.model import Model
 from trainer.optim.optimization import state_per_weight
@@ -27,7 +27,7 @@ from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.ties import tied_stages
 from trainer.plan.costs import LayerCost, layer_costs
 from trainer.plan.memory import Memory, fit, predict
-from trainer.plan.stages import Cut, partition_model
+from trainer.plan.stages import Partition, partition_model
 from trainer.replication.averaging import check_averaging
 from trainer.schedule.actions import Schedule, Tied
 from trainer.schedule.assemble import training_schedule
@@ -99,14 +99,16 @@ class Plan:
         replicas = self.layout.replicas
         check_averaging(config.averaging.op, replicas)
         self.sizes = micro_batch_sizes(config.batch.global_size, config.batch.micro_size)
-        self.shares = [len(deal(len(self.sizes), replicas, replica)) for replica in range(replicas)]
+        self.shares = [
+            len(assign_micro_batches(len(self.sizes), replicas, replica)) for replica in range(replicas)
+        ]
         partition = partition_model(
             costs, asked.boundaries, self.layout.placement, Recompute(config.memory.recompute)
         )
         self.ties: tuple[Tied, ...] = tied_stages(model.layers, partition.stage_of)
         self.partition, self._schedules = self._within_limit(partition)
 
-    def _within_limit(self, partition: Cut) -> tuple[Cut, dict[int, Schedule]]:
+    def _within_limit(self, partition: Partition) -> tuple[Partition, dict[int, Schedule]]:
         """Recompute as little as `memory.limit` takes; return the schedules for the work that results.
 
         Recomputation changes what backwards take, which changes the order of a schedule that depends on
@@ -125,7 +127,7 @@ class Plan:
                 return partition, schedules
             partition = fitted
 
-    def _schedule(self, partition: Cut, micro_batches: int) -> Schedule:
+    def _schedule(self, partition: Partition, micro_batches: int) -> Schedule:
         """Return the training schedule of a replica's step, by rank."""
         schedule = training_schedule(
             self.recipe,
@@ -159,7 +161,7 @@ class Plan:
 
     def micro_batches(self, replica: int) -> range:
         """Return the micro-batches of the global batch that a replica trains on."""
-        return deal(len(self.sizes), self.layout.replicas, replica)
+        return assign_micro_batches(len(self.sizes), self.layout.replicas, replica)
 
     @property
     def shards(self) -> int:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from trainer.activation import Nest, flatten, unflatten
+from trainer.activation import TreeSpec, flatten, unflatten
 from trainer.models.model import Activation, Loss
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.recomputation import Recompute, Repeatable
@@ -17,7 +17,7 @@ from trainer.pipeline.tensor_bytes import LiveBytes
 aten = torch.ops.aten
 
 
-def kept_bytes(
+def saved_bytes(
     forward: Callable[..., list[Tensor]], inputs: Sequence[Tensor], recompute: Recompute = Recompute.NONE
 ) -> int:
     """Return what a forward keeps, besides parameters and inputs.
@@ -38,8 +38,8 @@ def kept_bytes(
     return kept
 
 
-def kept_by_loss(
-    loss: Loss, precision: Precision, outputs: Sequence[Tensor], nest: Nest, targets: Activation
+def saved_by_loss(
+    loss: Loss, precision: Precision, outputs: Sequence[Tensor], nest: TreeSpec, targets: Activation
 ) -> int:
     """Return what a loss keeps, besides what the last layer returns and the targets.
 
@@ -57,7 +57,7 @@ def kept_by_loss(
 
     tensors, shape = flatten(targets)
     on_meta = unflatten([torch.empty_like(tensor, device="meta") for tensor in tensors], shape)
-    return kept_bytes(forward, outputs)
+    return saved_bytes(forward, outputs)
 
 
 class _FusedAttention(TorchFunctionMode):

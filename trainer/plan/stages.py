@@ -14,7 +14,7 @@ SPLITTING = 0.05
 
 
 @dataclass(frozen=True)
-class Cut:
+class Partition:
     """Which layers each stage has, and what layers cost for one micro-batch.
 
     Attributes:
@@ -41,20 +41,24 @@ class Cut:
         """
         if not any(cost.flops_forward for cost in self.costs):
             layers = [float(len(layers)) for layers in self.stages]
-            parts = (Kind.FORWARD, Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)
+            parts = (Kind.FORWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)
             return dict.fromkeys(parts, layers) | {Kind.BACKWARD: [2 * each for each in layers]}
         forward = [cost.forward for cost in self.costs]
-        again = [cost.again(recompute) for cost, recompute in zip(self.costs, self.recompute, strict=True)]
+        again = [
+            cost.recompute_time(recompute) for cost, recompute in zip(self.costs, self.recompute, strict=True)
+        ]
         backward = [cost.backward + repeated for cost, repeated in zip(self.costs, again, strict=True)]
-        put_off = [cost.put_off_work for cost in self.costs]
-        more = [SPLITTING / 2 * all_ if later else 0.0 for all_, later in zip(backward, put_off, strict=True)]
+        deferred = [cost.deferred_work for cost in self.costs]
+        more = [
+            SPLITTING / 2 * all_ if later else 0.0 for all_, later in zip(backward, deferred, strict=True)
+        ]
         times = {
             Kind.FORWARD: forward,
             Kind.BACKWARD: backward,
-            Kind.INPUT_GRADIENT: [
-                all_ - later + extra for all_, later, extra in zip(backward, put_off, more, strict=True)
+            Kind.BACKWARD_INPUT: [
+                all_ - later + extra for all_, later, extra in zip(backward, deferred, more, strict=True)
             ],
-            Kind.WEIGHT_GRADIENT: [later + extra for later, extra in zip(put_off, more, strict=True)],
+            Kind.BACKWARD_WEIGHT: [later + extra for later, extra in zip(deferred, more, strict=True)],
         }
         return {
             kind: [sum(each[layer] for layer in layers) for layers in self.stages]
@@ -67,7 +71,7 @@ def partition_model(
     boundaries: Sequence[int] | None,
     placement: Sequence[int],
     recompute: Recompute = Recompute.NONE,
-) -> Cut:
+) -> Partition:
     """Return the layers of each stage.
 
     Args:
@@ -82,7 +86,9 @@ def partition_model(
     """
     costs = tuple(costs)
     if boundaries is None:
-        boundaries = partition_among_workers([cost.cost + cost.again(recompute) for cost in costs], placement)
+        boundaries = partition_among_workers(
+            [cost.cost + cost.recompute_time(recompute) for cost in costs], placement
+        )
     else:
         boundaries = boundaries_from_user(boundaries, len(costs), len(placement))
-    return Cut(stage_ranges(boundaries, len(costs)), costs, (recompute,) * len(costs))
+    return Partition(stage_ranges(boundaries, len(costs)), costs, (recompute,) * len(costs))

@@ -7,13 +7,13 @@ from trainer.config.sizes import size_text
 from trainer.distributed.layout import Layout
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.memory import Memory
-from trainer.plan.stages import Cut
+from trainer.plan.stages import Partition
 from trainer.schedule.actions import Kind, Schedule
 
 _TEXT_COLUMNS = 3  # the others are numbers, and stand on the right
 
 
-def stages_table(layout: Layout, cut: Cut, schedule: Schedule, memory: Memory) -> str:
+def stages_table(layout: Layout, partition: Partition, schedule: Schedule, memory: Memory) -> str:
     """Return a table of the stages: their ranks, layers, parameters, bytes and share of the work.
 
     The memory of a rank, as predicted, stands with its first stage. If the schedule splits backwards, a
@@ -22,15 +22,15 @@ def stages_table(layout: Layout, cut: Cut, schedule: Schedule, memory: Memory) -
 
     Args:
         layout: Who holds what.
-        cut: The layers of each stage.
+        partition: The layers of each stage.
         schedule: Of one replica, by rank.
         memory: Of the same ranks.
     """
-    total = sum(cost.cost for cost in cut.costs)
+    total = sum(cost.cost for cost in partition.costs)
     rows = [["stage", "ranks", "layers", "parameters", "bytes", "work", "memory"]]
     shown: set[int] = set()
-    for stage, layers in enumerate(cut.stages):
-        costs = [cut.costs[layer] for layer in layers]
+    for stage, layers in enumerate(partition.stages):
+        costs = [partition.costs[layer] for layer in layers]
         rank = schedule.placement[stage]
         names = costs[0].name if len(costs) == 1 else f"{costs[0].name} .. {costs[-1].name} ({len(costs)})"
         rows.append(
@@ -45,36 +45,36 @@ def stages_table(layout: Layout, cut: Cut, schedule: Schedule, memory: Memory) -
             ]
         )
         shown.add(rank)
-    split = {a.stage for worker in schedule.workers for a in worker if a.kind is Kind.WEIGHT_GRADIENT}
-    notes = [*_recomputed(cut)]
+    split = {a.stage for worker in schedule.workers for a in worker if a.kind is Kind.BACKWARD_WEIGHT}
+    notes = [*_recomputed(partition)]
     if not split:
         return "\n".join([align(rows), *notes])
     column = [
         "deferred",
-        *(_deferred(cut, stage) if stage in split else "none" for stage in range(len(rows) - 1)),
+        *(_deferred(partition, stage) if stage in split else "none" for stage in range(len(rows) - 1)),
     ]
     whole = [
-        cut.costs[layer].name
+        partition.costs[layer].name
         for stage in sorted(split)
-        for layer in cut.stages[stage]
-        if cut.costs[layer].trained and not cut.costs[layer].put_off
+        for layer in partition.stages[stage]
+        if partition.costs[layer].trained and not partition.costs[layer].deferred
     ]
     if whole:
         notes.insert(0, f"  not split: {', '.join(whole)}")
     return "\n".join([align([[*row, cell] for row, cell in zip(rows, column, strict=True)]), *notes])
 
 
-def _recomputed(cut: Cut) -> Iterator[str]:
+def _recomputed(partition: Partition) -> Iterator[str]:
     """Yield a line for every way in which layers recompute."""
-    modes = Counter(mode.value for mode in cut.recompute if mode is not Recompute.NONE)
+    modes = Counter(mode.value for mode in partition.recompute if mode is not Recompute.NONE)
     for mode, number in modes.items():
-        yield f"  recomputed: {number} of {len(cut.costs)} layers ({mode})"
+        yield f"  recomputed: {number} of {len(partition.costs)} layers ({mode})"
 
 
-def _deferred(cut: Cut, stage: int) -> str:
+def _deferred(partition: Partition, stage: int) -> str:
     """Return the share of a stage's trained parameters whose gradients a split backward defers."""
-    costs = [cut.costs[layer] for layer in cut.stages[stage]]
-    share = sum(cost.put_off for cost in costs) / max(1, sum(cost.trained for cost in costs))
+    costs = [partition.costs[layer] for layer in partition.stages[stage]]
+    share = sum(cost.deferred for cost in costs) / max(1, sum(cost.trained for cost in costs))
     return f"{share:.1%}" if share else "none"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.distributed.oversubscription import background_work
+from trainer.distributed.oversubscription import horovod_has_work
 from trainer.distributed.waiting import WaitMeter
 from trainer.distributed.world import horovod
 from trainer.errors import UserError
@@ -56,7 +56,7 @@ class HorovodAveraging:
         if not gradients:
             return
         compressed, contexts = zip(*map(self._compression.compress, gradients), strict=True)
-        background_work.set()
+        horovod_has_work.set()
         handle = self._horovod.grouped_allreduce_async_(list(compressed), name=layer.name, op=self._op)
         self._under_way[layer.name] = handle, gradients, list(compressed), list(contexts)
         size = sum(tensor.numel() * tensor.element_size() for tensor in compressed)
@@ -78,7 +78,7 @@ class HorovodAveraging:
         self.progress()
         self._horovod.synchronize(handle)
         if not self._under_way:
-            background_work.clear()
+            horovod_has_work.clear()
         for gradient, small, context in zip(gradients, compressed, contexts, strict=True):
             if small is not gradient:
                 gradient.copy_(self._compression.decompress(small, context))

@@ -20,13 +20,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trainer.distributed.oversubscription import background_work
+from trainer.distributed.oversubscription import horovod_has_work
 from trainer.distributed.waiting import WaitMeter
 from trainer.distributed.world import horovod
 from trainer.pipeline.stage import BuiltLayer
 
 
-def deal_parameters(sizes: Sequence[int], shards: int) -> list[int]:
+def assign_parameters(sizes: Sequence[int], shards: int) -> list[int]:
     """Return the shard of every parameter: the largest first, each goes to the shard that has least so far.
 
     So no shard has more than the total / shards + the largest (Graham, 1969). Of equal parameters the earlier
@@ -44,9 +44,9 @@ def deal_parameters(sizes: Sequence[int], shards: int) -> list[int]:
 
 
 def largest_shard(sizes: Sequence[int], shards: int) -> int:
-    """Return the total size of the shard that has most, as `deal_parameters` divides them."""
+    """Return the total size of the shard that has most, as `assign_parameters` divides them."""
     held = [0] * shards
-    for size, shard in zip(sizes, deal_parameters(sizes, shards), strict=True):
+    for size, shard in zip(sizes, assign_parameters(sizes, shards), strict=True):
         held[shard] += size
     return max(held)
 
@@ -71,7 +71,7 @@ class Shards:
         self._meter = meter
         self._own = own
         trained = [(layer, p) for layer in layers for p in layer.module.parameters() if p.requires_grad]
-        shards = deal_parameters([parameter.nbytes for _, parameter in trained], number)
+        shards = assign_parameters([parameter.nbytes for _, parameter in trained], number)
         self._shard_of = {parameter: shard for (_, parameter), shard in zip(trained, shards, strict=True)}
         self._gathers: dict[str, list[list[nn.Parameter]]] = {}  # by name: parameters of one type, by shard
         for layer, parameter in trained:
@@ -91,7 +91,7 @@ class Shards:
         if self.number == 1:
             return
         library = horovod()
-        background_work.set()
+        horovod_has_work.set()
         under_way = [
             (parts, library.allgather_async(_joined(parts, self._own), name=name))
             for name, parts in self._gathers.items()
@@ -99,7 +99,7 @@ class Shards:
         for parts, handle in under_way:
             self._meter.wait(partial(library.poll, handle))
             _take(parts, library.synchronize(handle))
-        background_work.clear()
+        horovod_has_work.clear()
 
 
 def _joined(parts: Sequence[Sequence[nn.Parameter]], shard: int) -> Tensor:

@@ -16,19 +16,19 @@ class Kind(Enum):
 
     FORWARD = "F"
     BACKWARD = "B"  # whole: gradients of the inputs and of the weights
-    INPUT_GRADIENT = "I"  # the part of a backward that the previous stage waits for
-    WEIGHT_GRADIENT = "W"  # the rest of it, which no stage waits for
+    BACKWARD_INPUT = "I"  # the part of a backward that the previous stage waits for
+    BACKWARD_WEIGHT = "W"  # the rest of it, which no stage waits for
     SEND_ACTIVATION = "sa"
     RECEIVE_ACTIVATION = "ra"
     SEND_GRADIENT = "sg"
     RECEIVE_GRADIENT = "rg"
-    SEND_TIE = "st"  # a use's gradient of a tied parameter, to the owner
-    RECEIVE_TIE = "rt"  # and added there to the owner's, in layer order
-    AVERAGE = "A"  # start averaging the stage's gradients over the replicas
-    FINISH = "Z"  # wait until they are averaged
-    SEND_TIED = "sT"  # the owner's averaged gradient, back to a use
-    RECEIVE_TIED = "rT"
-    STEP = "O"  # clip, then step the optimizer
+    SEND_TIED_GRADIENT = "st"  # a use's gradient of a tied parameter, to the owner
+    RECEIVE_TIED_GRADIENT = "rt"  # and added there to the owner's, in layer order
+    REDUCE_START = "A"  # start averaging the stage's gradients over the replicas
+    REDUCE_WAIT = "Aw"  # wait until they are averaged
+    SEND_REDUCED_GRADIENT = "sR"  # the owner's averaged gradient, back to a use
+    RECEIVE_REDUCED_GRADIENT = "rR"
+    UPDATE = "U"  # clip, then step the optimizer
     SAMPLE = "S"  # sample the next token from the last stage's output
     SEND_TOKEN = "sk"
     RECEIVE_TOKEN = "rk"
@@ -38,14 +38,14 @@ class Kind(Enum):
 RECEIVE_OF = {
     Kind.SEND_ACTIVATION: Kind.RECEIVE_ACTIVATION,
     Kind.SEND_GRADIENT: Kind.RECEIVE_GRADIENT,
-    Kind.SEND_TIE: Kind.RECEIVE_TIE,
-    Kind.SEND_TIED: Kind.RECEIVE_TIED,
+    Kind.SEND_TIED_GRADIENT: Kind.RECEIVE_TIED_GRADIENT,
+    Kind.SEND_REDUCED_GRADIENT: Kind.RECEIVE_REDUCED_GRADIENT,
     Kind.SEND_TOKEN: Kind.RECEIVE_TOKEN,
 }
 SENDS = frozenset(RECEIVE_OF)
 # Kinds that make the gradient that the previous stage waits for, and that complete a micro-batch's gradients.
-PASSES_ON = frozenset({Kind.BACKWARD, Kind.INPUT_GRADIENT})
-COMPLETES = frozenset({Kind.BACKWARD, Kind.WEIGHT_GRADIENT})
+MAKES_INPUT_GRADIENT = frozenset({Kind.BACKWARD, Kind.BACKWARD_INPUT})
+COMPLETES_WEIGHT_GRADIENT = frozenset({Kind.BACKWARD, Kind.BACKWARD_WEIGHT})
 RECEIVES = frozenset(RECEIVE_OF.values())
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trainer.schedule.actions import PASSES_ON, Action, Kind, Order, Schedule, Tied, Work
+from trainer.schedule.actions import MAKES_INPUT_GRADIENT, Action, Kind, Order, Schedule, Tied, Work
 from trainer.schedule.orders import forward_only
 from trainer.schedule.recipe import ScheduleRecipe
 
@@ -99,7 +99,7 @@ def _with_messages(order: Order, last: int) -> Order:
             actions.append(action)
             if stage < last:
                 actions.append(Action(Kind.SEND_ACTIVATION, stage, i, stage + 1))
-        elif action.kind in PASSES_ON:
+        elif action.kind in MAKES_INPUT_GRADIENT:
             if stage < last:
                 actions.append(Action(Kind.RECEIVE_GRADIENT, stage, i, stage + 1))
             actions.append(action)
@@ -119,11 +119,11 @@ def _tail(held: Sequence[int], ties: Sequence[Tied]) -> Order:
     uses = [tie for tie in ties if tie.use in held]
     owned = [tie for tie in ties if tie.owner in held]
     return (
-        *(Action(Kind.SEND_TIE, tie.use, peer=tie.owner) for tie in uses),
-        *(Action(Kind.RECEIVE_TIE, tie.owner, peer=tie.use) for tie in owned),
-        *(Action(Kind.AVERAGE, stage) for stage in held),
-        *(Action(Kind.FINISH, stage) for stage in held),
-        *(Action(Kind.SEND_TIED, tie.owner, peer=tie.use) for tie in owned),
-        *(Action(Kind.RECEIVE_TIED, tie.use, peer=tie.owner) for tie in uses),
-        *(Action(Kind.STEP, stage) for stage in held),
+        *(Action(Kind.SEND_TIED_GRADIENT, tie.use, peer=tie.owner) for tie in uses),
+        *(Action(Kind.RECEIVE_TIED_GRADIENT, tie.owner, peer=tie.use) for tie in owned),
+        *(Action(Kind.REDUCE_START, stage) for stage in held),
+        *(Action(Kind.REDUCE_WAIT, stage) for stage in held),
+        *(Action(Kind.SEND_REDUCED_GRADIENT, tie.owner, peer=tie.use) for tie in owned),
+        *(Action(Kind.RECEIVE_REDUCED_GRADIENT, tie.use, peer=tie.owner) for tie in uses),
+        *(Action(Kind.UPDATE, stage) for stage in held),
     )

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from math import inf
 
-from trainer.schedule.actions import COMPLETES, SENDS, Kind
+from trainer.schedule.actions import COMPLETES_WEIGHT_GRADIENT, SENDS, Kind
 from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.replay import SEND_OF, message_of
-from trainer.schedule.timeline import RankTimeline, Times
+from trainer.schedule.timeline import ActionTimes, RankTimeline
 
 _LOOKING = 5e-4  # seconds; a receive that waits less may have found its message there, on a busy core
 _SAME = 1e-4  # seconds; all-reduces whose ends are closer than this were seen at one check
@@ -29,7 +29,7 @@ Point = tuple[int, float]  # bytes, seconds
 
 
 @dataclass(frozen=True)
-class Seen:
+class RankObservation:
     """What one rank observed, and sends to the others of its group.
 
     Attributes:
@@ -54,7 +54,7 @@ class Seen:
 
 
 def calibrate(
-    ranks: Sequence[Seen],
+    ranks: Sequence[RankObservation],
     stages: int,
     *,
     replicas: int = 1,
@@ -121,7 +121,7 @@ def stage_buckets(step: RankTimeline, stage_of: Mapping[str, int]) -> dict[int, 
     last_backward = {
         action.stage: times
         for action, times in zip(step.actions, step.times, strict=True)
-        if action.kind in COMPLETES
+        if action.kind in COMPLETES_WEIGHT_GRADIENT
     }
     buckets: dict[int, list[Bucket]] = defaultdict(list)
     for reduce in sorted(step.all_reduces, key=lambda reduce: reduce.start):
@@ -131,7 +131,7 @@ def stage_buckets(step: RankTimeline, stage_of: Mapping[str, int]) -> dict[int, 
     return dict(buckets)
 
 
-def _share(moment: float, backward: Times) -> float | None:
+def _share(moment: float, backward: ActionTimes) -> float | None:
     """Return the share of a backward that was done at a moment; None after its end."""
     length = backward.end - backward.ready
     if moment > backward.end + _ROUNDING * length:
@@ -235,5 +235,5 @@ def _waited_in_step(step: RankTimeline) -> float:
     return sum(
         times.ready - times.start
         for action, times in zip(step.actions, step.times, strict=True)
-        if action.kind is Kind.STEP
+        if action.kind is Kind.UPDATE
     )

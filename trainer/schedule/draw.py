@@ -7,8 +7,8 @@ IDLE = "."
 _LABELS = {
     Kind.FORWARD: "{}",
     Kind.BACKWARD: "({})",
-    Kind.INPUT_GRADIENT: "({})",
-    Kind.WEIGHT_GRADIENT: "{{{}}}",
+    Kind.BACKWARD_INPUT: "({})",
+    Kind.BACKWARD_WEIGHT: "{{{}}}",
 }
 
 

@@ -12,10 +12,17 @@ from hashlib import sha256
 from pathlib import Path
 
 from trainer.errors import UserError
-from trainer.schedule.actions import COMPLETES, PASSES_ON, Action, Kind, Order, parse_action
+from trainer.schedule.actions import (
+    COMPLETES_WEIGHT_GRADIENT,
+    MAKES_INPUT_GRADIENT,
+    Action,
+    Kind,
+    Order,
+    parse_action,
+)
 from trainer.schedule.recipe import Placement, ScheduleRecipe
 
-_COMPUTING = {Kind.FORWARD} | PASSES_ON | COMPLETES
+_COMPUTING = {Kind.FORWARD} | MAKES_INPUT_GRADIENT | COMPLETES_WEIGHT_GRADIENT
 
 
 def read_recipe(path: str) -> ScheduleRecipe:

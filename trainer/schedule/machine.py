@@ -53,7 +53,7 @@ class Bucket(NamedTuple):
         layer: The layer that they belong to.
         bytes: Their size.
         share: The share of the stage's last backward that is done when they are complete; None if they are
-            complete only at the stage's AVERAGE, because ties add to them.
+            complete only at the stage's REDUCE_START, because ties add to them.
     """
 
     layer: str
@@ -75,7 +75,7 @@ class Machine:
         cycle: Seconds from when gradients are complete until Horovod's thread takes them, together with all
             others that are complete by then.
         replicas: The number of replicas in the ring.
-        exchange: Seconds from when the last rank of a group reaches STEP until all perform it, including the
+        exchange: Seconds from when the last rank of a group reaches UPDATE until all perform it, including the
             time in which the update waits for other replicas' weights.
         begin: Seconds of a step before its first action.
         end: Seconds of a step after its last action.

@@ -10,8 +10,13 @@ from trainer.schedule.replay import SEND_OF, causal_order
 from trainer.schedule.simulate import simulate
 
 # Actions that wait for other replicas would hold up the rank's other workers, so they follow all computing.
-# STEP waits for the whole group, so it comes last.
-PHASES = {Kind.FINISH: 1, Kind.SEND_TIED: 1, Kind.RECEIVE_TIED: 1, Kind.STEP: 2}
+# UPDATE waits for the whole group, so it comes last.
+PHASES = {
+    Kind.REDUCE_WAIT: 1,
+    Kind.SEND_REDUCED_GRADIENT: 1,
+    Kind.RECEIVE_REDUCED_GRADIENT: 1,
+    Kind.UPDATE: 2,
+}
 
 
 def by_rank(schedule: Schedule, layout: Layout) -> Schedule:
@@ -57,7 +62,7 @@ def merge_for_rank(schedule: Schedule, workers: Sequence[int]) -> tuple[Action, 
             action = schedule.workers[worker][index]
             # A receive blocks the rank until its message arrives; anything else starts at once.
             times = timeline.ends if action.kind in SEND_OF else timeline.starts
-            if action.kind is Kind.AVERAGE:
+            if action.kind is Kind.REDUCE_START:
                 averages[action.stage] = (times[worker][index], number), action
             else:
                 keys.append((phases[worker][index], times[worker][index], number, 0, action))

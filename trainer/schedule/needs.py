@@ -3,17 +3,26 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from trainer.schedule.actions import COMPLETES, PASSES_ON, Action, Kind, Schedule, Tied
+from trainer.schedule.actions import (
+    COMPLETES_WEIGHT_GRADIENT,
+    MAKES_INPUT_GRADIENT,
+    Action,
+    Kind,
+    Schedule,
+    Tied,
+)
 
-TRAINING = PASSES_ON | COMPLETES | {Kind.AVERAGE, Kind.FINISH, Kind.STEP}
+TRAINING = (
+    MAKES_INPUT_GRADIENT | COMPLETES_WEIGHT_GRADIENT | {Kind.REDUCE_START, Kind.REDUCE_WAIT, Kind.UPDATE}
+)
 TOKENS = frozenset({Kind.SAMPLE, Kind.SEND_TOKEN, Kind.RECEIVE_TOKEN})
 # Kinds that need just one action, of the same stage and micro-batch.
 AFTER = {
     Kind.SEND_ACTIVATION: Kind.FORWARD,
     Kind.SAMPLE: Kind.FORWARD,
     Kind.SEND_TOKEN: Kind.SAMPLE,
-    Kind.FINISH: Kind.AVERAGE,
-    Kind.SEND_TIED: Kind.FINISH,
+    Kind.REDUCE_WAIT: Kind.REDUCE_START,
+    Kind.SEND_REDUCED_GRADIENT: Kind.REDUCE_WAIT,
 }
 
 
@@ -37,7 +46,11 @@ class Index:
 
     def __post_init__(self) -> None:
         kinds = {action.kind for action in self.positions}
-        ties = {Tied(action.peer, action.stage) for action in self.positions if action.kind is Kind.SEND_TIE}
+        ties = {
+            Tied(action.peer, action.stage)
+            for action in self.positions
+            if action.kind is Kind.SEND_TIED_GRADIENT
+        }
         object.__setattr__(self, "training", bool(kinds & TRAINING))
         object.__setattr__(self, "tokens", bool(kinds & TOKENS))
         object.__setattr__(self, "ties", tuple(sorted(ties, key=lambda tie: (tie.use, tie.owner))))
@@ -49,13 +62,13 @@ class Index:
 
     def passes_on(self, stage: int, i: int) -> Action:
         """Return what makes the gradient of a stage's inputs: a whole backward, or its first part."""
-        first = Action(Kind.INPUT_GRADIENT, stage, i)
+        first = Action(Kind.BACKWARD_INPUT, stage, i)
         return first if first in self.positions else Action(Kind.BACKWARD, stage, i)
 
     def completes(self, stage: int, i: int) -> Action:
         """Return what completes a micro-batch's gradients: a whole backward, or its second part."""
-        split = self.passes_on(stage, i).kind is Kind.INPUT_GRADIENT
-        return Action(Kind.WEIGHT_GRADIENT if split else Kind.BACKWARD, stage, i)
+        split = self.passes_on(stage, i).kind is Kind.BACKWARD_INPUT
+        return Action(Kind.BACKWARD_WEIGHT if split else Kind.BACKWARD, stage, i)
 
     def together(self, stage: int, other: int) -> bool:
         """Return whether one worker holds both stages."""
@@ -67,21 +80,27 @@ def needs(action: Action, index: Index) -> Iterator[Action]:
     kind, stage, i = action.kind, action.stage, action.micro_batch
     if kind is Kind.FORWARD:
         yield from _inputs_of_forward(stage, i, index)
-    elif kind in PASSES_ON or kind in COMPLETES:
+    elif kind in MAKES_INPUT_GRADIENT or kind in COMPLETES_WEIGHT_GRADIENT:
         yield from _before_backward(action, index)
     elif kind is Kind.SEND_GRADIENT:
         yield index.passes_on(stage, i)
     elif kind in AFTER:
         yield Action(AFTER[kind], stage, i)
-    elif kind in (Kind.SEND_TIE, Kind.RECEIVE_TIE, Kind.AVERAGE):
+    elif kind in (Kind.SEND_TIED_GRADIENT, Kind.RECEIVE_TIED_GRADIENT, Kind.REDUCE_START):
         yield from _gradients(action, index)
-    elif kind is Kind.RECEIVE_TIED:
-        yield Action(Kind.SEND_TIE, stage, peer=action.peer)
-    elif kind is Kind.STEP:
-        yield Action(Kind.FINISH, stage)
-        yield from (Action(Kind.SEND_TIED, stage, peer=tie.use) for tie in index.ties if tie.owner == stage)
+    elif kind is Kind.RECEIVE_REDUCED_GRADIENT:
+        yield Action(Kind.SEND_TIED_GRADIENT, stage, peer=action.peer)
+    elif kind is Kind.UPDATE:
+        yield Action(Kind.REDUCE_WAIT, stage)
         yield from (
-            Action(Kind.RECEIVE_TIED, stage, peer=tie.owner) for tie in index.ties if tie.use == stage
+            Action(Kind.SEND_REDUCED_GRADIENT, stage, peer=tie.use)
+            for tie in index.ties
+            if tie.owner == stage
+        )
+        yield from (
+            Action(Kind.RECEIVE_REDUCED_GRADIENT, stage, peer=tie.owner)
+            for tie in index.ties
+            if tie.use == stage
         )
 
 
@@ -101,16 +120,16 @@ def _before_backward(action: Action, index: Index) -> Iterator[Action]:
     split backward add gradients: not every weight's gradient can be deferred.
     """
     kind, stage, i = action.kind, action.stage, action.micro_batch
-    if kind in PASSES_ON:
+    if kind in MAKES_INPUT_GRADIENT:
         yield Action(Kind.FORWARD, stage, i)
         if i > 0:
             yield index.passes_on(stage, i - 1)
         if stage < index.last:
             message = Action(Kind.RECEIVE_GRADIENT, stage, i, stage + 1)
             yield from _from_neighbour(index.passes_on(stage + 1, i), message, stage, index)
-    if kind is Kind.WEIGHT_GRADIENT:
-        yield Action(Kind.INPUT_GRADIENT, stage, i)
-    if kind in COMPLETES and i > 0:
+    if kind is Kind.BACKWARD_WEIGHT:
+        yield Action(Kind.BACKWARD_INPUT, stage, i)
+    if kind in COMPLETES_WEIGHT_GRADIENT and i > 0:
         yield index.completes(stage, i - 1)
 
 
@@ -129,8 +148,8 @@ def _gradients(action: Action, index: Index) -> Iterator[Action]:
     if last >= 0:
         yield index.completes(stage, last)
     uses = [tie.use for tie in index.ties if tie.owner == stage]
-    if action.kind is Kind.RECEIVE_TIE:
+    if action.kind is Kind.RECEIVE_TIED_GRADIENT:
         uses = [use for use in uses if use < action.peer]
-    elif action.kind is Kind.SEND_TIE:
+    elif action.kind is Kind.SEND_TIED_GRADIENT:
         uses = []
-    yield from (Action(Kind.RECEIVE_TIE, stage, peer=use) for use in uses)
+    yield from (Action(Kind.RECEIVE_TIED_GRADIENT, stage, peer=use) for use in uses)

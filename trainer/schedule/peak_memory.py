@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.schedule.actions import COMPLETES, Kind, Schedule
+from trainer.schedule.actions import COMPLETES_WEIGHT_GRADIENT, Kind, Schedule
 
 
 @dataclass(frozen=True)
@@ -12,12 +12,12 @@ class StageBytes:
 
     Attributes:
         kept: From its forward to its backward.
-        put_off: From the first part of a split backward to the second.
+        deferred: From the first part of a split backward to the second.
         backward: In addition to what is kept, while a backward or the first part of one runs.
     """
 
     kept: int
-    put_off: int = 0
+    deferred: int = 0
     backward: int = 0
 
 
@@ -27,7 +27,7 @@ def peak_live(schedule: Schedule) -> tuple[int, ...]:
     A worker with several stages counts a micro-batch once for each stage. A micro-batch with a split
     backward counts until its weight gradients are done. Without backwards nothing waits.
     """
-    return peak_live_bytes(schedule, [StageBytes(kept=1, put_off=1)] * schedule.stages)
+    return peak_live_bytes(schedule, [StageBytes(kept=1, deferred=1)] * schedule.stages)
 
 
 def peak_live_bytes(schedule: Schedule, stages: Sequence[StageBytes]) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ def peak_of_worker(schedule: Schedule, worker: int, stages: Sequence[StageBytes]
 def live_bytes(schedule: Schedule, worker: int, stages: Sequence[StageBytes]) -> list[tuple[int, int]]:
     """Return, for every action of a worker, the bytes held for backwards during it and after it."""
     actions = schedule.workers[worker]
-    training = any(action.kind in COMPLETES for action in actions)
+    training = any(action.kind in COMPLETES_WEIGHT_GRADIENT for action in actions)
     live, alive = 0, []
     for action in actions:
         stage, during = stages[action.stage], live
@@ -57,10 +57,10 @@ def live_bytes(schedule: Schedule, worker: int, stages: Sequence[StageBytes]) ->
         elif action.kind is Kind.BACKWARD:
             during += stage.backward
             live -= stage.kept
-        elif action.kind is Kind.INPUT_GRADIENT:
+        elif action.kind is Kind.BACKWARD_INPUT:
             during += stage.backward
-            live += stage.put_off - stage.kept
-        elif action.kind is Kind.WEIGHT_GRADIENT:
-            live -= stage.put_off
+            live += stage.deferred - stage.kept
+        elif action.kind is Kind.BACKWARD_WEIGHT:
+            live -= stage.deferred
         alive.append((during, live))
     return alive

@@ -4,8 +4,8 @@ It returns a causal order, in which nothing precedes what it waits for. The vali
 merging of lists all use it. Sends do not wait. These do:
 
     a receive             for its send
-    FINISH of a stage     for that stage's AVERAGE on every replica
-    STEP                  for FINISH of every stage of its group: the gradient norm is over all of them
+    REDUCE_WAIT of a stage     for that stage's REDUCE_START on every replica
+    UPDATE                  for REDUCE_WAIT of every stage of its group: the gradient norm is over all of them
 """
 
 from collections import defaultdict, deque
@@ -39,8 +39,8 @@ class Place(NamedTuple):
 # The sending end of a message, by its receiving end.
 SEND_OF = {receive: send for send, receive in RECEIVE_OF.items()}
 
-# What one action gives and another waits for: a message, an AVERAGE or a FINISH. Plain tuples, because there
-# are as many as messages: (kind, source, target, micro-batch, replica), (AVERAGE, stage), (FINISH, replica).
+# What one action gives and another waits for: a message, a REDUCE_START or a REDUCE_WAIT. Plain tuples, because there
+# are as many as messages: (kind, source, target, micro-batch, replica), (REDUCE_START, stage), (REDUCE_WAIT, replica).
 _Token = tuple[Any, ...]
 
 
@@ -76,9 +76,9 @@ class Wiring:
                 self.lists.append((replica, worker, *self._wire(replica, actions)))
         self.givers = [1] * len(self._numbers)
         for token, number in self._numbers.items():
-            if token[0] is Kind.AVERAGE:
+            if token[0] is Kind.REDUCE_START:
                 self.givers[number] = len(schedules)
-            elif token[0] is Kind.FINISH:
+            elif token[0] is Kind.REDUCE_WAIT:
                 self.givers[number] = schedules[token[-1]].stages
 
     def _wire(self, replica: int, actions: Sequence[Action]) -> tuple[list[int], list[int]]:
@@ -169,10 +169,10 @@ def _tokens(replica: int, action: Action) -> tuple[_Token | None, _Token | None]
     send = SEND_OF.get(kind)
     if send is not None:
         return (send, action.peer, action.stage, action.micro_batch, replica), None
-    if kind is Kind.AVERAGE:
+    if kind is Kind.REDUCE_START:
         return None, (kind, action.stage)
-    if kind is Kind.FINISH:
-        return (Kind.AVERAGE, action.stage), (kind, replica)
-    if kind is Kind.STEP:
-        return (Kind.FINISH, replica), None
+    if kind is Kind.REDUCE_WAIT:
+        return (Kind.REDUCE_START, action.stage), (kind, replica)
+    if kind is Kind.UPDATE:
+        return (Kind.REDUCE_WAIT, replica), None
     return None, None

@@ -6,7 +6,7 @@
     all-reduce  starts when a layer's last gradient is complete on every replica, the rank's previous one is
                 done, and a cycle has passed; takes along every layer that is complete by then; overlaps with
                 whatever the rank does
-    STEP        needs all ranks of the replica to reach it, and an exchange of their norms
+    UPDATE        needs all ranks of the replica to reach it, and an exchange of their norms
 """
 
 import gc
@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from trainer.schedule.actions import COMPLETES, Action, Kind, Schedule
+from trainer.schedule.actions import COMPLETES_WEIGHT_GRADIENT, Action, Kind, Schedule
 from trainer.schedule.machine import Link, Machine, Network
 from trainer.schedule.replay import Place, Wiring
 from trainer.schedule.timeline import AllReduce, Timeline
@@ -38,8 +38,8 @@ def simulate(
     work = {
         Kind.FORWARD: forward,
         Kind.BACKWARD: backward,
-        Kind.INPUT_GRADIENT: half,
-        Kind.WEIGHT_GRADIENT: half,
+        Kind.BACKWARD_INPUT: half,
+        Kind.BACKWARD_WEIGHT: half,
     }
     return simulate_on(Machine(work, network=Network(inside=Link(latency=message))), [schedule])[0]
 
@@ -94,8 +94,8 @@ class _Simulation:
         self._schedules = schedules
         self._replicas = replicas
         self._wiring = Wiring(schedules)
-        # Nothing but STEPs follows a STEP: they come last, when it is known when every worker reaches them.
-        self._order = sorted(self._wiring.causal_order(), key=lambda place: self._kind(place) is Kind.STEP)
+        # Nothing but UPDATEs follows an UPDATE: they come last, when it is known when every worker reaches them.
+        self._order = sorted(self._wiring.causal_order(), key=lambda place: self._kind(place) is Kind.UPDATE)
         self._given = [0.0] * len(self._wiring.givers)  # when the last giver was done
         self._free: defaultdict[tuple[int, int, int], float] = defaultdict(float)  # by the two ends of a link
         self._backward: dict[tuple[int, int], tuple[float, float]] = {}  # the last one, by replica and stage
@@ -124,12 +124,12 @@ class _Simulation:
             start = ready = clocks[number]
             if waits[position] >= 0:
                 ready = max(start, given[waits[position]])
-            if kind is Kind.STEP:
+            if kind is Kind.UPDATE:
                 ready = max(ready, self._exchange(replica, clocks))
             durations = work.get(kind)
             duration = durations[action.stage] if durations else 0.0
             clocks[number] = end = ready + duration
-            if kind in COMPLETES:
+            if kind in COMPLETES_WEIGHT_GRADIENT:
                 self._backward[replica, action.stage] = ready, end
             if gives[position] >= 0:
                 moment = self._give(action, replica, worker, end)
@@ -141,14 +141,14 @@ class _Simulation:
 
     def _give(self, action: Action, replica: int, worker: int, end: float) -> float:
         """Return when what an action gives is available."""
-        if action.kind is Kind.AVERAGE:
+        if action.kind is Kind.REDUCE_START:
             return self._average(action.stage, replica, worker, end)
-        if action.kind is Kind.FINISH:
+        if action.kind is Kind.REDUCE_WAIT:
             return end
         return self._send(action, replica, worker, end)
 
     def _exchange(self, replica: int, clocks: Sequence[float]) -> float:
-        """Return when the ranks of a replica, all of which have reached STEP, have exchanged their norms."""
+        """Return when the ranks of a replica, all of which have reached UPDATE, have exchanged their norms."""
         if replica not in self._exchanged:
             reached = [
                 clock for clock, (of, *_) in zip(clocks, self._wiring.lists, strict=True) if of == replica

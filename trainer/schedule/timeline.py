@@ -7,7 +7,7 @@ from typing import NamedTuple
 from trainer.schedule.actions import Action, Schedule
 
 
-class Times(NamedTuple):
+class ActionTimes(NamedTuple):
     """When one action happened, in seconds; if it was observed, on the clock of `time.perf_counter`.
 
     Attributes:
@@ -48,7 +48,7 @@ class RankTimeline:
     """
 
     actions: tuple[Action, ...]
-    times: tuple[Times, ...]
+    times: tuple[ActionTimes, ...]
     all_reduces: tuple[AllReduce, ...] = ()
 
     @property
@@ -58,7 +58,7 @@ class RankTimeline:
 
     def on(self, clock: Callable[[float], float]) -> "RankTimeline":
         """Return the same with all times converted to another clock."""
-        times = (Times(*map(clock, each)) for each in self.times)
+        times = (ActionTimes(*map(clock, each)) for each in self.times)
         reduces = (each._replace(start=clock(each.start), end=clock(each.end)) for each in self.all_reduces)
         return RankTimeline(self.actions, tuple(times), tuple(reduces))
 
@@ -103,7 +103,7 @@ class Timeline:
         return tuple(
             RankTimeline(
                 actions,
-                tuple(Times(start, end - busy, end) for start, end, busy in zip(*columns, strict=True)),
+                tuple(ActionTimes(start, end - busy, end) for start, end, busy in zip(*columns, strict=True)),
                 reduces,
             ).on(lambda moment: begin + moment)
             for actions, *columns, reduces in zip(

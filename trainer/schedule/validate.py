@@ -5,7 +5,7 @@ For every replica:
     known     every action is one that its worker can perform
     once      everything that the step needs appears, and nothing appears twice
     before    what an action needs comes earlier in its worker's list (the table is in `needs`)
-    last      nothing but further STEPs follows a STEP
+    last      nothing but further UPDATEs follows an UPDATE
     ties      gradients of tied parameters reach the owner, and the averaged gradient comes back
     messages  every send has its receive, and both ends of a channel have the same order: NCCL has no tags
 
@@ -22,8 +22,15 @@ from trainer.schedule.replay import ScheduleError, causal_order, message_of
 
 __all__ = ["ScheduleError", "validate"]
 
-ONCE_A_STEP = frozenset({Kind.AVERAGE, Kind.FINISH, Kind.STEP})
-OF_TIES = frozenset({Kind.SEND_TIE, Kind.RECEIVE_TIE, Kind.SEND_TIED, Kind.RECEIVE_TIED})
+ONCE_A_STEP = frozenset({Kind.REDUCE_START, Kind.REDUCE_WAIT, Kind.UPDATE})
+OF_TIES = frozenset(
+    {
+        Kind.SEND_TIED_GRADIENT,
+        Kind.RECEIVE_TIED_GRADIENT,
+        Kind.SEND_REDUCED_GRADIENT,
+        Kind.RECEIVE_REDUCED_GRADIENT,
+    }
+)
 # The other end of a message, relative to its own stage.
 NEIGHBOUR = {
     Kind.SEND_ACTIVATION: 1,
@@ -139,7 +146,7 @@ def _check_complete(index: Index) -> None:
                 for i in range(schedule.micro_batches)
                 for part in (index.passes_on, index.completes)
             ]
-            wanted += [Action(kind, stage) for kind in (Kind.AVERAGE, Kind.FINISH, Kind.STEP)]
+            wanted += [Action(kind, stage) for kind in (Kind.REDUCE_START, Kind.REDUCE_WAIT, Kind.UPDATE)]
         if index.tokens and stage == index.last:
             wanted += [Action(Kind.SEND_TOKEN, stage, i, peer=0) for i in range(schedule.micro_batches)]
         for action in wanted:
@@ -156,22 +163,23 @@ def _check_ties(index: Index, ties: Sequence[Tied] | None) -> None:
     if ties is not None and index.training:
         for tie in ties:
             if tie not in index.ties:
-                missing = Action(Kind.SEND_TIE, tie.use, peer=tie.owner)
+                missing = Action(Kind.SEND_TIED_GRADIENT, tie.use, peer=tie.owner)
                 raise _error(
                     placement[tie.use], f"{missing} is missing: stages {tie.owner} and {tie.use} are tied"
                 )
         for tie in index.ties:
             if tie not in ties:
                 raise _error(
-                    placement[tie.use], f"{Action(Kind.SEND_TIE, tie.use, peer=tie.owner)} ties nothing"
+                    placement[tie.use],
+                    f"{Action(Kind.SEND_TIED_GRADIENT, tie.use, peer=tie.owner)} ties nothing",
                 )
     wanted = set[Action]()
     for tie in index.ties:
         wanted |= {
-            Action(Kind.SEND_TIE, tie.use, peer=tie.owner),
-            Action(Kind.RECEIVE_TIE, tie.owner, peer=tie.use),
-            Action(Kind.SEND_TIED, tie.owner, peer=tie.use),
-            Action(Kind.RECEIVE_TIED, tie.use, peer=tie.owner),
+            Action(Kind.SEND_TIED_GRADIENT, tie.use, peer=tie.owner),
+            Action(Kind.RECEIVE_TIED_GRADIENT, tie.owner, peer=tie.use),
+            Action(Kind.SEND_REDUCED_GRADIENT, tie.owner, peer=tie.use),
+            Action(Kind.RECEIVE_REDUCED_GRADIENT, tie.use, peer=tie.owner),
         }
     for action in sorted(wanted - index.positions.keys(), key=str):
         raise _error(placement[action.stage], f"{action} is missing")
@@ -194,7 +202,7 @@ def _check_step_is_last(schedule: Schedule) -> None:
     for worker, actions in enumerate(schedule.workers):
         step = None
         for action in actions:
-            if action.kind is Kind.STEP:
+            if action.kind is Kind.UPDATE:
                 step = action
             elif step is not None:
                 raise _error(worker, f"{action} comes after {step}, which must be last")
@@ -224,7 +232,7 @@ def _check_averages(schedules: dict[int, Schedule]) -> None:
     """Compare the averages of every replica with the first one's."""
     averages = {
         replica: [
-            [action.stage for action in actions if action.kind is Kind.AVERAGE]
+            [action.stage for action in actions if action.kind is Kind.REDUCE_START]
             for actions in schedule.workers
         ]
         for replica, schedule in schedules.items()

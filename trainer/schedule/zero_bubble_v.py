@@ -16,9 +16,9 @@ from heapq import heapify, heappop, heappush
 from itertools import permutations
 from math import inf
 
-from trainer.schedule.actions import COMPLETES, Action, Kind, Order
+from trainer.schedule.actions import COMPLETES_WEIGHT_GRADIENT, Action, Kind, Order
 
-_F, _B, _I, _W = Kind.FORWARD, Kind.BACKWARD, Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT
+_F, _B, _I, _W = Kind.FORWARD, Kind.BACKWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT
 _Times = Mapping[Kind, tuple[float, ...]]  # by stage
 _Orders = list[list[Action]]  # by worker
 _Ends = dict[Kind, list[list[float]]]  # by kind and stage, of every micro-batch so far
@@ -262,7 +262,7 @@ def _seconds(orders: _Orders, times: _Times) -> float:
                 clocks[worker] += times[kind][stage]
                 if kind is not _W:
                     ends[_F if kind is _F else _I][stage].append(clocks[worker])
-                if kind in COMPLETES:
+                if kind in COMPLETES_WEIGHT_GRADIENT:
                     if complete[stage] != i:
                         return inf
                     complete[stage] += 1

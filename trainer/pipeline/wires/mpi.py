@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trainer.activation import Structure
+from trainer.activation import ActivationSpec
 from trainer.distributed import environment
 from trainer.distributed.world import Communicator
 
@@ -49,7 +49,7 @@ class MpiWire:
         """Start to send bytes."""
         return self._start([data], target, tag)
 
-    def receive(self, structure: Structure, device: torch.device, source: int, tag: int) -> "_Arrival":
+    def receive(self, structure: ActivationSpec, device: torch.device, source: int, tag: int) -> "_Arrival":
         """Post a receive for every tensor of a message, into pinned memory where it goes on to a GPU."""
         pinned = device.type == "cuda"
         buffers, requests, size = [], [], 0

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.activation import Structure
+from trainer.activation import ActivationSpec
 
 
 class Sending(Protocol):
@@ -60,7 +60,7 @@ class Wire(Protocol):
             tag: What the receiver names too, from 0.
         """
 
-    def receive(self, structure: Structure, device: torch.device, source: int, tag: int) -> Arrival:
+    def receive(self, structure: ActivationSpec, device: torch.device, source: int, tag: int) -> Arrival:
         """Post a receive; at most two are posted at a time for each source and tag.
 
         Args:

@@ -28,11 +28,11 @@ def zero_bubble_h1(stage: int, stages: int, micro_batches: int) -> Order:
         if action.kind is not Kind.BACKWARD:
             order.append(action)
             continue
-        order.append(Action(Kind.INPUT_GRADIENT, stage, action.micro_batch))
+        order.append(Action(Kind.BACKWARD_INPUT, stage, action.micro_batch))
         if action.micro_batch >= stage:
-            order.append(Action(Kind.WEIGHT_GRADIENT, stage, action.micro_batch - stage))
+            order.append(Action(Kind.BACKWARD_WEIGHT, stage, action.micro_batch - stage))
     left = range(max(0, micro_batches - stage), micro_batches)
-    return (*order, *(Action(Kind.WEIGHT_GRADIENT, stage, i) for i in left))
+    return (*order, *(Action(Kind.BACKWARD_WEIGHT, stage, i) for i in left))
 
 
 RECIPE = ScheduleRecipe(

@@ -17,7 +17,7 @@ from trainer.schedule.actions import Kind, Order, Work
 from trainer.schedule.recipe import Placement, ScheduleRecipe
 from trainer.schedule.zero_bubble_v import shortest_orders
 
-_UNITS = {Kind.FORWARD: 1.0, Kind.BACKWARD: 2.0, Kind.INPUT_GRADIENT: 1.0, Kind.WEIGHT_GRADIENT: 1.0}
+_UNITS = {Kind.FORWARD: 1.0, Kind.BACKWARD: 2.0, Kind.BACKWARD_INPUT: 1.0, Kind.BACKWARD_WEIGHT: 1.0}
 
 
 def there_and_back(workers: int, stages_per_worker: int) -> Placement:
