@@ -15,7 +15,7 @@ from trainer.checkpoint.checkpoint import Checkpoint, Progress, find_checkpoint,
 from trainer.errors import UserError
 from trainer.models.model import Layer, Tie
 from trainer.pipeline.build import build_layer
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 
 CPU = torch.device("cpu")
 LAYERS = (

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.models.model import Activation, Layer, Model
+from trainer.activation import Activation
+from trainer.models.model import Layer, Model
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.costs import FLOPS_PER_BYTE, LayerCost, layer_costs
 from trainer.plan.partition import partition

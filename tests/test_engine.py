@@ -13,8 +13,8 @@ from tests.support.one_process import Given, Pipeline, share
 from tests.support.two_steps import LAYERS, one_stage, two_steps
 from trainer.models.gpt import MASKED
 from trainer.models.model import Model
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.micro_batches import MicroBatches
-from trainer.pipeline.stage import BuiltLayer
 from trainer.replication.replication import Replication
 from trainer.schedule.resolve import recipes, resolve
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.one_process import CPU, Given, Pipeline, share
+from trainer.activation import Activation
 from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
 from trainer.models.freeze import freeze
 from trainer.models.gpt import gpt
-from trainer.models.model import Activation, Layer, Model, Tie
+from trainer.models.model import Layer, Model, Tie
 from trainer.models.names import Parameters, choose_layers, chooses
 from trainer.pipeline.build import build_layer
 from trainer.plan.costs import layer_costs

@@ -12,7 +12,7 @@ from trainer.config.schema import AdamWConfig, CustomOptimizerConfig, SGDConfig
 from trainer.config.sizes import parse_size, size_text
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model
-from trainer.optim.optimization import state_per_weight
+from trainer.optim.build import state_per_weight
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.costs import layer_costs
 from trainer.plan.memory import fit, predict

@@ -21,18 +21,10 @@ from trainer.config.schema import (
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.simplenet import BinaryLoss
-from trainer.optim.optimization import (
-    all_gradients,
-    build_optimizer,
-    check_groups,
-    clear_gradients,
-    clip,
-    global_norm,
-    gradient_norms,
-    learning_rate,
-    set_learning_rates,
-)
-from trainer.pipeline.stage import BuiltLayer
+from trainer.optim.build import build_optimizer, check_groups
+from trainer.optim.gradients import all_gradients, clear_gradients, clip, global_norm, gradient_norms
+from trainer.optim.learning_rate import learning_rate, set_learning_rates
+from trainer.pipeline.layer import BuiltLayer
 
 PEAK = 0.3
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from tests.fixtures import FIXTURES
 from tests.support.modules import ON_VECTORS, WIDTH
 from tests.support.one_process import Pipeline
-from trainer.models.model import Activation
+from trainer.activation import Activation
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 
 CPU = torch.device("cpu")
 TYPES = [torch.bfloat16, torch.float16]

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.activation import flatten, unflatten
+from trainer.activation import Activation, flatten, unflatten
 from trainer.models.gpt import Block, Head, TokenLoss
-from trainer.models.model import Activation, Layer, Loss, Model
+from trainer.models.model import Layer, Loss, Model
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness

@@ -12,7 +12,7 @@ from torch import nn
 from tests.support.layers import layers_of
 from trainer.config.schema import AdamWConfig, GroupConfig, OptimizerConfig, SGDConfig
 from trainer.distributed.waiting import WaitMeter
-from trainer.optim.optimization import build_optimizer, state_bytes
+from trainer.optim.build import build_optimizer, state_bytes
 from trainer.replication.sharding import Shards, assign_parameters
 
 

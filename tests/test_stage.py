@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from trainer.activation import TreeSpec, flatten, unflatten
 from trainer.models.simplenet import BinaryLoss
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 
 CPU = torch.device("cpu")
 

@@ -15,9 +15,9 @@ from trainer.config.schema import AdamWConfig, CheckpointConfig
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.simplenet import BinaryLoss
-from trainer.optim.optimization import build_optimizer
+from trainer.optim.build import build_optimizer
 from trainer.pipeline.build import build_layer
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 
 TIE = Tie("weight", "first", "weight")
 MODEL = Model(

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tests.support.modules import ON_VECTORS, WIDTH, Build, Function, frozen, linear, three_times
 from trainer.errors import UserError
 from trainer.models.gpt import Block, Embedding, Head
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 
 CPU = torch.device("cpu")
 MICRO_BATCHES = 3

@@ -6,7 +6,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from trainer.models.model import Activation
+# What passes between two layers: a tensor, or a nested tuple or dict of tensors and None.
+# (Recursive aliases are not understood at run time by Python 3.10, hence Any inside.)
+Activation: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from trainer.activation import Activation
 from trainer.config.schema import GenerateConfig
-from trainer.models.model import Activation
 from trainer.pipeline.source import Source
 from trainer.run import Run
 from trainer.schedule.assemble import generation_schedule

@@ -14,13 +14,14 @@ from trainer.distributed.devices import devices_of_rank
 from trainer.distributed.world import Groups, World, horovod, versions
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
+from trainer.optim.build import build_optimizer, check_groups
 from trainer.optim.loss_scale import LossScale
-from trainer.optim.optimization import build_optimizer, check_groups
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.precision import COMPUTE_TYPES, Precision
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import LocalTransport, Transport

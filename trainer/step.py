@@ -10,15 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.distributed.devices import peak_memory
-from trainer.optim.optimization import (
-    all_gradients,
-    clear_gradients,
-    clip,
-    global_norm,
-    gradient_norms,
-    learning_rate,
-    set_learning_rates,
-)
+from trainer.optim.gradients import all_gradients, clear_gradients, clip, global_norm, gradient_norms
+from trainer.optim.learning_rate import learning_rate, set_learning_rates
 from trainer.pipeline.micro_batches import MicroBatches, split_batch
 from trainer.run import Run
 

@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trainer.models.model import Activation, Layer, Model
+from trainer.activation import Activation
+from trainer.models.model import Layer, Model
 
 WIDTH = 64
 

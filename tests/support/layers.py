@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 
 
 def layers_of(*modules: nn.Module) -> list[BuiltLayer]:

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from trainer import run, step
-from trainer.optim.optimization import global_norm, gradient_norms
+from trainer.optim.gradients import global_norm, gradient_norms
 from trainer.pipeline import build
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import Stage

@@ -5,16 +5,17 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from trainer.activation import flatten, spec_of
+from trainer.activation import Activation, flatten, spec_of
 from trainer.distributed.waiting import WaitMeter
-from trainer.models.model import Activation, Model
+from trainer.models.model import Model
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.source import Source
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport
 from trainer.replication.replication import Replication

@@ -23,9 +23,10 @@ from trainer.distributed.layout import Layout
 from trainer.distributed.waiting import WaitMeter
 from trainer.models.model import Layer
 from trainer.pipeline.engine import Engine
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.micro_batches import MicroBatches
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import LocalTransport
 from trainer.replication.replication import Replication

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from trainer.activation import Activation
 from trainer.data.dataset import Data
-from trainer.models.model import Activation, Layer, Model
+from trainer.models.model import Layer, Model
 from trainer.pipeline.weight_gradients import defer
 
 _SET_TIMER_SLACK = 29  # PR_SET_TIMERSLACK of prctl(2); nanoseconds

@@ -28,7 +28,7 @@ from trainer.distributed.world import Communicator
 from trainer.errors import UserError
 from trainer.models.model import Layer
 from trainer.models.names import Name, own_name
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 
 FORMAT = 1
 _PARTIAL = ".partial"

@@ -8,7 +8,7 @@ from trainer.config.schema import CheckpointConfig
 from trainer.errors import UserError
 from trainer.models.model import Model
 from trainer.models.names import choose_layers, own_name
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 
 
 def warm_start(config: CheckpointConfig, layers: Sequence[BuiltLayer], model: Model) -> Path | None:

@@ -9,7 +9,7 @@ from trainer.metrics.headline import layout_table
 from trainer.metrics.observer import Beginning, Observers, RunObserver
 from trainer.metrics.progress import Display, build_display
 from trainer.metrics.trace import Trace
-from trainer.optim.optimization import state_bytes
+from trainer.optim.build import state_bytes
 from trainer.run import Run
 from trainer.schedule.draw import draw_text
 from trainer.step import StepResult

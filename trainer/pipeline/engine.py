@@ -8,11 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.activation import TreeSpec, flatten, unflatten
+from trainer.activation import Activation, TreeSpec, flatten, unflatten
 from trainer.distributed.waiting import WaitMeter
-from trainer.models.model import Activation
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.source import Source
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.timings import StepTimings
 from trainer.pipeline.transport import Transport

@@ -5,9 +5,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.activation import flatten, spec_of
+from trainer.activation import Activation, flatten, spec_of
 from trainer.data.dataset import Dataset
-from trainer.models.model import Activation
 from trainer.pipeline.source import Source
 
 

@@ -14,45 +14,16 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.activation import TreeSpec, flatten, unflatten
-from trainer.models.model import Activation, Loss, Tie
+from trainer.activation import Activation, TreeSpec, flatten, unflatten
+from trainer.models.model import Loss
 from trainer.pipeline.graph import run_backward
+from trainer.pipeline.layer import BuiltLayer, works_in_place
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute, Repeatable
 from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients
-
-
-@dataclass(frozen=True)
-class BuiltLayer:
-    """A layer whose module exists, on this rank.
-
-    Attributes:
-        index: Its place in the model, from 0.
-        name: Its name in the model.
-        module: The module.
-        ties: The parameters that are copies of an earlier layer's.
-    """
-
-    index: int
-    name: str
-    module: nn.Module
-    ties: tuple[Tie, ...] = ()
-
-    @property
-    def tied(self) -> frozenset[str]:
-        """Return the names of the parameters that another layer owns."""
-        return frozenset(tie.parameter for tie in self.ties)
-
-    def owned(self) -> list[tuple[str, nn.Parameter]]:
-        """Return the parameters that this layer owns, by name, in the module's order."""
-        return [(name, p) for name, p in self.module.named_parameters() if name not in self.tied]
-
-    def trained(self) -> list[nn.Parameter]:
-        """Return the owned parameters that training changes."""
-        return [parameter for _, parameter in self.owned() if parameter.requires_grad]
 
 
 @dataclass
@@ -68,11 +39,6 @@ class _Tape:
 
 def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
-
-
-def works_in_place(layer: nn.Module) -> bool:
-    """Return whether a part of a layer, such as `nn.ReLU(inplace=True)`, may write into its input."""
-    return any(getattr(module, "inplace", False) for module in layer.modules())
 
 
 class Stage:

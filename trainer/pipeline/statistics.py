@@ -19,8 +19,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from trainer.distributed.world import Communicator
 from trainer.errors import UserError
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.recomputation import recomputing
-from trainer.pipeline.stage import BuiltLayer
 
 
 class RunningStatistics:

@@ -18,12 +18,12 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from trainer.activation import ActivationSpec, TreeSpec, flatten, spec_of, unflatten
-from trainer.models.model import Activation, Layer, Model
+from trainer.activation import Activation, ActivationSpec, TreeSpec, flatten, spec_of, unflatten
+from trainer.models.model import Layer, Model
 from trainer.models.names import build_on_meta
+from trainer.pipeline.layer import works_in_place
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.recomputation import Recompute
-from trainer.pipeline.stage import works_in_place
 from trainer.pipeline.tensor_bytes import LiveBytes, tensors_in
 from trainer.pipeline.weight_gradients import Deferral, Deferred
 from trainer.plan.saved_activations import saved_by_loss, saved_bytes

@@ -21,7 +21,7 @@ from trainer.data.dataset import Data
 from trainer.distributed.layout import Layout, assign_micro_batches, micro_batch_sizes
 from trainer.errors import UserError
 from trainer.models.model import Model
-from trainer.optim.optimization import state_per_weight
+from trainer.optim.build import state_per_weight
 from trainer.pipeline.precision import COMPUTE_TYPES
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.ties import tied_stages

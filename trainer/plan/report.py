@@ -9,7 +9,7 @@ from trainer.data.build import example_data
 from trainer.errors import UserError
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
-from trainer.optim.optimization import check_groups
+from trainer.optim.build import check_groups
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.hardware import Hardware, predict_step
 from trainer.plan.plan import Plan, model_costs

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from trainer.activation import TreeSpec, flatten, unflatten
-from trainer.models.model import Activation, Loss
+from trainer.activation import Activation, TreeSpec, flatten, unflatten
+from trainer.models.model import Loss
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.recomputation import Recompute, Repeatable
 from trainer.pipeline.tensor_bytes import LiveBytes

@@ -14,7 +14,7 @@ from trainer.distributed.oversubscription import horovod_has_work
 from trainer.distributed.waiting import WaitMeter
 from trainer.distributed.world import horovod
 from trainer.errors import UserError
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 from trainer.replication.replication import gradients_of
 from trainer.schedule.timeline import AllReduce
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from trainer.distributed.oversubscription import horovod_has_work
 from trainer.distributed.waiting import WaitMeter
 from trainer.distributed.world import horovod
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 
 
 def assign_parameters(sizes: Sequence[int], shards: int) -> list[int]:

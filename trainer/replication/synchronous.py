@@ -7,7 +7,7 @@ from torch import nn
 from trainer.config.schema import Config
 from trainer.distributed.waiting import WaitMeter
 from trainer.distributed.world import Communicator
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 from trainer.replication.averaging import HorovodAveraging
 from trainer.replication.replication import Replication
 from trainer.replication.sharding import Shards

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
+from trainer.activation import Activation
 from trainer.checkpoint.warm_start import warm_start
 from trainer.config.schema import Config
 from trainer.data.dataset import Data, Dataset
-from trainer.models.model import Activation, Model
-from trainer.optim.optimization import build_optimizer, set_learning_rates
-from trainer.pipeline.stage import BuiltLayer
+from trainer.models.model import Model
+from trainer.optim.build import build_optimizer
+from trainer.optim.learning_rate import set_learning_rates
+from trainer.pipeline.layer import BuiltLayer
 from trainer.verify.replica_sum import Named, ReplicaSum
 
 

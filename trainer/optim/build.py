@@ -1,37 +1,16 @@
-"""From averaged gradients to new weights: the global norm, clipping, learning rates, the optimizer."""
+"""The optimizer of a rank's parameters, in groups that share a learning rate and a weight decay."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.config.registry import chosen, import_builder
-from trainer.config.schema import GroupConfig, LRScheduleConfig, OptimizerConfig
+from trainer.config.schema import GroupConfig, OptimizerConfig
 from trainer.models.model import Model
 from trainer.models.names import Name, Parameters, chooses, own_name
-from trainer.pipeline.stage import BuiltLayer
-
-
-def learning_rate(peak: float, schedule: LRScheduleConfig, step: int, steps: int) -> float:
-    """Return the learning rate of a step.
-
-    Args:
-        peak: The largest learning rate.
-        schedule: How it grows and decays.
-        step: The step, from 1.
-        steps: The last step; a decay ends there at `schedule.final * peak`.
-    """
-    if step <= schedule.warmup:
-        return peak * step / schedule.warmup
-    if schedule.name == "constant":
-        return peak
-    progress = (step - schedule.warmup) / max(1, steps - schedule.warmup)
-    left = 1 - progress if schedule.name == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return peak * (schedule.final + (1 - schedule.final) * left)
+from trainer.pipeline.layer import BuiltLayer
 
 
 def build_optimizer(
@@ -91,55 +70,6 @@ def check_groups(groups: Sequence[GroupConfig], model: Model) -> None:
     parameters = Parameters(model)
     for number, entry in enumerate(groups):
         parameters.choose(entry.match, f"optimizer.groups.{number}.match")
-
-
-def set_learning_rates(
-    optimizer: torch.optim.Optimizer, schedule: LRScheduleConfig, step: int, steps: int
-) -> None:
-    """Set the learning rate of every group of an optimizer of `build_optimizer` to that of a step.
-
-    Args:
-        optimizer: The optimizer.
-        schedule: How learning rates grow and decay.
-        step: The step, from 1.
-        steps: The last step.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(group["peak"], schedule, step, steps)
-
-
-def gradient_norms(layers: Sequence[BuiltLayer]) -> NDArray[np.float64]:
-    """Return the norm of the gradient of every parameter that the layers own and train, in order."""
-    gradients = [p.grad for layer in layers for p in layer.trained() if p.grad is not None]
-    if not gradients:
-        return np.zeros(0)
-    return torch.stack(torch._foreach_norm(gradients)).double().cpu().numpy()
-
-
-def global_norm(norms: NDArray[np.float64]) -> float:
-    """Return the norm of the whole gradient, summed in the one order of the model's parameters."""
-    total = 0.0
-    for norm in norms.tolist():
-        total += norm * norm
-    return math.sqrt(total)
-
-
-def clip(gradients: Sequence[Tensor], norm: float, largest: float | None) -> None:
-    """Scale gradients, in place, so that the whole gradient's norm is at most `largest`."""
-    if gradients and largest is not None and norm > largest:  # a rank may have nothing to train
-        torch._foreach_mul_(list(gradients), largest / norm)
-
-
-def all_gradients(layers: Sequence[BuiltLayer]) -> list[Tensor]:
-    """Return the gradients of all parameters of the layers, tied copies included."""
-    return [p.grad for layer in layers for p in layer.module.parameters() if p.grad is not None]
-
-
-def clear_gradients(layers: Sequence[BuiltLayer]) -> None:
-    """Forget the gradients of the last step."""
-    for layer in layers:
-        for parameter in layer.module.parameters():
-            parameter.grad = None
 
 
 def state_bytes(optimizer: torch.optim.Optimizer | None) -> int:
