@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from tests.support.schedules import training_schedule
-from trainer.config import schema as schema
+from trainer.config import schema
 from trainer.schedule.actions import Tied
 from trainer.schedule.draw import draw_text
 from trainer.schedule.resolve import recipes

@@ -14,7 +14,6 @@ def test_eight_ranks_of_four_stages_are_two_contiguous_groups() -> None:
     assert [layout.replica(rank) for rank in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert [layout.group_rank(rank) for rank in range(8)] == [0, 1, 2, 3, 0, 1, 2, 3]
     assert [list(layout.ranks_of_group(replica)) for replica in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert [list(layout.ranks_of_position(i)) for i in range(4)] == [[0, 4], [1, 5], [2, 6], [3, 7]]
 
 
 def test_a_rank_with_two_devices_holds_two_neighbouring_stages() -> None:

@@ -20,9 +20,5 @@ def test_longer_turns() -> None:
 
 
 def test_no_naps_without_open_mpi() -> None:
-    assert (
-        printed(
-            "from trainer.distributed.oversubscription import sleep_in_background_threads as nap; print(nap())"
-        )
-        == "False"
-    )
+    code = "from trainer.distributed import oversubscription as o; print(o.sleep_in_background_threads())"
+    assert printed(code) == "False"

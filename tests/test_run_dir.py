@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.thread_ranks import on_ranks
 from tests.test_config import valid
-from trainer.distributed.run_dir import place_sweep, resolve_run_dir
+from trainer.config.run_dir import place_sweep, resolve_run_dir
 from trainer.errors import UserError
 
 
@@ -34,7 +34,7 @@ def test_ranks_share_a_new_folder_that_no_other_run_gets(folder: Path) -> None:
 
 LAUNCH = """
 import sys
-from trainer.distributed.run_dir import resolve_run_dir
+from trainer.config.run_dir import resolve_run_dir
 
 class Alone:
     rank = 0

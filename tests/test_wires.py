@@ -151,6 +151,7 @@ def test_both_ends_choose_alike() -> None:
 
 
 def test_messages_know_nothing_of_mpi() -> None:
-    code = "import sys, trainer.pipeline.messages; print({'mpi4py', 'trainer.distributed.world'} & {*sys.modules})"
+    unwanted = {"mpi4py", "trainer.distributed.world"}
+    code = f"import sys, trainer.pipeline.messages; print({unwanted} & {{*sys.modules}})"
     ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ended.stdout.strip() == "set()"

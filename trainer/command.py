@@ -11,11 +11,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.compose import ComposeError, compose, explain
+from trainer.config.run_dir import place_sweep
 from trainer.config.schema import Config
 from trainer.distributed import environment
 from trainer.distributed.failure import fail
 from trainer.distributed.oversubscription import request_long_time_slices
-from trainer.distributed.run_dir import place_sweep
 
 if TYPE_CHECKING:
     from trainer.distributed.world import World

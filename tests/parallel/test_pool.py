@@ -88,7 +88,8 @@ def test_job_leaves_nothing_to_the_next(own: Pools, tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "mine.py").write_text(
-            f"from trainer.models.simplenet import simplenet\nfrom trainer.config.schema import SimpleNetConfig\n"
+            "from trainer.config.schema import SimpleNetConfig\n"
+            "from trainer.models.simplenet import simplenet\n"
             f"def model(data):\n    print('module {number}', flush=True)\n"
             f"    return simplenet(SimpleNetConfig(), data)\n"
         )

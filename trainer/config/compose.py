@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from trainer.config import schema as schema
+from trainer.config import schema
 from trainer.config.check import check
 from trainer.config.registry import GROUPS, choices
 from trainer.distributed import environment

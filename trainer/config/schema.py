@@ -1,8 +1,9 @@
 """The configuration: one typed dataclass per part; `conf/` gives the recipes.
 
-Hydra composes the files in `conf/` and the command line into `Config`. `check` then holds every value
-against the range that its field states (`trainer.config.fields`), before torch or MPI are even imported. Every
-error names the dotted key. Models, data and optimizers are choices of `trainer.config.registry`.
+Hydra composes the files in `conf/` and the command line into `Config`. `trainer.config.check` then checks
+every value against the range that its field states (`trainer.config.fields`), before torch or MPI are
+imported. Every error names the dotted key. Models, data and optimizers are choices of
+`trainer.config.registry`.
 """
 
 from dataclasses import dataclass, field, is_dataclass

@@ -124,10 +124,6 @@ class Layout:
         """Return the ranks of the world that hold a replica, by position."""
         return range(replica * self.ranks_per_group, (replica + 1) * self.ranks_per_group)
 
-    def ranks_of_position(self, group_rank: int) -> range:
-        """Return the ranks of the world at one position of every group: a data-parallel group."""
-        return range(group_rank, self.world, self.ranks_per_group)
-
     def workers_of(self, group_rank: int) -> range:
         """Return the workers of the group that one of its ranks drives, by device."""
         return range(group_rank * self.devices_per_rank, (group_rank + 1) * self.devices_per_rank)

@@ -18,8 +18,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from trainer.checkpoint.checkpoint import checkpoint_folder
+from trainer.config.run_dir import resolve_run_dir
 from trainer.config.schema import Config
-from trainer.distributed.run_dir import resolve_run_dir
 from trainer.distributed.world import World
 from trainer.errors import UserError
 

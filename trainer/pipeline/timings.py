@@ -40,7 +40,7 @@ class StepTimings:
 
     @contextmanager
     def updating(self, meter: WaitMeter) -> Iterator[None]:
-        """Time the update, which the train step does after the engine, as a part of the list's last UPDATE."""
+        """Time the update, which the train step does after the engine, as part of the list's last UPDATE."""
         waited = meter.seconds
         yield
         step = self.times[-1]

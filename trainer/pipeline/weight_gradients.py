@@ -87,11 +87,6 @@ def add_weight_gradients(deferred: Deferred) -> None:
                 parameter.grad = torch.empty_like(parameter).copy_(total)
 
 
-def weights_deferred(outputs: Iterable[Tensor]) -> set[nn.Parameter]:
-    """Return the parameters whose gradients the first part of a backward from these outputs would put off."""
-    return {parameter for parameter, _ in _Plan(outputs, _may_wait).deferred}
-
-
 class Deferral:
     """Runs the first parts of split backwards.
 

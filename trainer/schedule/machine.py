@@ -75,8 +75,8 @@ class Machine:
         cycle: Seconds from when gradients are complete until Horovod's thread takes them, together with all
             others that are complete by then.
         replicas: The number of replicas in the ring.
-        exchange: Seconds from when the last rank of a group reaches UPDATE until all perform it, including the
-            time in which the update waits for other replicas' weights.
+        exchange: Seconds from when the last rank of a group reaches UPDATE until all perform it, including
+            the time in which the update waits for other replicas' weights.
         begin: Seconds of a step before its first action.
         end: Seconds of a step after its last action.
     """

@@ -3,8 +3,8 @@
 It returns a causal order, in which nothing precedes what it waits for. The validator, the simulator and the
 merging of lists all use it. Sends do not wait. These do:
 
-    a receive             for its send
-    REDUCE_WAIT of a stage     for that stage's REDUCE_START on every replica
+    a receive               for its send
+    REDUCE_WAIT of a stage  for that stage's REDUCE_START on every replica
     UPDATE                  for REDUCE_WAIT of every stage of its group: the gradient norm is over all of them
 """
 
@@ -39,8 +39,9 @@ class Place(NamedTuple):
 # The sending end of a message, by its receiving end.
 SEND_OF = {receive: send for send, receive in RECEIVE_OF.items()}
 
-# What one action gives and another waits for: a message, a REDUCE_START or a REDUCE_WAIT. Plain tuples, because there
-# are as many as messages: (kind, source, target, micro-batch, replica), (REDUCE_START, stage), (REDUCE_WAIT, replica).
+# What one action gives and another waits for: a message, a REDUCE_START or a REDUCE_WAIT. Plain tuples, because
+# there are as many as messages: (kind, source, target, micro-batch, replica), (REDUCE_START, stage),
+# (REDUCE_WAIT, replica).
 _Token = tuple[Any, ...]
 
 

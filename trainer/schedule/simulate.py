@@ -94,7 +94,7 @@ class _Simulation:
         self._schedules = schedules
         self._replicas = replicas
         self._wiring = Wiring(schedules)
-        # Nothing but UPDATEs follows an UPDATE: they come last, when it is known when every worker reaches them.
+        # Only UPDATEs follow an UPDATE. They come last, when it is known when every worker reaches them.
         self._order = sorted(self._wiring.causal_order(), key=lambda place: self._kind(place) is Kind.UPDATE)
         self._given = [0.0] * len(self._wiring.givers)  # when the last giver was done
         self._free: defaultdict[tuple[int, int, int], float] = defaultdict(float)  # by the two ends of a link
@@ -148,7 +148,7 @@ class _Simulation:
         return self._send(action, replica, worker, end)
 
     def _exchange(self, replica: int, clocks: Sequence[float]) -> float:
-        """Return when the ranks of a replica, all of which have reached UPDATE, have exchanged their norms."""
+        """Return when the ranks of a replica, which have all reached UPDATE, have exchanged their norms."""
         if replica not in self._exchanged:
             reached = [
                 clock for clock, (of, *_) in zip(clocks, self._wiring.lists, strict=True) if of == replica
