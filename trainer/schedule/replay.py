@@ -39,7 +39,7 @@ class Place(NamedTuple):
 # The sending end of a message, by its receiving end.
 SEND_OF = {receive: send for send, receive in RECEIVE_OF.items()}
 
-# What one action gives and another waits for: a message, a REDUCE_START or a REDUCE_WAIT. Plain tuples, because
+# What one action gives and another waits for: a message, a REDUCE_START or a REDUCE_WAIT. Plain tuples, as
 # there are as many as messages: (kind, source, target, micro-batch, replica), (REDUCE_START, stage),
 # (REDUCE_WAIT, replica).
 _Token = tuple[Any, ...]
