@@ -1,6 +1,7 @@
-"""A replication strategy, added as a contributor adds one: `update=custom update.target=tests.toys.local:Local`.
+"""A replication strategy, added as a contributor adds one: `update.target=tests.toys.local:Local`.
 
-Each replica steps by itself, on the mean of its own losses; every few steps all take the mean of their weights.
+Each replica steps by itself, on the mean of its own losses. Every few steps all take the mean of their
+weights.
 """
 
 from typing import Any
@@ -37,3 +38,8 @@ class Local(Replication):
 
     def restore(self, state: dict[str, Any]) -> None:
         self._updates = state["updates"]
+
+
+class NoStrategy:
+    def __init__(self, parts: Parts) -> None:
+        """Take what a strategy takes."""
