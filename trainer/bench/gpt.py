@@ -16,7 +16,8 @@ from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.models.gpt import gpt
 from trainer.models.model import Layer, Model
-from trainer.plan.stages import cut_model
+from trainer.plan.costs import layer_costs
+from trainer.plan.stages import partition_model
 from trainer.seeds import derive
 
 LEARNING_RATE = 1e-4
@@ -83,7 +84,7 @@ class Work:
         """
         model = self.model()
         example = self.data().training.inputs(np.arange(self.micro_batch))
-        stages = cut_model(model, example, None, placement).stages
+        stages = partition_model(layer_costs(model, example), None, placement).stages
         return [tuple(model.layers[layer] for layer in layers) for layers in stages]
 
     def blocks_by_rank(self, placement: Sequence[int]) -> list[int]:

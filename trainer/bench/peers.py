@@ -23,7 +23,7 @@ from trainer.bench.processes import end_on_sigterm
 from trainer.bench.statistics import median_interval
 from trainer.bench.torch_pipeline import SCHEDULES
 from trainer.bench.torch_pipeline import placement as torch_placement
-from trainer.schedule.assemble import placement
+from trainer.schedule.resolve import resolve
 
 OURS, LIMIT, ONE, DEEPSPEED_NAME = "ours", "free-running", "one process", "DeepSpeed pipeline"
 DEEPSPEED = Path(".venv-deepspeed/bin/python")
@@ -97,7 +97,7 @@ def blocks_by_rank(work: Work, schedule: str, names: Sequence[str]) -> dict[str,
         schedule: Ours.
         names: The contestants.
     """
-    ours, p = placement(schedule, work.stages), work.stages
+    ours, p = resolve(schedule).placement(work.stages), work.stages
     placements = {OURS: ours, LIMIT: ours, DEEPSPEED_NAME: tuple(range(p)), _torch_name("ddp"): (0,)}
     placements |= {_torch_name(name): tuple(torch_placement(name, p)) for name in SCHEDULES}
     taking_part = {name: placements[name] for name in names if name != ONE}
