@@ -154,7 +154,9 @@ class TestHorovodPatch:
         for name, text in {
             "CMakeLists.txt": self.MAIN,
             "horovod/torch/CMakeLists.txt": "    set(CMAKE_CXX_STANDARD 14)\n",
-            "horovod/runner/gloo_run.py": "\n        exit_code, timestamp = value\n        if exit_code != 0:\n",
+            "horovod/runner/gloo_run.py": (
+                "\n        exit_code, timestamp = value\n        if exit_code != 0:\n"
+            ),
             "horovod/runner/mpi_run.py": "os.execve('/bin/sh', ['/bin/sh', '-c', mpirun_command], env)\n",
         }.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
