@@ -20,6 +20,9 @@ NP ?= 4
 ARGS ?=
 PYTEST_ARGS ?=
 
+# Tests run in a process for each core. Those that need ranks stay in two of them: see tests/conftest.py.
+PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup
+
 # Puts .venv's programs first on PATH, where horovodrun looks for mpirun.
 IN_VENV = . .venv/bin/activate &&
 
@@ -31,7 +34,8 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train verify verify-matrix report bench-schedule bench-overhead \
-	bench-recompute bench-pipeline bench-data bench-hybrid setup-deepspeed test lint types format docs figures wheels clean
+	bench-recompute bench-pipeline bench-data bench-hybrid setup-deepspeed test test-quick lint types format docs figures docs-config \
+	wheels clean
 
 ##@ Use
 help: ## List the targets
@@ -91,7 +95,10 @@ wheels: ## Fill a folder (WHEELS=wheels) for machines without a network (PYTHON_
 
 ##@ Development
 test: setup ## Run the tests (PYTEST_ARGS="-k schedule")
-	@$(IN_VENV) .venv/bin/python -m pytest $(PYTEST_ARGS)
+	@$(IN_VENV) $(PYTEST) $(PYTEST_ARGS)
+
+test-quick: setup ## Run what a minute has room for: before every commit
+	@$(IN_VENV) $(PYTEST) -m "quick or not (parallel or slow)" $(PYTEST_ARGS)
 
 lint: setup ## Check style and formatting
 	@$(IN_VENV) .venv/bin/python -m ruff check && .venv/bin/python -m ruff format --check
@@ -107,6 +114,9 @@ docs: setup ## Build the documentation site into site/
 
 figures: setup ## Redraw the pictures in docs/figures
 	$(IN_VENV) .venv/bin/python -m trainer.report.figures docs/figures --format svg
+
+docs-config: setup ## Write docs/configuration.md from the schema
+	$(IN_VENV) .venv/bin/python -m trainer.config.docs
 
 clean: ## Remove .venv and tool output; keep runs/, wheels/ and the cache of built wheels
 	rm -rf .venv .venv-deepspeed build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -20,6 +20,20 @@ _ADJECTIVES = ["old", "quiet", "broken", "bright", "distant", "heavy", "narrow",
 _SIZE = 200_000  # bytes
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that need ranks first, and keep those together that share pools of them.
+
+    With pytest-xdist (`make test`) one process then has the pools, another the launches, and both take the
+    other tests when they are through. Two processes with pools would start all of their ranks twice.
+    """
+    for item in items:
+        if item.get_closest_marker("parallel"):
+            fixtures = getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("pools" if "pools" in fixtures else "launches"))
+    items.sort(key=lambda item: item.get_closest_marker("parallel") is None)
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a text of sentences that a small model can learn something from."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.pipeline.activation import TensorSpec, flatten, structure, unflatten
+from trainer.activation import TensorSpec, flatten, spec_of, unflatten
 
 tensors = st.builds(
     torch.zeros,
@@ -46,7 +46,7 @@ def test_roundtrip(activation: Any) -> None:
 
 @given(activations)
 def test_structure_can_be_sent_and_compared(activation: Any) -> None:
-    shape = structure(*flatten(activation))
+    shape = spec_of(*flatten(activation))
     sent = pickle.loads(pickle.dumps(shape))
     assert sent == shape
     assert hash(sent) == hash(shape)
@@ -65,12 +65,12 @@ def test_structure_tells_activations_apart() -> None:
         x.double(),
         torch.zeros(2, 3, requires_grad=True),
     ]
-    assert len({structure(*flatten(activation)) for activation in different}) == len(different)
+    assert len({spec_of(*flatten(activation)) for activation in different}) == len(different)
 
 
 def test_what_a_gradient_comes_back_for() -> None:
     learning = torch.zeros(2, requires_grad=True)
-    shape = structure(*flatten((torch.zeros(1), {"x": learning, "mask": torch.zeros(3, dtype=torch.bool)})))
+    shape = spec_of(*flatten((torch.zeros(1), {"x": learning, "mask": torch.zeros(3, dtype=torch.bool)})))
     assert shape.differentiable == (TensorSpec((2,), torch.float32, True),)
 
 

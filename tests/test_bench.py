@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.parallel.launch import REPOSITORY
+from tests.support.launch import REPOSITORY
 from trainer.bench.contest import ContestError, Entry, Pair, Turn, contest, take_turns
 from trainer.bench.gpt import Part, Work
 from trainer.bench.overhead import Bench
@@ -14,6 +14,7 @@ from trainer.bench.peers import LIMIT, ONE, OURS, table
 from trainer.bench.split_backward import SplitBench, orders
 from trainer.bench.statistics import median_interval
 from trainer.bench.torch_pipeline import SCHEDULES
+from trainer.schedule.resolve import resolve
 
 _CONTESTANT = """
 import sys, time
@@ -86,7 +87,7 @@ def test_a_peer_that_cannot_is_left_out(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_bare_loop_computes_what_the_engine_computes() -> None:
-    bench = Bench("1f1b", stages=3, micro_batches=4)
+    bench = Bench(resolve("1f1b"), stages=3, micro_batches=4)
     gradients = []
     for way in (bench.step, bench.bare):
         for weight in bench.weights():

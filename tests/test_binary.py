@@ -3,13 +3,13 @@
 import numpy as np
 import torch
 
-from trainer.config import BinaryConfig
+from trainer.config.schema import BinaryConfig
 from trainer.data.binary import binary
-from trainer.data.build import build_data
+from trainer.data.build import load_data
 
 
 def test_shapes_and_types() -> None:
-    data = build_data(BinaryConfig(), local_rank=0, barrier=lambda: None)
+    data = load_data(BinaryConfig())
     assert (len(data.training), len(data.validation)) == (1000, 200)
     assert data.vocabulary is None
     samples = np.array([5, 0, 999])

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from trainer.layout import Layout
+from tests.support.schedules import training_schedule
+from trainer.distributed.layout import Layout
 from trainer.schedule.actions import RECEIVES, Action, Kind, Schedule, Tied
-from trainer.schedule.assemble import training_schedule
 from trainer.schedule.calibrate import (
-    Seen,
+    RankObservation,
     calibrate,
     fit_link,
     reduce_points,
@@ -23,15 +23,15 @@ from trainer.schedule.calibrate import (
 from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.merge import by_rank
 from trainer.schedule.simulate import simulate_on
-from trainer.schedule.timeline import AllReduce, RankTimeline, Times
+from trainer.schedule.timeline import ActionTimes, AllReduce, RankTimeline
 
 STAGES, PER_NODE, REPLICAS = 4, 2, 2
 SMALL, LARGE = 40_000, 400_000  # bytes
 ACTIVATIONS = {(Kind.SEND_ACTIVATION, stage, stage + 1): LARGE for stage in range(STAGES - 1)}
 GRADIENTS = {(Kind.SEND_GRADIENT, stage, stage - 1): SMALL for stage in range(1, STAGES)}
-TIE = {(Kind.SEND_TIE, 3, 0): LARGE, (Kind.SEND_TIED, 0, 3): LARGE}
+TIE = {(Kind.SEND_TIED_GRADIENT, 3, 0): LARGE, (Kind.SEND_REDUCED_GRADIENT, 0, 3): LARGE}
 
-# Times in seconds, as of a small model on a few cores; stages differ in all of them.
+# ActionTimes in seconds, as of a small model on a few cores; stages differ in all of them.
 TRUTH = Machine(
     work={
         Kind.FORWARD: (0.010, 0.012, 0.009, 0.011),
@@ -40,9 +40,9 @@ TRUTH = Machine(
         Kind.SEND_GRADIENT: (0.0, 2e-4, 1e-4, 3e-4),
         Kind.RECEIVE_ACTIVATION: (0.0, 5e-5, 6e-5, 7e-5),
         Kind.RECEIVE_GRADIENT: (5e-5, 6e-5, 7e-5, 0.0),
-        Kind.AVERAGE: (1e-4, 2e-4, 3e-4, 4e-4),
-        Kind.FINISH: (4e-4, 3e-4, 2e-4, 1e-4),
-        Kind.STEP: (0.003, 0.002, 0.002, 0.004),
+        Kind.REDUCE_START: (1e-4, 2e-4, 3e-4, 4e-4),
+        Kind.REDUCE_WAIT: (4e-4, 3e-4, 2e-4, 1e-4),
+        Kind.UPDATE: (0.003, 0.002, 0.002, 0.004),
     },
     message_bytes=ACTIVATIONS | GRADIENTS,
     network=Network(inside=Link(3e-5, 2e9), between=Link(2e-4, 1e8), ranks_per_node=PER_NODE),
@@ -60,7 +60,7 @@ TRUTH = Machine(
 
 def seen_on(
     machine: Machine, schedules: Sequence[Schedule], replica: int = 0, clock: float = 0.0
-) -> list[Seen]:
+) -> list[RankObservation]:
     """Return what the ranks of a replica would tell of a step on the machine.
 
     Args:
@@ -83,7 +83,7 @@ def seen_on(
             for i in range(len(step.all_reduces))
         ]
         seen.append(
-            Seen(
+            RankObservation(
                 work=work_times([step]),
                 begin=machine.begin,
                 end=machine.end,
@@ -199,7 +199,7 @@ def test_a_message_that_had_come_long_before_tells_nothing() -> None:
     schedules = schedules_of(8, name="zb_h1")
     truth = replace(
         TRUTH,
-        work=dict.fromkeys((Kind.FORWARD, Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT), (0.02,) * STAGES)
+        work=dict.fromkeys((Kind.FORWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT), (0.02,) * STAGES)
         | {Kind.BACKWARD: (0.04,) * STAGES},
         message_bytes=dict.fromkeys([*ACTIVATIONS, *GRADIENTS], LARGE),
         network=Network(Link(bandwidth=1e9)),
@@ -209,7 +209,7 @@ def test_a_message_that_had_come_long_before_tells_nothing() -> None:
     ranks = []
     for seen in seen_on(truth, schedules):
         times = [
-            Times(each.start, each.start + 1e-4, each.end + 1e-4)
+            ActionTimes(each.start, each.start + 1e-4, each.end + 1e-4)
             if action.kind in RECEIVES and each.ready - each.start < 1e-6
             else each
             for action, each in zip(seen.step.actions, seen.step.times, strict=True)
@@ -305,7 +305,7 @@ def test_work_is_the_mean_of_a_step_and_the_median_of_steps() -> None:
     """Steps with means of 2, 5 and 3 seconds; the time before `ready` is no work."""
     forwards = (Action(Kind.FORWARD, 1, 0), Action(Kind.FORWARD, 1, 1))
     steps = [
-        RankTimeline(forwards, (Times(0, 4, 4 + first), Times(10, 10, 10 + second)))
+        RankTimeline(forwards, (ActionTimes(0, 4, 4 + first), ActionTimes(10, 10, 10 + second)))
         for first, second in ((1, 3), (5, 5), (2, 4))
     ]
     assert work_times(steps) == {(Kind.FORWARD, 1): 3}
@@ -358,7 +358,7 @@ def test_all_reduces_count_from_when_the_ring_was_free() -> None:
 def test_buckets_are_in_the_order_of_their_start() -> None:
     """The last backward takes from 10 to 20; the tied layer's gradients are complete behind it."""
     actions = tuple(Action(Kind.BACKWARD, 2, i) for i in range(2))
-    times = (Times(0.0, 0.0, 5.0), Times(5.0, 10.0, 20.0))
+    times = (ActionTimes(0.0, 0.0, 5.0), ActionTimes(5.0, 10.0, 20.0))
     all_reduces = (
         AllReduce("tied", 3, 21.0, 22.0),
         AllReduce("late", 2, 20.0, 23.0),

@@ -5,17 +5,17 @@ import shutil
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from trainer.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
+from tests.support.alone import Alone
+from trainer.checkpoint.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
 from trainer.errors import UserError
 from trainer.models.model import Layer, Tie
 from trainer.pipeline.build import build_layer
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 
 CPU = torch.device("cpu")
 LAYERS = (
@@ -32,18 +32,6 @@ PROGRESS = Progress(
     data="a1b2",
     loss_scale={"value": 2.0**15, "good_steps": 3},
 )
-
-
-class Alone:
-    """A group of one rank."""
-
-    rank = 0
-    size = 1
-
-    def barrier(self) -> None: ...
-
-    def all_gather_objects(self, value: Any) -> list[Any]:
-        return [value]
 
 
 def built(seed: int) -> list[BuiltLayer]:

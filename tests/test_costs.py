@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.costs import FLOPS_PER_BYTE, LayerCost, layer_costs
-from trainer.models.model import Activation, Layer, Model
-from trainer.partition import partition
+from trainer.activation import Activation
+from trainer.models.model import Layer, Model
 from trainer.pipeline.recomputation import Recompute
+from trainer.plan.costs import FLOPS_PER_BYTE, LayerCost, layer_costs
+from trainer.plan.partition import partition
 
 
 class NoLoss:
@@ -94,11 +95,12 @@ def test_linear() -> None:
         parameters=10 * 20 + 20,
         parameter_bytes=4 * (10 * 20 + 20),
         output_bytes=4 * 4 * 20,
-        kept_bytes=dict.fromkeys(Recompute, 4 * 4 * 20),  # its output; its input is the layer's before
+        saved_bytes=dict.fromkeys(Recompute, 4 * 4 * 20),  # its output; its input is the layer's before
         trained=10 * 20 + 20,
-        put_off=10 * 20 + 20,
-        put_off_bytes=4 * 4 * (10 + 20),  # its input and the gradient of its output
-        put_off_work=product + FLOPS_PER_BYTE * 4 * (80 + 20 + 3 * 220),  # the bias' sum, and adding
+        deferred=10 * 20 + 20,
+        deferred_bytes=4 * 4 * (10 + 20),  # its input and the gradient of its output
+        deferred_work=product + FLOPS_PER_BYTE * 4 * (80 + 20 + 3 * 220),  # the bias' sum, and adding
+        trained_bytes={"weight": 4 * 10 * 20, "bias": 4 * 20},
     )
     assert (second.flops_forward, second.flops_backward) == (2 * 4 * 20 * 1, 2 * 2 * 4 * 20 * 1)
     assert second.forward == 160 + FLOPS_PER_BYTE * second.moved_forward
@@ -167,8 +169,8 @@ def test_kept_bytes_count_shared_memory_once() -> None:
             return x.exp() * x.view(10, 4).t().reshape(4, 10).exp()  # each result is kept, and the product's
 
     _, layer = costs(torch.empty(4, 10), partial(nn.Linear, 10, 10), TwoUses)
-    assert layer.kept_bytes[Recompute.NONE] == 3 * 4 * 4 * 10
-    assert layer.kept_bytes[Recompute.FULL] == 4 * 4 * 10  # what it returns
+    assert layer.saved_bytes[Recompute.NONE] == 3 * 4 * 4 * 10
+    assert layer.saved_bytes[Recompute.FULL] == 4 * 4 * 10  # what it returns
 
 
 def test_nested_activations() -> None:
@@ -222,7 +224,7 @@ def test_half_precision_halves_what_is_kept_and_sent_but_not_the_weights() -> No
     model = Model(layers, NoLoss())
     full, half = layer_costs(model, TOKENS), layer_costs(model, TOKENS, torch.bfloat16)
     assert [cost.output_bytes for cost in half] == [2 * 32 * 32, 2 * 32 * 8]
-    assert half[1].put_off_bytes == 2 * 32 * (32 + 8)  # its input, and the gradient of its output
+    assert half[1].deferred_bytes == 2 * 32 * (32 + 8)  # its input, and the gradient of its output
     for one, other in zip(full, half, strict=True):
         assert other.warning is None
         assert other.output_bytes * 2 == one.output_bytes

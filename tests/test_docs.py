@@ -12,11 +12,11 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from trainer import config as schema
+from tests.support.schedules import training_schedule
+from trainer.config import schema
 from trainer.schedule.actions import Tied
-from trainer.schedule.assemble import training_schedule
 from trainer.schedule.draw import draw_text
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import recipes
 from trainer.schedule.simulate import simulate
 
 REPOSITORY = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def commands(page: Path) -> Iterator[str]:
 
 def test_drawings_are_those_that_the_code_draws() -> None:
     drawings = [block.splitlines() for page in PAGES for block in blocks(page)]
-    drawings = [lines for lines in drawings if lines[0] in ORDERS]
+    drawings = [lines for lines in drawings if lines[0] in recipes()]
     assert drawings
     for name, *rows in drawings:
         schedule = training_schedule(name, STAGES, MICRO_BATCHES)
@@ -154,9 +154,16 @@ def own_code(page: Path, folder: Path) -> list[list[str]]:
 def test_code_of_the_pages_trains(page: str, module: str, last_line: str, tmp_path: Path) -> None:
     """The files and the overrides are those of the page; there is one process, and two steps."""
     command = next(words for words in own_code(REPOSITORY / page, tmp_path) if words[1] == module)
-    short = ["train.steps=2", "verify.steps=2", "batch.global_size=8", "eval.samples=8", "threads=1"]
+    short = [
+        "train.steps=2",
+        "verify.steps=2",
+        "batch.global_size=8",
+        "eval.samples=8",
+        "threads=1",
+        "generate.tokens=0",
+    ]
     done = subprocess.run(
-        [sys.executable, *command, *short, "run.dir=run"],
+        [sys.executable, *command, *short, "threads=1", "run.dir=run"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path}"},
         capture_output=True,

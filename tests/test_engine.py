@@ -1,6 +1,6 @@
 """The engine's steps: the gradients of plain PyTorch, and the same bits however the model is cut."""
 
-from functools import cache, partial
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -9,23 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from tests.fixtures import FIXTURES
-from tests.one_process import Given, Pipeline, share
-from trainer.averaging import OneReplica
+from tests.support.one_process import Given, Pipeline, share
+from tests.support.two_steps import LAYERS, one_stage, two_steps
 from trainer.models.gpt import MASKED
 from trainer.models.model import Model
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.micro_batches import MicroBatches
-from trainer.pipeline.stage import BuiltLayer
-from trainer.schedule.orders import ORDERS
+from trainer.replication.replication import Replication
+from trainer.schedule.resolve import recipes, resolve
 
-LAYERS = {name: len(fixture.build().layers) for name, fixture in FIXTURES.items()}
 # A layer of "mixed" returns what is not contiguous. The engine makes it so, and the next layer's kernel may
 # then add in another order than without the engine.
 CONTIGUOUS = [name for name in FIXTURES if name != "mixed"]
 
 
 def fits(schedule: str, sizes: tuple[int, ...]) -> bool:
-    """Return whether a schedule can place so many stages: ZB-V's workers hold two each."""
-    return schedule != "zb_v" or len(sizes) % 2 == 0
+    """Return whether a schedule can place these stages: ZB-V's workers hold two each."""
+    recipe = resolve(schedule)
+    return recipe.adjustable or len(sizes) % recipe.stages_per_worker == 0
 
 
 def cuts(layers: int) -> list[tuple[int, ...]]:
@@ -38,23 +39,10 @@ def cuts(layers: int) -> list[tuple[int, ...]]:
 CASES = [
     pytest.param(name, schedule, sizes, id=f"{name}, {schedule}, {'+'.join(map(str, sizes))}")
     for name in FIXTURES
-    for schedule in ORDERS
+    for schedule in recipes()
     for sizes in cuts(LAYERS[name])
     if fits(schedule, sizes)
 ]
-
-
-@cache
-def one_stage(name: str) -> tuple[list[float], dict[str, Tensor | None]]:
-    """Return the losses of two steps of an uncut model, and the gradients that they add up to."""
-    pipeline = Pipeline(FIXTURES[name].build(), [LAYERS[name]])
-    return two_steps(pipeline, name), pipeline.gradients()
-
-
-def two_steps(pipeline: Pipeline, name: str) -> list[float]:
-    """Train twice; the second step's gradients add to the first's, as nothing clears them."""
-    count = len(FIXTURES[name].sizes)
-    return [loss for _ in range(2) for loss in pipeline.train(FIXTURES[name].micro_batches(), count)]
 
 
 @pytest.mark.parametrize(("name", "schedule", "sizes"), CASES)
@@ -217,7 +205,7 @@ def test_step_without_targets() -> None:
     assert all(torch.count_nonzero(gradient) == 0 for gradient in pipeline.gradients().values())
 
 
-class Noting(OneReplica):
+class Noting(Replication):
     """Notes when layers are averaged, and what their gradients are then."""
 
     def __init__(self) -> None:
@@ -234,7 +222,7 @@ class Noting(OneReplica):
         self.notes.append(f"finish {layer.name}")
 
 
-@pytest.mark.parametrize("schedule", ORDERS)
+@pytest.mark.parametrize("schedule", recipes())
 @pytest.mark.parametrize("name", FIXTURES)
 def test_layers_are_averaged_once_and_complete(name: str, schedule: str) -> None:
     """The owner of a tied parameter too, whose last gradient comes from another layer."""

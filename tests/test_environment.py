@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from tests.parallel.launch import REPOSITORY
-from trainer import environment
-from trainer.environment import (
+from tests.support.launch import REPOSITORY
+from trainer.distributed import environment
+from trainer.distributed.environment import (
     cores,
     launched,
     local_size,
@@ -124,7 +124,7 @@ def test_gloo_is_refused() -> None:
 # Takes and gives back 8 MB, 50 times, and prints how often the kernel had to find memory for that.
 COUNT_PAGE_FAULTS = """
 import resource, sys
-from trainer.environment import keep_freed_memory
+from trainer.distributed.environment import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 bytearray(8 << 20)

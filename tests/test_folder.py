@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from trainer.config import AdamWConfig, Config, GPTConfig, TextConfig
+from trainer.config.schema import AdamWConfig, Config, GPTConfig, TextConfig
 from trainer.errors import UserError
 from trainer.metrics.folder import RunFolder
 

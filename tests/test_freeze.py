@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.one_process import CPU, Given, Pipeline, share
-from trainer.config import GPTConfig
-from trainer.costs import layer_costs
-from trainer.cut import cut_model
+from tests.support.one_process import CPU, Given, Pipeline, share
+from trainer.activation import Activation
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
 from trainer.models.freeze import freeze
 from trainer.models.gpt import gpt
-from trainer.models.model import Activation, Layer, Model, Tie
+from trainer.models.model import Layer, Model, Tie
 from trainer.models.names import Parameters, choose_layers, chooses
 from trainer.pipeline.build import build_layer
+from trainer.plan.costs import layer_costs
+from trainer.plan.stages import partition_model
 
 
 class Tokens:
@@ -246,8 +247,9 @@ def test_stages_are_cut_by_what_is_left_to_do() -> None:
     model = linears(*[partial(nn.Linear, 500, 500)] * 6)
     frozen_start = freeze(model, ["layer[0-3]"])
     inputs = torch.empty(64, 500)
-    assert [len(stage) for stage in cut_model(model, inputs, None, range(2)).stages] == [3, 3]
-    assert [len(stage) for stage in cut_model(frozen_start, inputs, None, range(2)).stages] == [4, 2]
+    for learning, sizes in ((model, [3, 3]), (frozen_start, [4, 2])):
+        partition = partition_model(layer_costs(learning, inputs), None, range(2))
+        assert [len(stage) for stage in partition.stages] == sizes
 
 
 SIZES = [2, 2, 1]  # of the micro-batches, in samples

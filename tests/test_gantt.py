@@ -8,13 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from tests.steps import ALL_REDUCES, MICRO_BATCHES, STAGES, step
+from tests.support.schedules import training_schedule
+from tests.support.steps import ALL_REDUCES, MICRO_BATCHES, STAGES, step
 from trainer.metrics.timeline import StepTimeline
 from trainer.report.gantt import schedules_gantt, step_gantt
 from trainer.schedule.actions import Action, Kind
-from trainer.schedule.assemble import generation_schedule, training_schedule
+from trainer.schedule.assemble import generation_schedule
 from trainer.schedule.simulate import simulate
-from trainer.schedule.timeline import RankTimeline, Times
+from trainer.schedule.timeline import ActionTimes, RankTimeline
 
 
 def artists(axes: Axes, name: str) -> list[PolyCollection]:
@@ -62,7 +63,7 @@ def test_waiting_is_hatched_and_its_share_written_behind_the_row() -> None:
 def test_a_bar_begins_where_the_waiting_ends() -> None:
     """By hand: rank 0 works all the time, rank 1 waits half of it."""
     forwards = [Action(Kind.FORWARD, stage, 0) for stage in (0, 1)]
-    times = [Times(0.0, 0.0, 0.4), Times(0.0, 0.2, 0.4)]
+    times = [ActionTimes(0.0, 0.0, 0.4), ActionTimes(0.0, 0.2, 0.4)]
     both = tuple(RankTimeline((f,), (t,)) for f, t in zip(forwards, times, strict=True))
     _, measured = step_gantt(StepTimeline("by hand", 1, 0.4, 0.4, both, both, 0.0)).axes
     assert spans(measured, "measured-0-forward") == [pytest.approx((0, 400))]
@@ -141,7 +142,7 @@ def test_all_kinds_of_work_are_drawn_and_messages_are_not() -> None:
     moments = [0.0]
     for action in schedule.workers[1]:
         moments.append(moments[-1] + busy.get(action.kind, 1e-4))
-    times = tuple(Times(a, a, b) for a, b in itertools.pairwise(moments))
+    times = tuple(ActionTimes(a, a, b) for a, b in itertools.pairwise(moments))
     rank = RankTimeline(schedule.workers[1], times)
     _, axes = step_gantt(StepTimeline("t", 1, moments[-1], moments[-1], (rank,), (rank,), 0.0)).axes
     names = {each.get_gid() for each in axes.collections}
@@ -152,7 +153,7 @@ def test_the_legend_is_within_the_page() -> None:
     """ZB-V has every kind of backward, in two shades each."""
     ranks = []
     for actions in training_schedule("zb_v", 4, 8).workers:
-        times = [Times(at, at + 0.5, at + 1) for at in range(len(actions))]
+        times = [ActionTimes(at, at + 0.5, at + 1) for at in range(len(actions))]
         ranks.append(RankTimeline(actions, tuple(times), ALL_REDUCES))
     end = float(max(len(rank.actions) for rank in ranks))
     figure = step_gantt(StepTimeline("zb_v", 1, end, end, tuple(ranks), tuple(ranks), 0.0))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.one_process import Pipeline
-from trainer.config import GenerateConfig, GPTConfig
+from tests.support.one_process import Pipeline
+from trainer.config.schema import GenerateConfig, GPTConfig
 from trainer.data.dataset import Data
 from trainer.generation import Text
 from trainer.models.gpt import gpt

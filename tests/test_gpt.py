@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.config import GPTConfig
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.data.text import Windows
 from trainer.errors import UserError

@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from tests.test_progress import RESULT
-from trainer.loss_scale import LossScale
+from tests.support.steps import RESULT, SUMMARY
+from trainer.optim.loss_scale import LossScale
 
 
 def test_dividing_by_it_is_exact() -> None:
@@ -50,5 +50,5 @@ def test_a_step_is_skipped_only_where_there_is_a_loss_scale() -> None:
     assert not RESULT.skipped
     assert not scaled.skipped
     for norm in (math.inf, math.nan):
-        assert replace(scaled, grad_norm=norm).skipped
-        assert not replace(RESULT, grad_norm=norm).skipped
+        assert replace(scaled, summary=replace(SUMMARY, grad_norm=norm)).skipped
+        assert not replace(RESULT, summary=replace(SUMMARY, grad_norm=norm)).skipped

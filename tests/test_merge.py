@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.layout import Layout
+from tests.support.schedules import training_schedule
+from trainer.distributed.layout import Layout
 from trainer.schedule.actions import Kind, Schedule, Tied
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.merge import by_rank, merge_for_rank
 from trainer.schedule.validate import validate
 
@@ -49,5 +50,5 @@ def test_what_waits_for_other_replicas_comes_after_all_computing() -> None:
     actions = merge_for_rank(training_schedule("1f1b", 4, 8, [Tied(0, 3)]), range(4))
     kinds = [action.kind for action in actions]
     last_backward = max(i for i, kind in enumerate(kinds) if kind is Kind.BACKWARD)
-    assert kinds.index(Kind.AVERAGE) < last_backward < kinds.index(Kind.FINISH)
-    assert kinds[-4:] == [Kind.STEP] * 4
+    assert kinds.index(Kind.REDUCE_START) < last_backward < kinds.index(Kind.REDUCE_WAIT)
+    assert kinds[-4:] == [Kind.UPDATE] * 4

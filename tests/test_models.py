@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from trainer.config import (
+from tests.support.thread_ranks import on_ranks
+from trainer.config.import_path import load
+from trainer.config.schema import (
     BinaryConfig,
     CustomDataConfig,
     CustomModelConfig,
@@ -15,17 +17,17 @@ from trainer.config import (
     SimpleNetConfig,
 )
 from trainer.data.binary import binary
-from trainer.data.build import build_data
+from trainer.data.build import load_data
 from trainer.errors import UserError
-from trainer.imports import load
 from trainer.models.build import build_model, check_model
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.simplenet import BinaryLoss
 
 OWN_CODE = """
 from torch import nn
-from trainer.config import BinaryConfig
+from trainer.config.schema import BinaryConfig
 from trainer.data.binary import binary
+from trainer.errors import UserError
 from trainer.models.model import Layer, Model
 from trainer.models.simplenet import BinaryLoss
 
@@ -40,6 +42,16 @@ def samples(count=10):
 
 def nothing(*arguments):
     return None
+
+def prepare(folder, count):
+    (folder / "count").write_text(str(count))
+
+def prepared(folder, count):
+    assert (folder / "count").read_text() == str(count)
+    return samples(count)
+
+def unprepared(folder, count):
+    raise UserError(f"{count} is too many")
 
 class Factory:
     @staticmethod
@@ -81,7 +93,26 @@ def test_own_model_by_import_path() -> None:
 
 def test_own_data_by_import_path() -> None:
     config = CustomDataConfig(target="own_code:samples", options={"count": 30})
-    assert len(build_data(config, local_rank=0, barrier=lambda: None).training) == 30
+    assert len(load_data(config).training) == 30
+
+
+def test_own_data_is_prepared_by_one_rank_of_a_node(own_code: Path) -> None:
+    """Before any rank loads it, with the same options."""
+    options = {"folder": own_code, "count": 30}
+    config = CustomDataConfig(target="own_code:prepared", prepare="own_code:prepare", options=options)
+    found = on_ranks(lambda rank: load_data(config, rank), local_ranks=(1, 2, 0))
+    assert [len(data.training) for data in found] == [30] * 3
+    assert len(load_data(config).training) == 30
+
+
+def test_what_preparing_finds_wrong_is_raised_on_every_rank(own_code: Path) -> None:
+    options = {"folder": own_code, "count": 30}
+    config = CustomDataConfig(target="own_code:prepared", prepare="own_code:unprepared", options=options)
+    errors = on_ranks(lambda rank: load_data(config, rank), local_ranks=(1, 0, 0))
+    assert [(type(error), str(error)) for error in errors] == [(UserError, "30 is too many")] * 3
+    config = CustomDataConfig(target="own_code:prepared", prepare="own_code:prepar", options=options)
+    with pytest.raises(UserError, match=r"data\.prepare=own_code:prepar: .* did you mean 'prepare'"):
+        load_data(config)
 
 
 @pytest.mark.parametrize(
@@ -115,18 +146,14 @@ def test_options_that_do_not_fit_are_told() -> None:
     with pytest.raises(UserError, match=r"model\.options.*own_code:network.*depht"):
         build_model(CustomModelConfig(target="own_code:network", options={"depth": 2, "depht": 2}), data)
     with pytest.raises(UserError, match=r"data\.options.*own_code:samples.*number"):
-        build_data(
-            CustomDataConfig(target="own_code:samples", options={"number": 2}),
-            local_rank=0,
-            barrier=lambda: None,
-        )
+        load_data(CustomDataConfig(target="own_code:samples", options={"number": 2}))
 
 
 def test_what_is_not_a_model_or_data_is_told() -> None:
     with pytest.raises(UserError, match=r"model\.target=own_code:nothing returned NoneType"):
         build_model(CustomModelConfig(target="own_code:nothing"), binary(BinaryConfig()))
     with pytest.raises(UserError, match=r"data\.target=own_code:nothing returned NoneType"):
-        build_data(CustomDataConfig(target="own_code:nothing"), local_rank=0, barrier=lambda: None)
+        load_data(CustomDataConfig(target="own_code:nothing"))
 
 
 def layer(name: str, *ties: Tie) -> Layer:

@@ -9,53 +9,48 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.config import (
+from tests.support.layers import layers_of
+from trainer.config.schema import (
     AdamWConfig,
     CustomOptimizerConfig,
     GroupConfig,
+    LRScheduleConfig,
     OptimizerConfig,
-    RateConfig,
     SGDConfig,
 )
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.simplenet import BinaryLoss
-from trainer.optimization import (
-    all_gradients,
-    build_optimizer,
-    check_groups,
-    clear_gradients,
-    clip,
-    global_norm,
-    gradient_norms,
-    learning_rate,
-    set_learning_rates,
-)
-from trainer.pipeline.stage import BuiltLayer
+from trainer.optim.build import build_optimizer, check_groups
+from trainer.optim.gradients import all_gradients, clear_gradients, clip, global_norm, gradient_norms
+from trainer.optim.learning_rate import learning_rate, set_learning_rates
+from trainer.pipeline.layer import BuiltLayer
 
 PEAK = 0.3
 
 
-def rates(rate: RateConfig, steps: int) -> list[float]:
+def rates(rate: LRScheduleConfig, steps: int) -> list[float]:
     return [learning_rate(PEAK, rate, step, steps) for step in range(1, steps + 1)]
 
 
 def test_constant() -> None:
-    assert rates(RateConfig("constant"), 5) == [PEAK] * 5
+    assert rates(LRScheduleConfig("constant"), 5) == [PEAK] * 5
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
 def test_warmup_grows_evenly_to_the_peak(name: str) -> None:
-    assert rates(RateConfig(name, warmup=4), 10)[:4] == pytest.approx([PEAK * i / 4 for i in (1, 2, 3, 4)])
+    assert rates(LRScheduleConfig(name, warmup=4), 10)[:4] == pytest.approx(
+        [PEAK * i / 4 for i in (1, 2, 3, 4)]
+    )
 
 
 def test_linear_falls_evenly_to_the_final_share() -> None:
     expected = [PEAK * (1 - 0.75 * i / 8) for i in range(1, 9)]
-    assert rates(RateConfig("linear", warmup=2, final=0.25), 10)[2:] == pytest.approx(expected)
+    assert rates(LRScheduleConfig("linear", warmup=2, final=0.25), 10)[2:] == pytest.approx(expected)
 
 
 def test_cosine_falls_to_the_final_share() -> None:
-    found = rates(RateConfig("cosine", warmup=2, final=0.25), 10)
+    found = rates(LRScheduleConfig("cosine", warmup=2, final=0.25), 10)
     assert found[-1] == pytest.approx(PEAK / 4)
     assert found[5] == pytest.approx(PEAK * (1 + 0.25) / 2)  # half way
     expected = [PEAK * (0.25 + 0.75 * math.cos(math.pi * i / 16) ** 2) for i in range(1, 9)]
@@ -70,7 +65,7 @@ def test_cosine_is_torch_s() -> None:
         optimizer.step()
         scheduler.step()
         expected.append(scheduler.get_last_lr()[0])
-    assert rates(RateConfig("cosine"), 10) == pytest.approx(expected)
+    assert rates(LRScheduleConfig("cosine"), 10) == pytest.approx(expected)
 
 
 @given(
@@ -80,12 +75,8 @@ def test_cosine_is_torch_s() -> None:
     st.integers(1, 30),
 )
 def test_never_beyond_the_peak_nor_below_nothing(name: str, warmup: int, final: float, steps: int) -> None:
-    for rate in rates(RateConfig(name, warmup, final), steps):
+    for rate in rates(LRScheduleConfig(name, warmup, final), steps):
         assert 0 <= rate <= PEAK * (1 + 1e-12)
-
-
-def layers_of(*modules: nn.Module) -> list[BuiltLayer]:
-    return [BuiltLayer(i, f"layer{i}", module) for i, module in enumerate(modules)]
 
 
 def with_gradients(*modules: nn.Module) -> list[BuiltLayer]:
@@ -182,7 +173,7 @@ GROUPS = [
 )
 def test_groups_are_torch_s(config: OptimizerConfig, reference: Callable[..., torch.optim.Optimizer]) -> None:
     """Each with a learning rate that warms up and falls, against explicit groups and torch's scheduler."""
-    config.groups, config.rate = GROUPS, RateConfig("linear", warmup=2)
+    config.groups, config.lr_schedule = GROUPS, LRScheduleConfig("linear", warmup=2)
     steps = 6
     mine, theirs = (nn.Sequential(*(nn.Linear(3, 3) for _ in range(4))) for _ in range(2))
     theirs.load_state_dict(mine.state_dict())
@@ -203,7 +194,7 @@ def test_groups_are_torch_s(config: OptimizerConfig, reference: Callable[..., to
         for network in (mine, theirs):
             network.zero_grad()
             network(torch.arange(9.0).reshape(3, 3).sin()).square().sum().backward()
-        set_learning_rates(optimizer, config.rate, step, steps)
+        set_learning_rates(optimizer, config.lr_schedule, step, steps)
         optimizer.step()
         plain.step()
         scheduler.step()

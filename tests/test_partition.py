@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import UserError
-from trainer.partition import (
+from trainer.plan.partition import (
     boundaries_from_user,
     partition,
     partition_among_workers,

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.fixtures import FIXTURES
-from tests.one_process import Pipeline
-from tests.test_weight_gradients import ON_VECTORS, WIDTH
-from trainer.models.model import Activation
+from tests.support.modules import ON_VECTORS, WIDTH
+from tests.support.one_process import Pipeline
+from trainer.activation import Activation
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 
 CPU = torch.device("cpu")
 TYPES = [torch.bfloat16, torch.float16]
@@ -24,7 +25,7 @@ def stage_of(compute: torch.dtype, *modules: nn.Module, loss: Any = None) -> Sta
     layers = [BuiltLayer(i, f"layer{i}", module) for i, module in enumerate(modules)]
     precision = Precision(compute)
     return Stage(
-        0, layers, CPU, loss=loss, randomness=Randomness(0), between=lambda: None, precision=precision
+        0, layers, CPU, loss=loss, randomness=Randomness(0), on_layer_done=lambda: None, precision=precision
     )
 
 

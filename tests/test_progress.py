@@ -12,20 +12,10 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support.steps import RESULT
 from trainer.metrics import progress
 from trainer.metrics.progress import Display, build_display
-from trainer.step import StepResult
 
-RESULT = StepResult(
-    loss=1.25,
-    grad_norm=0.5,
-    lr=1e-3,
-    count=1000,
-    seconds=0.5,
-    waited=(0.1, 0.3),
-    cpu_seconds=(0.5, 0.5),
-    peak_memory=(1, 1),
-)
 STEPS = 5
 
 
@@ -40,7 +30,7 @@ def test_bubble_is_the_waiting_share_of_all_ranks() -> None:
 def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
     shown = display("line")
     for step in range(1, STEPS + 1):
-        shown.step(step, RESULT)
+        shown.step(replace(RESULT, step=step))
     shown.say("a table\nof two lines")
     shown.close()
     first, last, *said = capsys.readouterr().out.splitlines()
@@ -59,7 +49,7 @@ def test_a_line_a_second_and_the_time_that_is_left(
     shown = display("line", start=20, steps=120)
     for step in range(21, 121):
         now += 0.3
-        shown.step(step, RESULT)
+        shown.step(replace(RESULT, step=step))
     lines = capsys.readouterr().out.splitlines()
     steps = [int(re.match(r"step (\d+)/120", line).group(1)) for line in lines]
     assert steps[:3] == [21, 25, 29]
@@ -71,9 +61,9 @@ def test_a_line_a_second_and_the_time_that_is_left(
 def test_speed_follows_the_last_steps(capsys: pytest.CaptureFixture[str]) -> None:
     shown = display("line", steps=100)
     for step in range(1, 50):
-        shown.step(step, RESULT)
+        shown.step(replace(RESULT, step=step))
     for step in range(50, 101):
-        shown.step(step, replace(RESULT, seconds=1.0))
+        shown.step(replace(RESULT, step=step, seconds=1.0))
     assert "  1,000 tokens/s" in capsys.readouterr().out.splitlines()[-1]
 
 
@@ -81,7 +71,7 @@ def test_speed_follows_the_last_steps(capsys: pytest.CaptureFixture[str]) -> Non
 def test_nothing(mode: str, rank: int, capsys: pytest.CaptureFixture[str]) -> None:
     shown = display(mode, rank=rank)
     shown.say("table")
-    shown.step(1, RESULT)
+    shown.step(RESULT)
     shown.close()
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
@@ -123,7 +113,7 @@ def test_bar_on_a_terminal(mode: str, terminal: Terminal, monkeypatch: pytest.Mo
     shown = display(mode, start=2)
     shown.say("a table\nof two lines")
     for step in range(3, STEPS + 1):
-        shown.step(step, RESULT)
+        shown.step(replace(RESULT, step=step))
     shown.say("validation")
     shown.close()
     text = terminal.text()
@@ -142,5 +132,5 @@ def test_lines_under_a_launcher_even_on_a_terminal(
     monkeypatch.setattr(sys, "stdout", terminal.output)
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
     shown = display("auto", steps=1)
-    shown.step(1, RESULT)
+    shown.step(RESULT)
     assert re.fullmatch(r"step 1/1  loss [^\r\n]*\r\n", terminal.text())

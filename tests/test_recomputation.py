@@ -9,21 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from tests.fixtures import FIXTURES
-from tests.one_process import Given, Pipeline
-from tests.test_engine import LAYERS, one_stage, two_steps
-from trainer.costs import layer_costs
-from trainer.cut import Cut
-from trainer.live_bytes import LiveBytes
-from trainer.memory import stage_bytes
-from trainer.models.model import Activation, Layer, Model
-from trainer.partition import stage_ranges
+from tests.support.blocks import WIDTH, Squares, blocks
+from tests.support.one_process import Given, Pipeline
+from tests.support.two_steps import LAYERS, one_stage, two_steps
+from trainer.models.model import Layer, Model
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.statistics import RunningStatistics
-from trainer.schedule.actions import PASSES_ON, Action, Schedule
-from trainer.schedule.live import live_bytes
+from trainer.pipeline.tensor_bytes import LiveBytes
+from trainer.plan.costs import layer_costs
+from trainer.plan.memory import stage_bytes
+from trainer.plan.partition import stage_ranges
+from trainer.plan.stages import Partition
+from trainer.schedule.actions import MAKES_INPUT_GRADIENT, Action, Schedule
+from trainer.schedule.peak_memory import live_bytes
 
 LESS = [Recompute.SELECTIVE, Recompute.FULL]
-WIDTH, SAMPLES, MICRO_BATCHES = 64, 32, 6
+SAMPLES, MICRO_BATCHES = 32, 6
 MESSAGE = SAMPLES * WIDTH * 4  # bytes
 LOSSES = 1024  # numbers by themselves, and what the loss keeps
 
@@ -40,39 +41,6 @@ def test_recomputation_changes_no_bit(name: str, recompute: Recompute, schedule:
         expected = gradients[parameter]
         assert (gradient is None) == (expected is None), parameter
         assert gradient is None or torch.equal(gradient, expected), parameter
-
-
-class Block(nn.Module):
-    """What keeps much for its backward, and begins by writing into its input."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.begin = nn.ReLU(inplace=True)
-        self.up = nn.Linear(width, 4 * width)
-        self.norm = nn.BatchNorm1d(4 * width)
-        self.drop = nn.Dropout(0.1)
-        self.down = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.drop(torch.tanh(self.norm(self.up(self.begin(x)))))
-        output: Tensor = self.down(hidden) + x
-        return output
-
-
-class Squares:
-    """The sum of squares."""
-
-    def count(self, target: Activation) -> int:
-        assert isinstance(target, Tensor)
-        return len(target)
-
-    def __call__(self, output: Activation, target: Activation) -> Tensor:
-        assert isinstance(output, Tensor)
-        return output.square().sum()
-
-
-def blocks(count: int) -> Model:
-    return Model(tuple(Layer(f"block.{i}", partial(Block, WIDTH)) for i in range(count)), Squares())
 
 
 def micro_batches() -> Given:
@@ -203,7 +171,7 @@ def counted(schedule: str, recompute: Recompute) -> list[tuple[Action, int, int]
     engine._do = {kind: partial(counting, do) for kind, do in engine._do.items()}
     with LiveBytes() as live:
         pipeline.train(source, MICRO_BATCHES)
-    cut = Cut(stage_ranges((2,), 4), tuple(layer_costs(model, source.inputs(0))), (recompute,) * 4)
+    cut = Partition(stage_ranges((2,), 4), tuple(layer_costs(model, source.inputs(0))), (recompute,) * 4)
     first, second = stage_bytes(cut)
     second = replace(
         second, kept=second.kept - MESSAGE
@@ -218,7 +186,7 @@ def counted(schedule: str, recompute: Recompute) -> list[tuple[Action, int, int]
 def test_bytes_are_as_many_as_foreseen(recompute: Recompute, schedule: str) -> None:
     under_way = 0  # gradients between the stages
     for action, found, foreseen in counted(schedule, recompute):
-        if action.kind in PASSES_ON:
+        if action.kind in MAKES_INPUT_GRADIENT:
             under_way += 1 if action.stage == 1 else -1
         assert 0 <= found - foreseen - under_way * MESSAGE <= LOSSES, str(action)
 

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tests.steps import step
+from tests.support.steps import step
 from trainer.report import figures
 from trainer.report.__main__ import main
 from trainer.report.curves import curves

@@ -1,4 +1,4 @@
-"""Dealing against every other way to deal; optimizers of shards against one of everything."""
+"""Dealing against every other way to assign_micro_batches; optimizers of shards against one of everything."""
 
 from copy import deepcopy
 from itertools import product
@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.test_optimization import layers_of
-from trainer.config import AdamWConfig, GroupConfig, OptimizerConfig, SGDConfig
-from trainer.optimization import build_optimizer, state_bytes
-from trainer.sharding import Shards, deal_parameters
+from tests.support.layers import layers_of
+from trainer.config.schema import AdamWConfig, GroupConfig, OptimizerConfig, SGDConfig
+from trainer.distributed.waiting import WaitMeter
+from trainer.optim.build import build_optimizer, state_bytes
+from trainer.replication.sharding import Shards, assign_parameters
 
 
 def largest_shard(sizes: list[int], shard_of: tuple[int, ...] | list[int], shards: int) -> int:
@@ -24,7 +25,7 @@ def largest_shard(sizes: list[int], shard_of: tuple[int, ...] | list[int], shard
 
 @given(st.lists(st.integers(0, 1000), max_size=40), st.integers(1, 9))
 def test_no_shard_has_more_than_its_share_and_one_parameter(sizes: list[int], shards: int) -> None:
-    dealt = deal_parameters(sizes, shards)
+    dealt = assign_parameters(sizes, shards)
     assert all(0 <= shard < shards for shard in dealt)
     assert largest_shard(sizes, dealt, shards) <= sum(sizes) / shards + max(sizes, default=0)
 
@@ -33,15 +34,15 @@ def test_no_shard_has_more_than_its_share_and_one_parameter(sizes: list[int], sh
 def test_no_other_dealing_is_better_by_more_than_a_third(sizes: list[int], shards: int) -> None:
     """Graham's bound (1969) for the largest first, against all there are."""
     best = min(largest_shard(sizes, each, shards) for each in product(range(shards), repeat=len(sizes)))
-    found = largest_shard(sizes, deal_parameters(sizes, shards), shards)
+    found = largest_shard(sizes, assign_parameters(sizes, shards), shards)
     assert found <= best * (4 / 3 - 1 / (3 * shards)) + 1e-9
 
 
 def test_order_decides_between_equals() -> None:
-    assert deal_parameters([5, 5, 5, 5, 5], 2) == [0, 1, 0, 1, 0]
-    assert deal_parameters([1, 9, 4, 4], 2) == [1, 0, 1, 1]
-    assert deal_parameters([2, 3], 4) == [1, 0]
-    assert deal_parameters([], 3) == []
+    assert assign_parameters([5, 5, 5, 5, 5], 2) == [0, 1, 0, 1, 0]
+    assert assign_parameters([1, 9, 4, 4], 2) == [1, 0, 1, 1]
+    assert assign_parameters([2, 3], 4) == [1, 0]
+    assert assign_parameters([], 3) == []
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 20])
@@ -58,7 +59,7 @@ def test_shards_step_what_one_optimizer_steps(config: OptimizerConfig, shards: i
     whole = nn.Sequential(*(nn.Linear(7, 7 + 10 * (i == 2)) for i in range(3)))
     whole[0].bias.requires_grad_(False)
     copies = [deepcopy(whole) for _ in range(shards)]
-    dealt = [Shards(layers_of(*copy), shards, own) for own, copy in enumerate(copies)]
+    dealt = [Shards(layers_of(*copy), shards, own, WaitMeter()) for own, copy in enumerate(copies)]
     optimizers = [
         build_optimizer(config, layers_of(*copy), shard.has)
         for copy, shard in zip(copies, dealt, strict=True)

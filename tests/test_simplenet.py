@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.config import BinaryConfig, SimpleNetConfig
+from trainer.config.schema import BinaryConfig, SimpleNetConfig
 from trainer.data.binary import binary
 from trainer.data.dataset import Data
 from trainer.data.text import Windows

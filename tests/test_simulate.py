@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.schedules import training_schedule
 from trainer.schedule.actions import Action, Kind, Schedule, Tied
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.simulate import simulate, simulate_on
 from trainer.schedule.validate import ScheduleError
@@ -38,7 +39,7 @@ def test_a_token_goes_all_the_way_round(times: list[int], tokens: int, message: 
 
 def test_messages_and_waiting_by_hand() -> None:
     timeline = simulate(training_schedule("gpipe", 2, 1), [3, 5], [7, 11], message=2)
-    # F0.0 sa0.0>1 rg0.0<1 B0.0 A0 Z0 O0 and ra1.0<0 F1.0 B1.0 sg1.0>0 A1 Z1 O1
+    # F0.0 sa0.0>1 rg0.0<1 B0.0 A0 Aw0 U0 and ra1.0<0 F1.0 B1.0 sg1.0>0 A1 Aw1 U1
     assert timeline.starts == ((0, 3, 3, 23, 30, 30, 30), (0, 5, 10, 21, 21, 21, 21))
     assert timeline.ends == ((3, 3, 23, 30, 30, 30, 30), (5, 10, 21, 21, 21, 21, 30))
     assert timeline.busy == ((3, 0, 0, 7, 0, 0, 0), (0, 5, 11, 0, 0, 0, 0))
@@ -47,10 +48,10 @@ def test_messages_and_waiting_by_hand() -> None:
 
 def test_any_action_can_take_time() -> None:
     schedule = training_schedule("gpipe", 2, 1, [Tied(0, 1)])
-    kinds = {Kind.FORWARD: 1, Kind.BACKWARD: 1, Kind.FINISH: 10, Kind.STEP: 100}
+    kinds = {Kind.FORWARD: 1, Kind.BACKWARD: 1, Kind.REDUCE_WAIT: 10, Kind.UPDATE: 100}
     machine = Machine(
         {kind: (seconds, seconds) for kind, seconds in kinds.items()},
-        message_bytes={(Kind.SEND_TIED, 0, 1): 2000},
+        message_bytes={(Kind.SEND_REDUCED_GRADIENT, 0, 1): 2000},
         network=Network(Link(bandwidth=2.0)),
         begin=7,
         end=5,
@@ -64,8 +65,8 @@ def test_any_action_can_take_time() -> None:
 def test_norms_are_exchanged_when_the_last_rank_has_come(tied: int) -> None:
     """By hand: forward and backward of both stages, the tied gradient on its way back, an exchange."""
     schedule = training_schedule("gpipe", 2, 1, [Tied(0, 1)])
-    work = {Kind.FORWARD: (1, 1), Kind.BACKWARD: (1, 1), Kind.STEP: (5, 3)}
-    sizes = {(Kind.SEND_TIED, 0, 1): tied}
+    work = {Kind.FORWARD: (1, 1), Kind.BACKWARD: (1, 1), Kind.UPDATE: (5, 3)}
+    sizes = {(Kind.SEND_REDUCED_GRADIENT, 0, 1): tied}
     machine = Machine(work, message_bytes=sizes, network=Network(Link(bandwidth=2.0)), exchange=10)
     (timeline,) = simulate_on(machine, [schedule])
     assert timeline.ends[1][-2] == 4 + tied / 2  # the last to come waits for the exchange alone
@@ -78,7 +79,7 @@ def test_nothing_takes_no_time() -> None:
     assert (timeline.makespan, timeline.bubble) == (0, 0)
 
 
-def test_a_deadlock_is_told() -> None:
+def test_a_deadlock_is_an_error() -> None:
     both_wait = Schedule(
         "wrong",
         (0, 1),
@@ -91,8 +92,15 @@ def test_a_deadlock_is_told() -> None:
     with pytest.raises(ScheduleError) as error:
         simulate(both_wait, [1, 1], [1, 1])
     assert str(error.value) == (
-        "deadlock: worker 0 waits in rg0.0<1, for worker 1 waits in ra1.0<0, for worker 0"
+        "deadlock: worker 0 waits in rg0.0<1 for worker 1, which waits in ra1.0<0 for worker 0"
     )
+
+
+def test_waiting_for_an_action_that_is_not_there_is_a_deadlock() -> None:
+    waits = Schedule("wrong", (0, 1), 1, ((), (Action(Kind.RECEIVE_ACTIVATION, 1, 0, 0),)))
+    with pytest.raises(ScheduleError) as error:
+        simulate(waits, [1, 1], [1, 1])
+    assert str(error.value) == "deadlock: worker 1 waits in ra1.0<0 for an action that no worker performs"
 
 
 def test_messages_of_a_link_follow_one_another() -> None:

@@ -6,17 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.activation import TreeSpec, flatten, unflatten
 from trainer.models.simplenet import BinaryLoss
-from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 
 CPU = torch.device("cpu")
 
 
-def build(*modules: nn.Module, loss: Any = None, between: Callable[[], None] = lambda: None) -> Stage:
+def build(*modules: nn.Module, loss: Any = None, on_layer_done: Callable[[], None] = lambda: None) -> Stage:
     layers = [BuiltLayer(i, f"layer{i}", module) for i, module in enumerate(modules)]
-    return Stage(0, layers, CPU, loss=loss, randomness=Randomness(0), between=between)
+    return Stage(0, layers, CPU, loss=loss, randomness=Randomness(0), on_layer_done=on_layer_done)
 
 
 def network() -> list[nn.Module]:
@@ -89,7 +90,7 @@ def test_loss() -> None:
     assert_equal(gradients(mine), gradients(plain))
 
 
-def split_nest(activation: Any) -> tuple[list[Tensor], Nest]:
+def split_nest(activation: Any) -> tuple[list[Tensor], TreeSpec]:
     tensors, nest = flatten(activation)
     return [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors], nest
 
@@ -157,7 +158,7 @@ def test_frozen_layers() -> None:
 
 def test_messages_move_on_behind_every_layer() -> None:
     calls: list[None] = []
-    stage = build(*network(), between=lambda: calls.append(None))
+    stage = build(*network(), on_layer_done=lambda: calls.append(None))
     stage.forward(0, [torch.randn(5, 4)], 0)
     assert len(calls) == 4
     stage.backward(0, [torch.randn(5, 3)])

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.fixtures.images import convolutional, images
-from tests.one_process import Given, Pipeline
+from tests.support.one_process import Given, Pipeline
 from trainer.errors import UserError
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.statistics import RunningStatistics
 
 ALONE: Any = SimpleNamespace(size=1, all_gather=lambda values, counts: values)  # one replica

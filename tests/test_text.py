@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config import TextConfig
-from trainer.data.build import build_data
+from tests.support.thread_ranks import ThreadRank, on_ranks
+from trainer.config.schema import TextConfig
+from trainer.data.build import Ranks, load_data
 from trainer.data.dataset import Data
 from trainer.data.text import Windows
 from trainer.data.tokenizer import build_tokenizer
@@ -27,9 +27,9 @@ PROSE = "The quick brown fox jumps over the lazy dog; été, naïve, 東京.\n"
 def build(tmp_path: Path) -> Callable[..., Data]:
     """Build text data with a cache of the test's own; `values` are fields of TextConfig."""
 
-    def run(*, local_rank: int = 0, barrier: Callable[[], None] = lambda: None, **values: object) -> Data:
+    def run(ranks: Ranks | None = None, **values: object) -> Data:
         fields = {"context": 4, "validation": 0.5, "cache": str(tmp_path / "cache"), **values}
-        return build_data(TextConfig(**fields), local_rank=local_rank, barrier=barrier)  # type: ignore[arg-type]
+        return load_data(TextConfig(**fields), ranks)  # type: ignore[arg-type]
 
     return run
 
@@ -216,29 +216,24 @@ def test_a_damaged_cache_is_made_anew(
     assert second.fingerprint == first.fingerprint
 
 
-def test_ranks_share_what_local_rank_0_made(folder: Path, tmp_path: Path, build: Callable[..., Data]) -> None:
+def test_ranks_share_what_one_of_each_node_prepared(
+    folder: Path, tmp_path: Path, build: Callable[..., Data]
+) -> None:
     """Four ranks of two nodes on one cache: each waits once, all read the same, nothing is left behind."""
-    barrier = threading.Barrier(4, timeout=60)
-    waits: list[int] = []
-    built: list[Data] = []
 
-    def rank(local_rank: int) -> None:
-        def wait() -> None:
-            waits.append(local_rank)
-            barrier.wait()
+    def rank(ranks: ThreadRank) -> tuple[Data, int]:
+        return build(ranks, path=str(folder), pattern="*.txt"), ranks.gathered
 
-        built.append(build(path=str(folder), pattern="*.txt", local_rank=local_rank, barrier=wait))
-
-    threads = [threading.Thread(target=rank, args=(local_rank,)) for local_rank in (0, 1, 0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(waits) == [0, 0, 1, 1]
-    assert len(built) == 4
-    assert len({data.fingerprint for data in built}) == 1
-    assert len({tuple(everything(data)) for data in built}) == 1
+    outcomes = on_ranks(rank, local_ranks=(0, 1, 0, 1))
+    assert [waits for _, waits in outcomes] == [1] * 4
+    assert len({data.fingerprint for data, _ in outcomes}) == 1
+    assert len({tuple(everything(data)) for data, _ in outcomes}) == 1
     assert len(cache_state(tmp_path)) == 2
+
+
+def test_the_other_ranks_of_a_node_prepare_nothing(folder: Path, build: Callable[..., Data]) -> None:
+    outcomes = on_ranks(lambda rank: build(rank, path=str(folder)), local_ranks=(1, 2))
+    assert ["are not in data.cache" in str(error) for error in outcomes] == [True, True]
 
 
 def test_bytes_stay_bytes(tmp_path: Path, build: Callable[..., Data]) -> None:
@@ -318,16 +313,9 @@ def test_text_that_is_not_utf8_is_read(tmp_path: Path, bpe: Path, build: Callabl
 
 def check_all_ranks_raise_alike(build: Callable[..., Data], words: list[str], **values: object) -> None:
     """Raise on every rank, or a rank would wait for ever for one that has left."""
-    messages = set()
-    waits = []
-    for local_rank in (0, 1):
-        count: list[None] = []
-        with pytest.raises(UserError) as caught:
-            build(local_rank=local_rank, barrier=lambda count=count: count.append(None), **values)
-        messages.add(str(caught.value))
-        waits.append(len(count))
-    (message,) = messages
-    assert waits in ([0, 0], [1, 1])
+    errors = on_ranks(lambda rank: build(rank, **values))
+    assert {type(error) for error in errors} == {UserError}
+    (message,) = {str(error) for error in errors}
     for word in words:
         assert word in message
 
@@ -412,7 +400,7 @@ def test_text_shorter_than_a_sample(tmp_path: Path, build: Callable[..., Data]) 
     path.write_bytes(bytes(200))
     assert len(build(**values).validation) == 1
     check_all_ranks_raise_alike(
-        build, ["data.validation=0 ", "between 0 and 1"], **{**values, "validation": 0.0}
+        build, ["data.validation=0.0 ", "between 0 and 1"], **{**values, "validation": 0.0}
     )
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.one_process import Given, Pipeline
+from tests.support.one_process import Given, Pipeline
+from trainer.activation import Activation
 from trainer.errors import UserError
-from trainer.models.model import Activation, Layer, Model, Tie
+from trainer.models.model import Layer, Model, Tie
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.ties import tied_stages
 from trainer.schedule.actions import Tied

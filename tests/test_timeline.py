@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.steps import MESSAGE, MICRO_BATCHES, STAGES, step
+from tests.support.schedules import training_schedule
+from tests.support.steps import MESSAGE, MICRO_BATCHES, STAGES, step
 from trainer.errors import UserError
 from trainer.metrics.timeline import StepTimeline
-from trainer.schedule.assemble import training_schedule
 from trainer.schedule.simulate import simulate
 
 Content = dict[str, Any]

@@ -4,25 +4,25 @@ from collections import Counter
 
 import pytest
 
-from tests.trace_format import check_trace
+from tests.support.schedules import training_schedule
+from tests.support.trace_format import check_trace
 from trainer.metrics.clock import Clock, Offset
 from trainer.metrics.trace import RankTrace, trace_events
-from trainer.pipeline.observed import Observed
+from trainer.pipeline.timings import StepTimings
 from trainer.schedule.actions import RECEIVES, SENDS, Action, Kind, Schedule
-from trainer.schedule.assemble import training_schedule
 from trainer.schedule.simulate import simulate
-from trainer.schedule.timeline import AllReduce, Times
+from trainer.schedule.timeline import ActionTimes, AllReduce
 
 FORWARD, BACKWARD, MESSAGE = 0.02, 0.04, 0.001  # seconds
 STAGES, MICRO_BATCHES = 3, 4
 
 
-def observed(schedule: Schedule, worker: int, clock: float) -> Observed:
+def observed(schedule: Schedule, worker: int, clock: float) -> StepTimings:
     """Return what a rank would see whose clock is ahead by `clock` seconds."""
     times = simulate(schedule, [FORWARD] * STAGES, [BACKWARD] * STAGES, MESSAGE)
     rows = zip(times.starts[worker], times.ends[worker], times.busy[worker], strict=True)
-    moments = [Times(start + clock, end - busy + clock, end + clock) for start, end, busy in rows]
-    return Observed(schedule.workers[worker], moments)
+    moments = [ActionTimes(start + clock, end - busy + clock, end + clock) for start, end, busy in rows]
+    return StepTimings(schedule.workers[worker], moments)
 
 
 @pytest.fixture
@@ -96,11 +96,11 @@ def test_ranks_have_names_and_their_order(events: list[dict]) -> None:
 # --- all-reduces
 
 
-def averaged(*all_reduces: AllReduce) -> Observed:
+def averaged(*all_reduces: AllReduce) -> StepTimings:
     """Return a step of a stage: from second 1 to 4 it works, then it waits until 6 for its gradients."""
-    actions = (Action(Kind.BACKWARD, 0, 0), Action(Kind.AVERAGE, 0), Action(Kind.FINISH, 0))
-    times = [Times(0.0, 1.0, 4.0), Times(4.0, 4.0, 4.0), Times(4.0, 6.0, 7.0)]
-    return Observed(actions, times, list(all_reduces))
+    actions = (Action(Kind.BACKWARD, 0, 0), Action(Kind.REDUCE_START, 0), Action(Kind.REDUCE_WAIT, 0))
+    times = [ActionTimes(0.0, 1.0, 4.0), ActionTimes(4.0, 4.0, 4.0), ActionTimes(4.0, 6.0, 7.0)]
+    return StepTimings(actions, times, list(all_reduces))
 
 
 def test_an_all_reduce_is_a_bar_that_tells_how_much_of_it_was_hidden() -> None:
@@ -144,8 +144,8 @@ def test_a_drift_of_clocks_is_taken_out() -> None:
     moments = (0.0, 10.0, 50.0, 100.0)
     actions = tuple(Action(Kind.FORWARD, 0, i) for i in range(len(moments)))
 
-    def seen(moments: list[float]) -> Observed:
-        return Observed(actions, [Times(moment, moment, moment + 1e-3) for moment in moments])
+    def seen(moments: list[float]) -> StepTimings:
+        return StepTimings(actions, [ActionTimes(moment, moment, moment + 1e-3) for moment in moments])
 
     late = [(moment - 5.0) / 0.999 for moment in moments]  # t + 5 - t / 1000 is rank 0's time
     ranks = [

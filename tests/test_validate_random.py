@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.schedules import training_schedule
 from trainer.schedule.actions import (
-    COMPLETES,
-    PASSES_ON,
+    COMPLETES_WEIGHT_GRADIENT,
+    MAKES_INPUT_GRADIENT,
     RECEIVE_OF,
     RECEIVES,
     SENDS,
@@ -19,9 +20,9 @@ from trainer.schedule.actions import (
     Schedule,
     Tied,
 )
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.merge import merge_for_rank
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import recipes
 from trainer.schedule.validate import ScheduleError, validate
 
 Lists = list[list[Action]]
@@ -50,7 +51,7 @@ class Interpreter:
         self.world = world
         self.values: dict[tuple[object, ...], object] = {}
         self.gradients: defaultdict[tuple[int, int], list[object]] = defaultdict(list)
-        self.put_off: defaultdict[tuple[int, int], list[object]] = defaultdict(list)
+        self.deferred: defaultdict[tuple[int, int], list[object]] = defaultdict(list)
         self.queues: defaultdict[tuple[object, ...], deque[object]] = defaultdict(deque)
         self.averages: defaultdict[tuple[int, int], list[object]] = defaultdict(list)
         self.finished: dict[tuple[int, int], int] = {}
@@ -79,20 +80,20 @@ class Interpreter:
             if not queue:
                 return False
             self.values[replica, kind.value, s, i, action.peer] = queue.popleft()
-            if kind is Kind.RECEIVE_TIE:
+            if kind is Kind.RECEIVE_TIED_GRADIENT:
                 self.gradients[replica, s].append(self.values[replica, kind.value, s, i, action.peer])
         elif kind in SENDS:
             self.queues[replica, RECEIVE_OF[kind], s, action.peer].append(self.sent(replica, action))
         elif kind is Kind.FORWARD:
             assert (replica, "F", s, i) not in self.values
             self.values[replica, "F", s, i] = ("F", s, self.input(replica, s, i))
-        elif kind in PASSES_ON | COMPLETES:
+        elif kind in MAKES_INPUT_GRADIENT | COMPLETES_WEIGHT_GRADIENT:
             self.backward(replica, action)
         elif kind is Kind.SAMPLE:
             self.values[replica, "S", s, i] = ("S", self.values[replica, "F", s, i])
-        elif kind is Kind.AVERAGE:
+        elif kind is Kind.REDUCE_START:
             self.values[replica, "A", s] = len(self.averages[replica, worker])
-            complete = tuple(self.gradients[replica, s]), tuple(self.put_off[replica, s])
+            complete = tuple(self.gradients[replica, s]), tuple(self.deferred[replica, s])
             self.averages[replica, worker].append(complete)
         else:
             return self.wait(replica, worker, action)
@@ -117,26 +118,26 @@ class Interpreter:
         """Do a backward or a part of one; both parts add to gradients, each to some."""
         s, i = action.stage, action.micro_batch
         gradient: object = "loss"
-        if action.kind in PASSES_ON:
+        if action.kind in MAKES_INPUT_GRADIENT:
             if s + 1 < self.world[replica].stages:
                 gradient = self.from_neighbour(replica, Action(Kind.RECEIVE_GRADIENT, s, i, s + 1), "B")
             self.values[replica, "B", s, i] = ("B", s, self.values[replica, "F", s, i], gradient)
             self.gradients[replica, s].append(self.values[replica, "B", s, i])
-        if action.kind in COMPLETES:
-            self.put_off[replica, s].append(self.values[replica, "B", s, i])
+        if action.kind in COMPLETES_WEIGHT_GRADIENT:
+            self.deferred[replica, s].append(self.values[replica, "B", s, i])
 
     def sent(self, replica: int, action: Action) -> object:
         letter = {Kind.SEND_ACTIVATION: "F", Kind.SEND_GRADIENT: "B", Kind.SEND_TOKEN: "S"}.get(action.kind)
         if letter is not None:
             return self.values[replica, letter, action.stage, action.micro_batch]
         s = action.stage
-        if action.kind is Kind.SEND_TIE:
-            return "tie", tuple(self.gradients[replica, s]), tuple(self.put_off[replica, s])
+        if action.kind is Kind.SEND_TIED_GRADIENT:
+            return "tie", tuple(self.gradients[replica, s]), tuple(self.deferred[replica, s])
         return self.values[replica, "Z", s]
 
     def wait(self, replica: int, worker: int, action: Action) -> bool:
         s = action.stage
-        if action.kind is Kind.FINISH:
+        if action.kind is Kind.REDUCE_WAIT:
             turn = self.values[replica, "A", s]
             assert isinstance(turn, int)
             all_ = [self.averages[other, worker] for other in range(len(self.world))]
@@ -162,7 +163,7 @@ def outcome(world: Sequence[Schedule]) -> object:
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[list[Schedule], list[Tied]]:
     """Return one to three replicas, a stage a worker or several, that train, evaluate or generate."""
-    name = draw(st.sampled_from([*sorted(ORDERS), "evaluation", "generation"]))
+    name = draw(st.sampled_from([*recipes(), "evaluation", "generation"]))
     devices, ranks, m = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     p = devices * ranks
     ties = draw(st.sampled_from([[], [Tied(0, p - 1)], [Tied(0, 1), Tied(0, p - 1)] if p > 2 else []]))

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.one_process import CPU
-from tests.test_checkpoint import Alone
-from trainer.checkpoint import Progress, save_checkpoint
-from trainer.config import AdamWConfig, CheckpointConfig
+from tests.support.alone import Alone
+from tests.support.one_process import CPU
+from trainer.checkpoint.checkpoint import Progress, save_checkpoint
+from trainer.checkpoint.warm_start import warm_start
+from trainer.config.schema import AdamWConfig, CheckpointConfig
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.simplenet import BinaryLoss
-from trainer.optimization import build_optimizer
+from trainer.optim.build import build_optimizer
 from trainer.pipeline.build import build_layer
-from trainer.pipeline.stage import BuiltLayer
-from trainer.warm_start import warm_start
+from trainer.pipeline.layer import BuiltLayer
 
 TIE = Tie("weight", "first", "weight")
 MODEL = Model(

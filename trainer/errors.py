@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
-EXIT_SAVED = 75  # stopped early with everything saved; run again to continue
 
 
 class UserError(Exception):

@@ -5,8 +5,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from trainer.config import GenerateConfig
-from trainer.models.model import Activation
+from trainer.activation import Activation
+from trainer.config.schema import GenerateConfig
 from trainer.pipeline.source import Source
 from trainer.run import Run
 from trainer.schedule.assemble import generation_schedule
@@ -73,6 +73,6 @@ def generate(run: Run) -> str | None:
         return None
     prompt = tokenizer.encode(config.prompt)
     text = Text(prompt, config.tokens, run.context(), config, derive(run.config.train.seed, "generate"))
-    schedule = generation_schedule(run.layout.placement, config.tokens)
+    schedule = generation_schedule(run.plan.layout.placement, config.tokens)
     run.engine.infer(run.actions(schedule), text)
     return tokenizer.decode(text.tokens) if run.world.rank == 0 else None

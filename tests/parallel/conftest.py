@@ -1,28 +1,24 @@
-"""A small GPT on a small text, and runs of it that several tests look at."""
+"""A pool of ranks, a small GPT on a small text, and runs that several tests look at."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.launch import Result
+from tests.support.pools import Pools
+from tests.support.runs import GPT, Finished, Ranks, Trained
+from tests.support.verifying import GPT as VERIFIED
+from tests.support.verifying import verify
 
-# Everything at once that could come out differently in another layout: dropout, a tied head, an odd number
-# of layers, a last micro-batch that is smaller, clipping, AdamW, a learning rate that changes.
-GPT = [
-    "model.blocks=3",
-    "batch.global_size=15",
-    "optimizer.clip=1.0",
-    "train.steps=6",
-    "eval.every=3",
-    "checkpoint.every=3",
-    "checkpoint.keep=0",
-    "generate.tokens=12",
-]
 
-Trained = Callable[..., Finished]
+@pytest.fixture(scope="session")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
+    """Return ranks that take many jobs."""
+    started = Pools(lambda: tmp_path_factory.mktemp("pool"))
+    yield started
+    started.end()
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +35,38 @@ def small(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
 
 
 @pytest.fixture(scope="session")
-def trained(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Return a function that trains the GPT on some ranks, once a session for the same arguments."""
+def finished(pools: Pools, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Return a function that trains on some ranks, once a session for the same overrides."""
 
     @cache
     def train(ranks: int, *overrides: str) -> Finished:
-        folder = tmp_path_factory.mktemp("trained")
-        result = launch(ranks, [*small, *GPT, *overrides], folder).check()
-        return Finished(result, folder / "run")
+        folder = tmp_path_factory.mktemp("run")
+        return Finished(pools.run(ranks, overrides, folder).check(), folder / "run")
 
     return train
+
+
+@pytest.fixture(scope="session")
+def trained(finished: Trained, small: list[str]) -> Trained:
+    """Return a function that trains the GPT on some ranks, once a session for the same overrides."""
+
+    def train(ranks: int, *overrides: str) -> Finished:
+        return finished(ranks, *small, *GPT, *overrides)
+
+    return train
+
+
+@pytest.fixture
+def run_small(pools: Pools, small: list[str], tmp_path: Path) -> Ranks:
+    """Return a function that runs the trainer on some ranks, in the test's folder."""
+    return lambda ranks, *overrides: pools.run(ranks, [*small, *overrides], tmp_path)
+
+
+@pytest.fixture
+def verified(pools: Pools, small: list[str], tmp_path: Path) -> Ranks:
+    """Return a function that verifies the GPT on some ranks, with a mutation if it is given one."""
+
+    def run(ranks: int, *overrides: str, mutation: str | None = None) -> Result:
+        return verify(pools, ranks, [*small, *VERIFIED, *overrides], tmp_path, mutation)
+
+    return run

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.conftest import Trained
-from tests.parallel.launch import launch
-from tests.parallel.test_bad_input import assert_refused
+from tests.support.pools import Pools
+from tests.support.refusals import assert_refused
+from tests.support.runs import Trained
 
 pytestmark = pytest.mark.parallel
 
@@ -27,9 +27,9 @@ def test_adasum(trained: Trained) -> None:
     assert adasum.losses[-1] < adasum.losses[0] - 0.1
 
 
-def test_adasum_of_three(small: list[str], tmp_path: Path) -> None:
+def test_adasum_of_three(pools: Pools, small: list[str], tmp_path: Path) -> None:
     """Horovod's Adasum pairs ranks, so their number must be a power of two."""
-    result = launch(3, [*small, "layout.stages=1", "averaging.op=adasum"], tmp_path)
+    result = pools.run(3, [*small, "layout.stages=1", "averaging.op=adasum"], tmp_path)
     assert_refused(result, tmp_path, "averaging.op=adasum", "3 replicas")
 
 

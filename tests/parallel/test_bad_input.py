@@ -5,21 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.conftest import GPT, Trained
-from tests.parallel.launch import Result, horovodrun, launch, run
+from tests.support.launch import horovodrun, launch, run
+from tests.support.refusals import assert_refused
+from tests.support.runs import GPT, Ranks, Trained
 
 pytestmark = pytest.mark.parallel
-
-
-def assert_refused(result: Result, folder: Path, *words: str) -> None:
-    """Assert that the launch told one message, with these words in it, and did nothing else."""
-    assert result.code == 2, result.out + result.err
-    assert len(result.messages) == 1, result.err
-    for word in words:
-        assert word in result.messages[0]
-    assert "Traceback" not in result.out + result.err
-    assert not list(folder.rglob("metrics.jsonl"))
-    assert not result.left_over
 
 
 @pytest.mark.parametrize(
@@ -68,43 +58,56 @@ def assert_refused(result: Result, folder: Path, *words: str) -> None:
     ],
 )
 def test_bad_value(
-    ranks: int, overrides: list[str], words: list[str], small: list[str], tmp_path: Path
+    ranks: int, overrides: list[str], words: list[str], run_small: Ranks, tmp_path: Path
 ) -> None:
-    assert_refused(launch(ranks, [*small, *overrides], tmp_path), tmp_path, *words)
+    assert_refused(run_small(ranks, *overrides), tmp_path, *words)
 
 
-def test_empty_data(small: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "overrides", "word"),
+    [
+        pytest.param(
+            2, ["model.widht=64"], "no key model.widht", id="before MPI starts", marks=pytest.mark.quick
+        ),
+        pytest.param(3, ["layout.stages=2"], "world size 3", id="by all ranks"),
+    ],
+)
+def test_end_of_all_ranks(ranks: int, overrides: list[str], word: str, tmp_path: Path) -> None:
+    """Started as users start them: the pools above have one message a rank to choose from."""
+    files = ["model=simplenet", "data=binary", "run.dir=run", "threads=1", "device=cpu"]
+    assert_refused(launch(ranks, [*files, *overrides], tmp_path), tmp_path, word)
+
+
+def test_empty_data(run_small: Ranks, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
-    result = launch(2, [*small, "data.path=empty.txt"], tmp_path)
+    result = run_small(2, "data.path=empty.txt")
     assert_refused(result, tmp_path, "empty.txt", "empty")
 
 
-def test_text_shorter_than_a_sample(small: list[str], tmp_path: Path) -> None:
+def test_text_shorter_than_a_sample(run_small: Ranks, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("x" * 20)
-    result = launch(2, [*small, "data.path=short.txt"], tmp_path)
+    result = run_small(2, "data.path=short.txt")
     assert_refused(result, tmp_path, "short.txt", "too short", "20 tokens", "data.context=32")
 
 
-def test_gloo(small: list[str], tmp_path: Path) -> None:
-    assert_refused(run(horovodrun(2, small, options=["--gloo"]), tmp_path), tmp_path, "--gloo")
+def test_gloo(tmp_path: Path) -> None:
+    assert_refused(run(horovodrun(2, [], options=["--gloo"]), tmp_path), tmp_path, "--gloo")
 
 
-def test_checkpoint_of_another_model(trained: Trained, small: list[str], tmp_path: Path) -> None:
+def test_checkpoint_of_another_model(trained: Trained, run_small: Ranks, tmp_path: Path) -> None:
     checkpoint = trained(1).checkpoint(6)
-    result = launch(2, [*small, f"checkpoint.resume={checkpoint}", "model.blocks=4"], tmp_path)
+    result = run_small(2, f"checkpoint.resume={checkpoint}", "model.blocks=4")
     assert_refused(result, tmp_path, str(checkpoint), "another model", "5 layers", "6")
 
 
-def test_checkpoint_of_another_width(trained: Trained, small: list[str], tmp_path: Path) -> None:
+def test_checkpoint_of_another_width(trained: Trained, run_small: Ranks, tmp_path: Path) -> None:
     checkpoint = trained(1).checkpoint(6)
     overrides = [f"checkpoint.resume={checkpoint}", "model.blocks=3", "model.width=48"]
-    assert_refused(
-        launch(2, [*small, *overrides], tmp_path), tmp_path, "another model", "(256, 32)", "(256, 48)"
-    )
+    assert_refused(run_small(2, *overrides), tmp_path, "another model", "(256, 32)", "(256, 48)")
 
 
 def test_damaged_checkpoint(trained: Trained, small: list[str], tmp_path: Path) -> None:
-    """One flipped bit, in a file that only the last rank reads."""
+    """One flipped bit, in a file that only the last rank reads: it alone refuses, while the others wait."""
     checkpoint = shutil.copytree(trained(1).checkpoint(6), tmp_path / "step-00000006")
     head = checkpoint / "layers" / "head.safetensors"
     data = bytearray(head.read_bytes())
@@ -114,23 +117,23 @@ def test_damaged_checkpoint(trained: Trained, small: list[str], tmp_path: Path) 
     assert_refused(result, tmp_path, str(checkpoint), "damaged", "head.safetensors")
 
 
-def test_checkpoint_that_is_not_there(small: list[str], tmp_path: Path) -> None:
-    result = launch(2, [*small, "checkpoint.resume=nowhere"], tmp_path)
+def test_checkpoint_that_is_not_there(run_small: Ranks, tmp_path: Path) -> None:
+    result = run_small(2, "checkpoint.resume=nowhere")
     assert_refused(result, tmp_path, "checkpoint.resume=nowhere", "no manifest.json")
 
 
-def test_resuming_with_other_data(trained: Trained, small: list[str], tmp_path: Path) -> None:
+def test_resuming_with_other_data(trained: Trained, run_small: Ranks, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("another text " * 1000)
     checkpoint = trained(1).checkpoint(6)
     overrides = [*GPT, f"checkpoint.resume={checkpoint}", "data.path=other.txt"]
-    result = launch(2, [*small, *overrides], tmp_path)
+    result = run_small(2, *overrides)
     assert_refused(result, tmp_path, "other data", "behind 90 samples", f"checkpoint.warm_start={checkpoint}")
 
 
-def test_warm_start_of_another_width(trained: Trained, small: list[str], tmp_path: Path) -> None:
+def test_warm_start_of_another_width(trained: Trained, run_small: Ranks, tmp_path: Path) -> None:
     checkpoint = trained(1).checkpoint(6)
     overrides = [*GPT, f"checkpoint.warm_start={checkpoint}", "model.width=48"]
-    result = launch(2, [*small, *overrides], tmp_path)
+    result = run_small(2, *overrides)
     assert_refused(
         result, tmp_path, str(checkpoint), "(256, 32)", "(256, 48)", "checkpoint.warm_start_layers"
     )

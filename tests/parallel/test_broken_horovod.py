@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import REPOSITORY, run
-from tests.parallel.test_bad_input import assert_refused
+from tests.support.launch import REPOSITORY, run
+from tests.support.refusals import assert_refused
 
 pytestmark = pytest.mark.parallel
 

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.pools import Pools
+from tests.support.runs import Finished
 
 pytestmark = pytest.mark.parallel
 
 # Three replicas: two would have the same bits anyway, for a + b is b + a.
 SLOW = [
+    "experiment=none",
     "model=custom",
-    "model.target=tests.parallel.slow:slowed_at_random",
+    "model.target=tests.support.slow:slowed_at_random",
     "+model.options={blocks: 2, width: 64, heads: 2, context: 32}",
     "data.context=32",
     "layout.stages=1",
@@ -24,12 +25,12 @@ SLOW = [
 ]
 
 
-def test_five_runs_of_three_replicas(small: list[str], tmp_path: Path) -> None:
+def test_five_runs_of_three_replicas(pools: Pools, small: list[str], tmp_path: Path) -> None:
     files = [override for override in small if override != "experiment=small"]
     runs = []
     for number in range(5):
         overrides = [*files, *SLOW, f"run.dir=run{number}"]
-        result = launch(3, overrides, tmp_path).check()
+        result = pools.run(3, overrides, tmp_path).check()
         runs.append(Finished(result, tmp_path / f"run{number}"))
     first, *others = runs
     assert len(first.losses) == 6

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.conftest import Trained
+from tests.support.runs import Trained
 
 pytestmark = pytest.mark.parallel
 OWN_SCHEDULE = Path(__file__).parents[1] / "fixtures" / "own_schedule.txt"
@@ -14,7 +14,7 @@ OWN_SCHEDULE = Path(__file__).parents[1] / "fixtures" / "own_schedule.txt"
     ("ranks", "overrides"),
     [
         pytest.param(1, ["schedule=gpipe"], id="1 stage, gpipe"),
-        pytest.param(2, [], id="2 stages, 1f1b"),
+        pytest.param(2, [], id="2 stages, 1f1b", marks=pytest.mark.quick),
         pytest.param(2, ["schedule=gpipe"], id="2 stages, gpipe"),
         pytest.param(3, ["layout.stages=3"], id="3 stages, 1f1b"),
         pytest.param(2, ["schedule=interleaved"], id="2 ranks of 2 stages each, interleaved"),

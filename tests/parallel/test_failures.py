@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import Launch, horovodrun
+from tests.support.launch import Launch, horovodrun
 
 pytestmark = pytest.mark.parallel
 
 SOON = 15.0  # seconds
 ENDLESS = [
-    "model=simplenet",
+    "experiment=simplenet",
     "train.epochs=1000000",
     "progress=line",
     "run.dir=run",
@@ -25,8 +25,9 @@ def start(folder: Path, *overrides: str) -> Launch:
     return Launch(horovodrun(2, [*ENDLESS, "layout.stages=2", *overrides]), folder)
 
 
+@pytest.mark.quick
 def test_exception_on_one_rank(tmp_path: Path) -> None:
-    launched = start(tmp_path, "model=custom", "data=binary", "model.target=tests.parallel.models:failing")
+    launched = start(tmp_path, "model=custom", "data=binary", "model.target=tests.support.models:failing")
     launched.wait_for("run folder: ")
     result = launched.wait(SOON + launched.seconds)
     assert result.code == 1

@@ -1,7 +1,6 @@
 """Frozen layers, groups of parameters and warm starts on real ranks: the layout changes no bit of them."""
 
 import shutil
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,9 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from tests.parallel.conftest import Trained
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
-from tests.parallel.test_reference import SPLIT, network, plain
+from tests.support.plain import SPLIT, network, plain
+from tests.support.pools import Pools
+from tests.support.runs import Finished, Trained
 
 pytestmark = pytest.mark.parallel
 
@@ -34,15 +32,9 @@ MIDDLE = ["train.freeze=[block.1,embedding/tokens.weight,*/*bias]"]
 
 
 @pytest.fixture(scope="module")
-def tuned(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Return a function that trains on some ranks, once for the same arguments."""
-
-    @cache
-    def train(ranks: int, *overrides: str) -> Finished:
-        folder = tmp_path_factory.mktemp("tuned")
-        return Finished(launch(ranks, [*small, *GPT, *overrides], folder).check(), folder / "run")
-
-    return train
+def tuned(finished: Trained, small: list[str]) -> Trained:
+    """Return a function that trains on some ranks, once for the same overrides."""
+    return lambda ranks, *overrides: finished(ranks, *small, *GPT, *overrides)
 
 
 def weights(run: Finished, step: int, layer: str) -> dict[str, Tensor]:
@@ -82,10 +74,9 @@ def test_two_replicas_of_a_frozen_stage(tuned: Trained) -> None:
         assert two.layer_files(4)[name] == one.layer_files(4)[name]
 
 
-def test_plain_loop(small: list[str], text_file: Path, tmp_path: Path) -> None:
+def test_plain_loop(finished: Trained, small: list[str], text_file: Path) -> None:
     """The same as plain PyTorch makes of it, with `requires_grad_` and groups written out."""
-    overrides = [*small, *SPLIT, *TUNED, "layout.boundaries=[2]"]
-    split = Finished(launch(2, overrides, tmp_path).check(), tmp_path / "run")
+    split = finished(2, *small, *SPLIT, *TUNED, "layout.boundaries=[2]")
     model = network()
     embedding, first, middle, last, head = model
     for module in (embedding, first):
@@ -107,7 +98,7 @@ def test_plain_loop(small: list[str], text_file: Path, tmp_path: Path) -> None:
     assert losses[-1] < losses[0] - 0.1  # what was compared did learn
 
 
-def test_warm_start_with_other_stages(tuned: Trained, small: list[str], tmp_path: Path) -> None:
+def test_warm_start_with_other_stages(tuned: Trained, small: list[str], pools: Pools, tmp_path: Path) -> None:
     """A body of a run with other stages, data, seed and optimizer is taken, and frozen under a new head."""
     text = tmp_path / "other.txt"
     text.write_text("Something else altogether. " * 400)
@@ -134,7 +125,7 @@ def test_warm_start_with_other_stages(tuned: Trained, small: list[str], tmp_path
     # Stopped behind step 2, it goes on from there, and not from where it had started.
     resumed = Finished(three.result, shutil.copytree(three.folder, tmp_path / "run"))
     shutil.rmtree(resumed.checkpoint(4))
-    result = launch(1, [*small, *GPT, *overrides, "checkpoint.warm_start=gone"], tmp_path).check()
+    result = pools.run(1, [*small, *GPT, *overrides, "checkpoint.warm_start=gone"], tmp_path).check()
     assert "resumed behind step 2" in result.out
     assert resumed.losses == three.losses
     assert resumed.layer_files(4) == three.layer_files(4)

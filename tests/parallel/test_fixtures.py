@@ -1,18 +1,14 @@
 """On real ranks too, ties and skips join any two stages, and micro-batches may be of any length and count."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 
 from tests.fixtures import FIXTURES
-from tests.parallel.conftest import Trained
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.runs import Trained
 from trainer.data.order import Order
-from trainer.layout import deal, micro_batch_sizes
+from trainer.distributed.layout import assign_micro_batches, micro_batch_sizes
 from trainer.models.gpt import MASKED
-from trainer.pipeline.micro_batches import cut
+from trainer.pipeline.micro_batches import split_batch
 
 pytestmark = pytest.mark.parallel
 
@@ -31,16 +27,9 @@ RUN = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Return a function that trains a fixture on some ranks, once for the same arguments."""
-
-    @cache
-    def train(ranks: int, name: str, *overrides: str) -> Finished:
-        folder = tmp_path_factory.mktemp("trained")
-        command = [*FIXTURES[name].overrides, *RUN, *overrides]
-        return Finished(launch(ranks, command, folder).check(), folder / "run")
-
-    return train
+def trained(finished: Trained) -> Trained:
+    """Return a function that trains a fixture on some ranks, once for the same overrides."""
+    return lambda ranks, name, *overrides: finished(ranks, *FIXTURES[name].overrides, *RUN, *overrides)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +73,13 @@ def test_replicas_count_differently_and_some_micro_batches_nothing() -> None:
     """Else the run of "masked" above would say nothing about it."""
     data = FIXTURES["masked"].data().training
     order, sizes = Order(len(data), seed=0), micro_batch_sizes(GLOBAL_SIZE, MICRO_SIZE)
-    shares = [deal(len(sizes), 2, replica) for replica in range(2)]
+    shares = [assign_micro_batches(len(sizes), 2, replica) for replica in range(2)]
     counts = []
     for step in range(STEPS):
         batch = order.samples(step * GLOBAL_SIZE, GLOBAL_SIZE)
-        targets = [[data.targets(samples) for samples in cut(batch, sizes, share)] for share in shares]
+        targets = [
+            [data.targets(samples) for samples in split_batch(batch, sizes, share)] for share in shares
+        ]
         counts.append([[np.count_nonzero(target != MASKED) for target in share] for share in targets])
     assert any((0 in first) != (0 in second) for first, second in counts)
     assert any(sum(first) != sum(second) for first, second in counts)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import horovodrun, run
+from tests.support.launch import horovodrun, run
 
 pytestmark = pytest.mark.parallel
 
 
 def test_waiting_ranks_do_not_spin(tmp_path: Path) -> None:
     """Two replicas of two stages: who waits in a receive, and Horovod's threads, hardly use a core."""
-    result = run(horovodrun(4, [], module="tests.parallel.idle"), tmp_path).check()
+    result = run(horovodrun(4, [], module="tests.support.idle"), tmp_path).check()
     burnt = [float(seconds) for seconds in result.out.split("burnt", 1)[1].split()]
     assert len(burnt) == 4
     assert max(burnt) < 0.2, burnt  # of two seconds; spinning would be two

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
-from tests.parallel.test_verify import EQUAL, GPT, verify
+from tests.support.pools import Pools
+from tests.support.runs import Finished, Ranks
+from tests.support.verifying import EQUAL, verify
 
 pytestmark = pytest.mark.parallel
 
 # The gradients of these overflow float16 until the loss scale is a few times smaller.
 LOUD = [
+    "experiment=none",
     "model=custom",
     "model.target=tests.fixtures.images:loud",
     "data=custom",
@@ -30,32 +31,31 @@ LOUD = [
 @pytest.mark.parametrize(
     "overrides", [["precision=bf16"], ["precision=fp16", "schedule=zb_h1"]], ids=["bf16", "fp16, zb_h1"]
 )
-def test_the_layout_changes_nothing(overrides: list[str], small: list[str], tmp_path: Path) -> None:
+def test_the_layout_changes_nothing(overrides: list[str], verified: Ranks) -> None:
     """Two replicas of two stages, the head tied to the embedding across them."""
-    result = verify(4, [*small, *GPT, "layout.stages=2", *overrides], tmp_path).check()
+    result = verified(4, "layout.stages=2", *overrides).check()
     assert f"{EQUAL} to the last bit" in result.out
     rows = {line.split()[0]: line for line in result.out.splitlines() if line.strip()}
     assert rows["head/linear.weight"].count("equal bits") == 2
 
 
-def test_skipped_steps_are_skipped_by_all(tmp_path: Path) -> None:
+def test_skipped_steps_are_skipped_by_all(pools: Pools, tmp_path: Path) -> None:
     """Weights, running statistics and the scale stay those of one process, which skips as documented."""
-    result = verify(4, [*LOUD, "layout.stages=2", "train.steps=5", "verify.steps=5"], tmp_path).check()
+    result = verify(pools, 4, [*LOUD, "layout.stages=2", "train.steps=5", "verify.steps=5"], tmp_path).check()
     assert EQUAL in result.out
     assert "nan" not in result.out.lower()
 
 
-def test_what_is_rounded_at_cuts_alone_is_found(small: list[str], tmp_path: Path) -> None:
-    overrides = [*small, *GPT, "layout.stages=2", "precision=bf16"]
-    result = verify(2, overrides, tmp_path, "layers_round_at_cuts_alone")
+def test_what_is_rounded_at_cuts_alone_is_found(verified: Ranks) -> None:
+    result = verified(2, "layout.stages=2", "precision=bf16", mutation="layers_round_at_cuts_alone")
     assert result.code == 1, result.out + result.err
     assert "FAILED  loss: is off by" in result.out
 
 
-def test_a_run_resumed_between_skipped_steps(tmp_path: Path) -> None:
+def test_a_run_resumed_between_skipped_steps(pools: Pools, tmp_path: Path) -> None:
     """Under another number of stages: the loss scale goes on from where it was."""
     overrides = [*LOUD, "train.steps=6", "checkpoint.every=2", "checkpoint.keep=0"]
-    result = launch(2, [*overrides, "layout.stages=2"], tmp_path).check()
+    result = pools.run(2, [*overrides, "layout.stages=2"], tmp_path).check()
     whole = Finished(result, tmp_path / "run")
     skipped = [step["skipped"] for step in whole.steps]
     assert skipped == [not math.isfinite(norm) for norm in whole.grad_norms]
@@ -68,7 +68,7 @@ def test_a_run_resumed_between_skipped_steps(tmp_path: Path) -> None:
     assert whole.layer_files(2) != whole.layer_files(4)
     for step in (4, 6):
         shutil.rmtree(whole.checkpoint(step))
-    resumed = Finished(launch(1, overrides, tmp_path).check(), whole.folder)
+    resumed = Finished(pools.run(1, overrides, tmp_path).check(), whole.folder)
     assert [step["loss_scale"] for step in resumed.steps] == scales
     assert resumed.losses == losses
     assert resumed.layer_files(6) == files

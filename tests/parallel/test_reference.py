@@ -3,82 +3,16 @@
 from pathlib import Path
 
 import pytest
-import torch
-import torch.nn.functional as F
-from torch import nn
 
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
-from trainer.data.order import Order
-from trainer.models.gpt import Block, Embedding, Head
-from trainer.seeds import derive
+from tests.support.plain import SPLIT, adam, network, plain
+from tests.support.runs import Trained
 
 pytestmark = pytest.mark.parallel
 
-STEPS = 5
-BATCH = 15
-CONTEXT = 32
-HELD_OUT = 0.05
-SPLIT = [
-    "model.blocks=3",
-    "model.dropout=0.0",
-    f"batch.global_size={BATCH}",
-    f"train.steps={STEPS}",
-    "optimizer.lr=0.01",
-    "optimizer.weight_decay=0.1",
-    "optimizer.clip=1.0",
-    "optimizer.rate.name=constant",
-    "optimizer.rate.warmup=0",
-    "eval.samples=1",
-    "generate.tokens=0",
-]
-
-
-def network() -> nn.Sequential:
-    """Return the GPT of `SPLIT` with the weights that it begins with, the head tied to the embedding."""
-    block = {"width": 32, "heads": 2, "blocks": 3, "dropout": 0.0, "rotary": False}
-    build = {
-        "embedding": lambda: Embedding(vocabulary=256, width=32, context=CONTEXT, dropout=0.0),
-        **{f"block.{i}": lambda: Block(**block) for i in range(3)},
-        "head": lambda: Head(vocabulary=256, width=32),
-    }
-    layers = []
-    for name, make in build.items():
-        torch.manual_seed(derive(0, "weights", name))
-        layers.append(make())
-    layers[-1].linear.weight = layers[0].tokens.weight
-    return nn.Sequential(*layers)
-
-
-def adam(model: nn.Module) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8)
-
-
-def plain(text: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[float], list[float]]:
-    """Return the losses and the norms of a plain loop."""
-    tokens = torch.tensor(list(text[: len(text) - int(len(text) * HELD_OUT)]))
-    starts = torch.arange(0, len(tokens) - CONTEXT, CONTEXT)
-    windows = torch.stack([tokens[start : start + CONTEXT + 1] for start in starts])
-    order = Order(len(windows), seed=0)
-    losses, norms = [], []
-    for step in range(STEPS):
-        batch = windows[order.samples(step * BATCH, BATCH)]
-        loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
-        optimizer.step()
-        losses.append(loss.item())
-    return losses, norms
-
 
 @pytest.mark.parametrize(("ranks", "stages"), [(2, 2), (2, 1)])
-def test_plain_loop(ranks: int, stages: int, small: list[str], text_file: Path, tmp_path: Path) -> None:
-    overrides = [*small, *SPLIT, f"layout.stages={stages}"]
-    split = Finished(launch(ranks, overrides, tmp_path).check(), tmp_path / "run")
+def test_plain_loop(ranks: int, stages: int, finished: Trained, small: list[str], text_file: Path) -> None:
+    split = finished(ranks, *small, *SPLIT, f"layout.stages={stages}")
     model = network()
     losses, norms = plain(text_file.read_bytes(), model, adam(model))
     assert split.losses == pytest.approx(losses, rel=1e-6)

@@ -7,22 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.conftest import GPT, Trained
-from tests.parallel.launch import Launch, horovodrun, launch
-from tests.parallel.runs import Finished
+from tests.support.launch import Launch, horovodrun
+from tests.support.pools import Pools
+from tests.support.runs import GPT, Finished, Trained
 
 pytestmark = pytest.mark.parallel
 
-LONG = ["train.steps=20", "eval.every=0", "checkpoint.every=20"]
+LONG = ["train.steps=14", "eval.every=0", "checkpoint.every=14"]
 
 
-def test_stopped_run_goes_on_with_other_stages(trained: Trained, small: list[str], tmp_path: Path) -> None:
+def test_stopped_run_goes_on_with_other_stages(
+    trained: Trained, small: list[str], pools: Pools, tmp_path: Path
+) -> None:
     """It was stopped behind step 6, while its checkpoint was written: what is whole is that of step 3."""
     whole = trained(2)
     stopped = Finished(whole.result, shutil.copytree(whole.folder, tmp_path / "run"))
     stopped.checkpoint(6).rename(stopped.checkpoint(6).with_suffix(".partial"))
     overrides = ["layout.stages=3", "checkpoint.every=1", "checkpoint.keep=2"]
-    result = launch(3, [*small, *GPT, *overrides], tmp_path).check()
+    result = pools.run(3, [*small, *GPT, *overrides], tmp_path).check()
     assert "resumed behind step 3" in result.out
     resumed = Finished(result, stopped.folder)
     assert [step["step"] for step in resumed.steps] == [1, 2, 3, 4, 5, 6]
@@ -36,49 +38,56 @@ def test_stopped_run_goes_on_with_other_stages(trained: Trained, small: list[str
     assert sorted(kept) == ["step-00000005", "step-00000006"]
 
 
-def test_checkpoint_by_its_path(trained: Trained, small: list[str], tmp_path: Path) -> None:
+@pytest.mark.quick
+def test_checkpoint_by_its_path(trained: Trained, small: list[str], pools: Pools, tmp_path: Path) -> None:
     whole = trained(2)
     resume = f"checkpoint.resume={whole.checkpoint(3)}"
-    resumed = Finished(launch(1, [*small, *GPT, resume], tmp_path).check(), tmp_path / "run")
+    resumed = Finished(pools.run(1, [*small, *GPT, resume], tmp_path).check(), tmp_path / "run")
     assert [step["step"] for step in resumed.steps] == [4, 5, 6]
     assert resumed.losses == whole.losses[3:]
     assert resumed.layer_files(6) == whole.layer_files(6)
 
 
-def test_run_that_is_done_has_nothing_to_do(trained: Trained, small: list[str], tmp_path: Path) -> None:
+def test_run_that_is_done_has_nothing_to_do(
+    trained: Trained, small: list[str], pools: Pools, tmp_path: Path
+) -> None:
     whole = trained(2)
     shutil.copytree(whole.folder, tmp_path / "run")
-    again = Finished(launch(1, [*small, *GPT], tmp_path).check(), tmp_path / "run")
+    again = Finished(pools.run(1, [*small, *GPT], tmp_path).check(), tmp_path / "run")
     assert again.objects[: len(whole.objects)] == whole.objects
     assert again.losses == whole.losses
     assert again.written == whole.written
 
 
-def test_interrupted_again_and_again(trained: Trained, small: list[str], tmp_path: Path) -> None:
-    """A rank is killed, and each time another number of stages goes on, from behind steps 1, 7 and 13."""
+def test_interrupted_again_and_again(
+    trained: Trained, small: list[str], pools: Pools, tmp_path: Path
+) -> None:
+    """A rank is killed, and each time another number of stages goes on, from behind steps 1, 5 and 9."""
     whole = trained(2, *LONG)
     run = tmp_path / "run"
-    for stages, step in ((2, 1), (3, 7), (1, 13)):
+    for stages, step in ((2, 1), (3, 5), (1, 9)):
         overrides = [*small, *GPT, *LONG, f"layout.stages={stages}"]
         kill_behind(step, stages, overrides, tmp_path)
         for later in (run / "checkpoints").iterdir():
             if later.name > f"step-{step:08d}":
                 shutil.rmtree(later)
     overrides = [*small, *GPT, *LONG, "layout.stages=5"]
-    resumed = Finished(launch(5, overrides, tmp_path).check(), run)
-    assert "resumed behind step 13" in resumed.result.out
-    assert [step["step"] for step in resumed.steps] == list(range(1, 21))
+    resumed = Finished(pools.run(5, overrides, tmp_path).check(), run)
+    assert "resumed behind step 9" in resumed.result.out
+    assert [step["step"] for step in resumed.steps] == list(range(1, 15))
     assert resumed.losses == whole.losses
     assert resumed.grad_norms == whole.grad_norms
-    assert resumed.layer_files(20) == whole.layer_files(20)
+    assert resumed.layer_files(14) == whole.layer_files(14)
     assert resumed.written == whole.written
 
 
-def test_other_replicas_take_the_same_samples(trained: Trained, small: list[str], tmp_path: Path) -> None:
+def test_other_replicas_take_the_same_samples(
+    trained: Trained, small: list[str], pools: Pools, tmp_path: Path
+) -> None:
     whole = trained(2, *LONG)
-    kill_behind(7, 1, [*small, *GPT, *LONG], tmp_path)
+    kill_behind(5, 1, [*small, *GPT, *LONG], tmp_path)
     resumed = Finished(
-        launch(3, [*small, *GPT, *LONG, "layout.stages=1"], tmp_path).check(), tmp_path / "run"
+        pools.run(3, [*small, *GPT, *LONG, "layout.stages=1"], tmp_path).check(), tmp_path / "run"
     )
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-6)
     assert resumed.grad_norms == pytest.approx(whole.grad_norms, rel=1e-4)

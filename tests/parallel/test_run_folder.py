@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.parallel.conftest import Trained
-from tests.parallel.launch import launch
-from trainer.config import Config
+from tests.support.launch import launch
+from tests.support.runs import Trained
+from trainer.config.schema import Config
 
 pytestmark = pytest.mark.parallel
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.conftest import GPT, Trained
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.pools import Pools
+from tests.support.runs import GPT, Finished, Trained
 
 pytestmark = pytest.mark.parallel
 
@@ -43,7 +42,9 @@ def test_four_replicas(trained: Trained) -> None:
     assert max(shares) <= total / 4 + LARGEST < total / 2
 
 
-def test_resumed_with_other_replicas_and_stages(trained: Trained, small: list[str], tmp_path: Path) -> None:
+def test_resumed_with_other_replicas_and_stages(
+    trained: Trained, small: list[str], pools: Pools, tmp_path: Path
+) -> None:
     """From four replicas to two of two stages: sharded before and not after, and the other way round.
 
     That a resumed run that is never sharded has the bits of one that was not stopped: test_resume.py.
@@ -54,7 +55,7 @@ def test_resumed_with_other_replicas_and_stages(trained: Trained, small: list[st
         folder.mkdir()
         overrides = ["layout.stages=2", f"optimizer.sharded={after}"]
         resume = f"checkpoint.resume={source.checkpoint(3)}"
-        result = launch(4, [*small, *GPT, *overrides, resume], folder).check()
+        result = pools.run(4, [*small, *GPT, *overrides, resume], folder).check()
         assert "resumed behind step 3" in result.out
         resumed.append(Finished(result, folder / "run"))
     whole, sharded = resumed

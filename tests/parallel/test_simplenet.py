@@ -6,20 +6,18 @@ from statistics import mean
 
 import pytest
 
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
+from tests.support.launch import launch
+from tests.support.runs import Finished, Trained
 
 pytestmark = pytest.mark.parallel
 
 
-def train(ranks: int, folder: Path) -> Finished:
-    overrides = ["model=simplenet", "data=binary", "run.dir=run", "threads=1", "device=cpu"]
-    return Finished(launch(ranks, overrides, folder).check(), folder / "run")
+TEN_EPOCHS = ["experiment=simplenet", "run.dir=run", "threads=1", "device=cpu"]
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return train(1, tmp_path_factory.mktemp("one"))
+@pytest.fixture
+def one(finished: Trained) -> Finished:
+    return finished(1, *TEN_EPOCHS)
 
 
 def test_loss_falls_below_guessing(one: Finished) -> None:
@@ -28,6 +26,16 @@ def test_loss_falls_below_guessing(one: Finished) -> None:
     assert one.validation[-1] < math.log(2) - 0.015
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks(one: Finished, ranks: int, tmp_path: Path) -> None:
-    assert train(ranks, tmp_path).losses == pytest.approx(one.losses, rel=1e-6)
+def test_four_ranks(one: Finished, finished: Trained) -> None:
+    assert finished(4, *TEN_EPOCHS).losses == pytest.approx(one.losses, rel=1e-6)
+
+
+def test_as_users_start_it(one: Finished, tmp_path: Path) -> None:
+    """By horovodrun, which tags every line: rank 0 alone prints, and whole lines."""
+    result = launch(2, [*TEN_EPOCHS, "progress=line"], tmp_path).check()
+    assert Finished(result, tmp_path / "run").losses == pytest.approx(one.losses, rel=1e-6)
+    assert result.speakers == {0}
+    lines = result.out.splitlines()
+    assert sum(line.startswith("simplenet: 2 ranks = 1 replica x 2 stages") for line in lines) == 1
+    for step in range(1, 101):
+        assert sum(line.startswith(f"step {step}/100  loss ") for line in lines) == 1

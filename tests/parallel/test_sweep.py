@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import launch
+from tests.support.launch import launch
+from tests.support.pools import Pools
 
 pytestmark = pytest.mark.parallel
 
@@ -26,10 +27,10 @@ def test_every_run_has_a_folder(small: list[str], tmp_path: Path) -> None:
     assert first[1]["loss"] != second[1]["loss"], "and go on with their own learning rates"
 
 
-def test_replicas_stay(small: list[str], tmp_path: Path) -> None:
+def test_replicas_stay(pools: Pools, small: list[str], tmp_path: Path) -> None:
     """Horovod starts once a process, so one launch has one number of replicas."""
     overrides = [*small, "train.steps=1", "generate.tokens=0", "layout.stages=1,2", "--multirun"]
-    result = launch(4, overrides, tmp_path)
+    result = pools.run(4, overrides, tmp_path)
     assert result.code == 2
     assert len(result.messages) == 1, result.err
     assert "number of replicas" in result.messages[0]

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.launch import launch
-from tests.parallel.runs import Finished
-from tests.trace_format import check_trace
+from tests.support.runs import Finished, Trained
+from tests.support.schedules import training_schedule
+from tests.support.trace_format import check_trace
 from trainer.metrics.timeline import StepTimeline
 from trainer.schedule.actions import Tied
-from trainer.schedule.assemble import training_schedule
 
 pytestmark = pytest.mark.parallel
 
@@ -27,10 +26,9 @@ Event = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def run(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp("trace")
+def run(finished: Trained, small: list[str]) -> Finished:
     overrides = [*small, f"layout.stages={STAGES}", f"train.steps={STEPS}", "run.trace=true", "eval.every=0"]
-    return Finished(launch(RANKS, [*overrides, "generate.tokens=0"], folder).check(), folder / "run")
+    return finished(RANKS, *overrides, "generate.tokens=0")
 
 
 @pytest.fixture(scope="module")

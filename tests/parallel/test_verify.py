@@ -5,17 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import Result, launch
+from tests.support.launch import Result, launch
+from tests.support.pools import Pools
+from tests.support.runs import Ranks
+from tests.support.verifying import EQUAL, GPT, verify
 
 pytestmark = pytest.mark.parallel
-
-GPT = ["model.blocks=3", "batch.global_size=15", "optimizer.clip=1.0", "verify.steps=2"]
-EQUAL = "the layout does not change the training: everything is equal"
-
-
-def verify(ranks: int, overrides: list[str], folder: Path, *mistake: str) -> Result:
-    module = "tests.parallel.mutated" if mistake else "trainer.verify"
-    return launch(ranks, [*mistake, *overrides], folder, module=module)
 
 
 @pytest.mark.parametrize(
@@ -32,10 +27,8 @@ def verify(ranks: int, overrides: list[str], folder: Path, *mistake: str) -> Res
         pytest.param(2, ["layout.stages=1", "averaging.compression=fp16"], "within rounding", id="fp16"),
     ],
 )
-def test_nothing_changes(
-    ranks: int, overrides: list[str], how: str, small: list[str], tmp_path: Path
-) -> None:
-    result = verify(ranks, [*small, *GPT, *overrides], tmp_path).check()
+def test_nothing_changes(ranks: int, overrides: list[str], how: str, verified: Ranks, tmp_path: Path) -> None:
+    result = verified(ranks, *overrides).check()
     assert f"{EQUAL} {how}".strip() in result.out
     rows = {line.split()[0]: line for line in result.out.splitlines() if line.strip()}
     assert "equal bits" in rows["loss"]
@@ -62,10 +55,12 @@ def test_nothing_changes(
         ("norm_is_of_a_stage", 2, "head/norm.weight: its weight"),
     ],
 )
-def test_mistakes_are_found(mistake: str, stages: int, found: str, small: list[str], tmp_path: Path) -> None:
-    result = verify(2, [*small, *GPT, f"layout.stages={stages}"], tmp_path, mistake)
+def test_mistakes_are_found(mistake: str, stages: int, found: str, verified: Ranks) -> None:
+    assert_found(verified(2, f"layout.stages={stages}", mutation=mistake), *found.split(": "))
+
+
+def assert_found(result: Result, name: str, words: str) -> None:
     assert result.code == 1, result.out + result.err
-    name, words = found.split(": ")
     told = [line for line in result.out.splitlines() if line.startswith(f"FAILED  {name}: ")]
     assert told, result.out
     assert words in told[0]
@@ -74,8 +69,31 @@ def test_mistakes_are_found(mistake: str, stages: int, found: str, small: list[s
     assert "Traceback" not in result.err
 
 
-def test_statistics_of_one_replica_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mistake", "stages"),
+    [pytest.param("averaging_is_a_mean", 1, marks=pytest.mark.quick), ("norm_is_of_a_stage", 2)],
+)
+def test_mistakes_are_taken_back(mistake: str, stages: int, verified: Ranks) -> None:
+    """Else a mistake could be found because of the one before it."""
+    assert verified(2, f"layout.stages={stages}", mutation=mistake).code == 1
+    assert EQUAL in verified(2, f"layout.stages={stages}").check().out
+
+
+def test_exit_codes(small: list[str], tmp_path: Path) -> None:
+    """Of a launch of its own, as scripts rely on them."""
+    overrides = [*small, *GPT, "layout.stages=1"]
+    equal = launch(2, overrides, tmp_path, module="trainer.verify").check()
+    assert f"{EQUAL} to the last bit" in equal.out
+    different = launch(
+        2, ["averaging_is_a_mean", *overrides], tmp_path, module="tests.support.mutated_verify"
+    )
+    assert_found(different, "block.1/narrow.weight", "its gradient")
+    assert not different.left_over
+
+
+def test_statistics_of_one_replica_are_found(pools: Pools, tmp_path: Path) -> None:
     overrides = [
+        "experiment=none",
         "model=custom",
         "model.target=tests.fixtures.images:convolutional",
         "data=custom",
@@ -87,47 +105,45 @@ def test_statistics_of_one_replica_are_found(tmp_path: Path) -> None:
         "threads=1",
         "device=cpu",
     ]
-    assert EQUAL in verify(2, overrides, tmp_path).check().out
-    found = verify(2, overrides, tmp_path, "statistics_are_of_a_replica")
+    assert EQUAL in verify(pools, 2, overrides, tmp_path).check().out
+    found = verify(pools, 2, overrides, tmp_path, "statistics_are_of_a_replica")
     assert found.code == 1
     assert "FAILED  convolution.0/1.running_mean: its buffer" in found.out
     assert "FAILED  validation loss: is off by" in found.out
 
 
-def test_digests_of_another_launch(small: list[str], tmp_path: Path) -> None:
+def test_digests_of_another_launch(verified: Ranks, tmp_path: Path) -> None:
     """For models that fit no single process."""
     saved = tmp_path / "two.json"
-    verify(2, [*small, *GPT, "verify.against=none", f"verify.save={saved}"], tmp_path).check()
+    verified(2, "verify.against=none", f"verify.save={saved}").check()
     against = f"verify.against={saved}"
-    overrides = [*small, *GPT, "layout.stages=3", "schedule=gpipe"]
-    equal = verify(3, [*overrides, against], tmp_path).check()
-    assert f"{EQUAL} to the last bit" in equal.out
+    overrides = ["layout.stages=3", "schedule=gpipe", against]
+    assert f"{EQUAL} to the last bit" in verified(3, *overrides).check().out
 
-    refused = verify(3, [*overrides, against, "optimizer.lr=0.5"], tmp_path)
+    refused = verified(3, *overrides, "optimizer.lr=0.5")
     assert refused.code == 2
     assert "optimizer.lr=" in refused.messages[0]
 
     content = json.loads(saved.read_text())
     content["steps"][1]["digests"]["weight block.1/narrow.bias"] = "0" * 64
     saved.write_text(json.dumps(content))
-    different = verify(1, [*small, *GPT, "layout.stages=1", against], tmp_path)
+    different = verified(1, "layout.stages=1", against)
     assert different.code == 1
     failed = [line for line in different.out.splitlines() if line.startswith("FAILED")]
     assert len(failed) == 1
     assert failed[0].startswith("FAILED  block.1/narrow.bias: its weight has other bits at step 2")
 
 
-def test_replicas_that_drift_apart(small: list[str], tmp_path: Path) -> None:
+def test_replicas_that_drift_apart(verified: Ranks) -> None:
     """Found without any reference, and said with the rank's number."""
-    overrides = [*small, *GPT, "verify.against=none"]
-    result = verify(4, overrides, tmp_path, "averaging_forgets_a_layer")
+    result = verified(4, "verify.against=none", mutation="averaging_forgets_a_layer")
     assert result.code == 1
     assert "FAILED  block.1/narrow.bias: its gradient on replica 1 (rank 2)" in result.out
 
 
-def test_weights_that_stay_in_their_shard(small: list[str], tmp_path: Path) -> None:
-    overrides = [*small, *GPT, "layout.stages=1", "optimizer.sharded=true"]
-    result = verify(2, overrides, tmp_path, "weights_stay_in_their_shard")
+def test_weights_that_stay_in_their_shard(verified: Ranks) -> None:
+    overrides = ["layout.stages=1", "optimizer.sharded=true"]
+    result = verified(2, *overrides, mutation="weights_stay_in_their_shard")
     assert result.code == 1
     told = [line for line in result.out.splitlines() if line.startswith("FAILED  head/linear.weight: ")]
     assert "its weight is off by" in told[0]  # dealt to the second replica, and never come to the first

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-from trainer.pipeline.activation import Nest
+from trainer.activation import TreeSpec
 from trainer.pipeline.transport import Transport
 from trainer.schedule.actions import Action, Kind
 
@@ -14,32 +14,29 @@ class FreeTransport:
 
     Attributes:
         free: Whether it answers from memory.
-        waited: None at all once it is free.
         sizes: Those of the true transport.
     """
 
     def __init__(self, true: Transport) -> None:
         self.free = False
-        self.waited = 0.0
         self.sizes: dict[tuple[Kind, int, int], int] = true.sizes
         self._true = true
-        self._received: dict[Action, tuple[list[Tensor], Nest]] = {}
+        self._received: dict[Action, tuple[list[Tensor], TreeSpec]] = {}
 
     def begin(self, actions: Sequence[Action], signatures: Sequence[Hashable] | None, mode: str) -> None:
         """Prepare for true messages."""
         if not self.free:
             self._true.begin(actions, signatures, mode)
 
-    def send(self, action: Action, tensors: Sequence[Tensor], nest: Nest) -> None:
+    def send(self, action: Action, tensors: Sequence[Tensor], nest: TreeSpec) -> None:
         """Send, unless free."""
         if not self.free:
             self._true.send(action, tensors, nest)
 
-    def receive(self, action: Action) -> tuple[list[Tensor], Nest]:
+    def receive(self, action: Action) -> tuple[list[Tensor], TreeSpec]:
         """Return what has been sent, or was in the last true step."""
         if not self.free:
             self._received[action] = self._true.receive(action)
-            self.waited = self._true.waited
         tensors, nest = self._received[action]
         return [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors], nest
 

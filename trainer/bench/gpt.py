@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.config import GPTConfig
-from trainer.costs import layer_costs
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.models.gpt import gpt
 from trainer.models.model import Layer, Model
-from trainer.partition import partition
+from trainer.plan.costs import layer_costs
+from trainer.plan.partition import partition
 from trainer.seeds import derive
 
 LEARNING_RATE = 1e-4

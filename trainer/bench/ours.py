@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from trainer.bench.contestant import serve
 from trainer.command import run_command
-from trainer.config import Config
+from trainer.config.schema import Config
 
 if TYPE_CHECKING:
-    from trainer.world import World
+    from trainer.distributed.world import World
 
 FREE = "TRAINER_BENCH_FREE"
 
@@ -29,10 +29,10 @@ def main() -> None:
 def _contest(config: Config, world: "World") -> None:
     from trainer.bench.free_running import FreeTransport  # noqa: PLC0415  (after the configuration is right)
     from trainer.run import Run  # noqa: PLC0415
-    from trainer.step import Stepper  # noqa: PLC0415
+    from trainer.step import TrainStep  # noqa: PLC0415
 
     run = Run(config, world)
-    stepper = Stepper(run, steps=1_000_000)
+    stepper = TrainStep(run, steps=1_000_000)
     numbers = count(1)
 
     def step() -> None:

@@ -15,23 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer import environment
-from trainer.averaging import OneReplica
 from trainer.bench.gpt import Work
 from trainer.bench.sleeping import MeanOfSamples, Numbers
 from trainer.bench.split_backward import ratios
-from trainer.layout import Layout
+from trainer.distributed import environment
+from trainer.distributed.layout import Layout
+from trainer.distributed.waiting import WaitMeter
 from trainer.models.model import Layer
 from trainer.pipeline.engine import Engine
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.micro_batches import MicroBatches
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import LocalTransport
+from trainer.replication.replication import Replication
 from trainer.schedule.actions import Action
 from trainer.schedule.assemble import training_schedule
 from trainer.schedule.merge import by_rank
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.recipe import ScheduleRecipe
+from trainer.schedule.resolve import recipes, resolve
 
 _CPU = torch.device("cpu")
 _FLOATS = 256
@@ -52,7 +55,7 @@ class Empty(nn.Module):
 class Bench:
     """An engine with so many empty stages in one process, and the bare loop over the same layers."""
 
-    def __init__(self, schedule: str, stages: int, micro_batches: int) -> None:
+    def __init__(self, recipe: ScheduleRecipe, stages: int, micro_batches: int) -> None:
         layers = [Layer(f"empty.{number}", Empty) for number in range(stages)]
         self._built = [BuiltLayer(number, layer.name, layer.build()) for number, layer in enumerate(layers)]
         self._loss = MeanOfSamples()
@@ -64,7 +67,7 @@ class Bench:
                 _CPU,
                 loss=self._loss if number == stages - 1 else None,
                 randomness=Randomness(0),
-                between=local.progress,
+                on_layer_done=local.progress,
             )
             for number, built in enumerate(self._built)
         }
@@ -73,10 +76,11 @@ class Bench:
             last_stage=stages - 1,
             local=local,
             remote=local,
-            gradients=OneReplica(),
+            gradients=Replication(),
             ties=TiedParameters(on_rank, layers, range(stages)),
+            meter=WaitMeter(),
         )
-        whole = training_schedule(schedule, stages, micro_batches)
+        whole = training_schedule(recipe, stages, micro_batches)
         self.actions: tuple[Action, ...] = by_rank(whole, Layout(1, stages, stages)).workers[0]
         samples = [np.array([number]) for number in range(micro_batches)]
         data = Numbers(micro_batches, _FLOATS)
@@ -89,7 +93,7 @@ class Bench:
 
     def step(self) -> None:
         """Run the schedule once."""
-        self.engine.train(self.actions, self._source, 1.0, lambda _: 0.0)
+        self.engine.train(self.actions, self._source, 1.0)
 
     def bare(self) -> None:
         """Do the same forwards and backwards."""
@@ -115,15 +119,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trainer.bench.overhead", description=__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--micro-batches", type=int, default=32)
-    parser.add_argument("--schedule", choices=ORDERS, default="1f1b")
+    parser.add_argument("--schedule", choices=list(recipes()), default="1f1b")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--split-rounds", type=int, default=20, help="of the table of split backwards")
     given = parser.parse_args()
     torch.set_num_threads(1)
     environment.keep_freed_memory()
     print("stages  actions  microseconds an action: engine   bare autograd   overhead")
+    recipe = resolve(given.schedule)
     for stages in given.stages:
-        bench = Bench(given.schedule, stages, given.micro_batches)
+        bench = Bench(recipe, stages, given.micro_batches)
         engine, bare = _medians(given.rounds, bench.step, bench.bare)
         count = len(bench.actions)
         engine, bare = engine / count * 1e6, bare / count * 1e6
@@ -155,7 +160,7 @@ def _by_kind(bench: Bench, rounds: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         bench.step()
-        for action, times in zip(bench.engine.observed.actions, bench.engine.observed.times, strict=True):
+        for action, times in zip(bench.engine.timings.actions, bench.engine.timings.times, strict=True):
             seconds[action.kind.name.lower().replace("_", " ")].append(times.end - times.ready)
     return {kind: statistics.median(taken) for kind, taken in seconds.items()}
 

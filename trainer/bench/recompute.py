@@ -12,12 +12,12 @@ import torch
 
 from trainer.bench.gpt import Work
 from trainer.bench.statistics import median_interval
-from trainer.live_bytes import LiveBytes
+from trainer.config.sizes import size_text
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.stage import Stage
-from trainer.sizes import size_text
+from trainer.pipeline.tensor_bytes import LiveBytes
 
 _CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ class Blocks:
             _CPU,
             loss=None,
             randomness=Randomness(0),
-            between=lambda: None,
+            on_layer_done=lambda: None,
             recompute=[recompute] * len(built),
         )
         self._stage.train(True)

@@ -1,14 +1,10 @@
 """`python -m trainer.bench.schedule`: true schedules on layers that sleep, ours and torch's, in turns.
 
-The share of a step in which ranks are idle is held against its closed form on p workers of equal stages and
-m >= p micro-batches, where a forward and both parts of a backward take the same time. The step's time is held
-against that of the very schedule, simulated where layers take just as long as they sleep and messages no
-time (`simulated`), and on the machine that each run has observed itself (`forecast`).
-
-    GPipe, 1F1B     (p - 1) / (m + p - 1)
-    interleaved     (p - 1) / (2 m + p - 1), two stages a worker, each as long as the one of the others
-    ZB-H1           (p - 1) / (3 m + p - 1)
-    ZB-V            (p - 1) / (6 m + p - 1)
+The idle share of a step is compared with its closed form (`ScheduleRecipe.idle`) on p workers of equal
+stages and m >= p micro-batches, where a forward and both parts of a backward take equal time; every stage
+takes as long, however many a worker holds. The step's time is compared with that of the very schedule,
+simulated with layers that take just as long as they sleep and messages that take no time (`simulated`), and
+on the machine that each run has observed itself (`forecast`).
 """
 
 import argparse
@@ -21,11 +17,14 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from trainer.bench.sleeping import Sleep
 from trainer.schedule.assemble import training_schedule
-from trainer.schedule.orders import ORDERS, virtual_stages
+from trainer.schedule.recipe import ScheduleRecipe
+from trainer.schedule.resolve import recipes, resolve
 from trainer.schedule.simulate import simulate
 
 TRANSPORTS: dict[str, dict[str, str]] = {
@@ -133,19 +132,20 @@ class Launches:
     def ours(self) -> Cases:
         """Return what our steps took; a launch for every number of stages a worker."""
         cases: Cases = {}
-        for virtual in sorted({virtual_stages(name) for name in ORDERS}):
-            cases |= self._ours([name for name in ORDERS if virtual_stages(name) == virtual], virtual)
+        for held, group in groupby(recipes().values(), key=attrgetter("stages_per_worker")):  # sorted by it
+            cases |= self._ours(list(group), held)
         return cases
 
-    def _ours(self, names: Sequence[str], virtual: int) -> Cases:
+    def _ours(self, alike: Sequence[ScheduleRecipe], stages_per_worker: int) -> Cases:
+        names = [recipe.name for recipe in alike]
         cases = [(name, count) for name in names for count in self.counts]
-        model = {"layers": virtual * self.ranks} | vars(self._sleep)
+        model = {"layers": stages_per_worker * self.ranks} | vars(self._sleep)
         options = ", ".join(f"{key}: {value}" for key, value in model.items())
         with tempfile.TemporaryDirectory() as folder:
             program = [sys.executable, "-m", "trainer", "-m", f"run.dir={folder}"]
             program += [f"layout.stages={self.ranks}", f"schedule={','.join(names)}"]
             program += [f"batch.global_size={','.join(map(str, self.counts))}", "batch.micro_size=1"]
-            program += ["model=custom", "model.target=trainer.bench.sleeping:model"]
+            program += ["experiment=none", "model=custom", "model.target=trainer.bench.sleeping:model"]
             program += [f"+model.options={{{options}}}"]
             program += ["data=custom", "data.target=trainer.bench.sleeping:data"]
             program += [f"+data.options={{floats: {self.floats}}}", f"train.steps={self.steps + 1}"]
@@ -188,17 +188,13 @@ def _run(command: Sequence[str]) -> str:
     return ended.stdout
 
 
-def _closed_form(name: str, p: int, m: int) -> float:
-    """Return the idle share of a schedule; see the module's text."""
-    parts = {"interleaved": 2, "zb_h1": 3, "zb_v": 6}.get(name, 1)
-    return (p - 1) / (parts * m + p - 1)
-
-
 def _report(launches: Launches, case: Case, ours: Measured, torchs: Measured | None) -> str:
     """Return a row; torch has not every schedule."""
     name, count = case
-    schedule = training_schedule(name, launches.ranks, count)
-    busy = 3 * launches.seconds * count * virtual_stages(name)
+    recipe = resolve(name)
+    schedule = training_schedule(recipe, launches.ranks, count)
+    closed_form = recipe.idle_share(launches.ranks, count)
+    busy = 3 * launches.seconds * count * recipe.stages_per_worker
     stages = [launches.seconds] * schedule.stages
     simulated = simulate(schedule, stages, [2 * seconds for seconds in stages]).makespan
     mine = statistics.median(ours.seconds)
@@ -207,7 +203,7 @@ def _report(launches: Launches, case: Case, ours: Measured, torchs: Measured | N
         launches.ranks,
         count,
         name,
-        f"{_closed_form(name, launches.ranks, count):.3f}",
+        "-" if closed_form is None else f"{closed_form:.3f}",
         f"{1 - busy / simulated:.3f}",
         f"{1 - busy / mine:.3f}",
         f"{mine / simulated:.3f}",

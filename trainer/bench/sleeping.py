@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from trainer.activation import Activation
 from trainer.data.dataset import Data
-from trainer.models.model import Activation, Layer, Model
-from trainer.pipeline.weight_gradients import put_off
+from trainer.models.model import Layer, Model
+from trainer.pipeline.weight_gradients import defer
 
 _SET_TIMER_SLACK = 29  # PR_SET_TIMERSLACK of prctl(2); nanoseconds
 _LATEST = 2e-4  # seconds that waking up takes by itself; what is later is the machine's load
@@ -151,4 +152,4 @@ class _Weight(Function):
             ctx.layer.rest("weight_gradient", gradient)
             return gradient
 
-        return None if put_off(ctx.weight, rested) else rested(), None
+        return None if defer(ctx.weight, rested) else rested(), None

@@ -31,10 +31,10 @@ def orders(micro_batches: int) -> dict[str, list[Action]]:
 
     return {
         _WHOLE: each(Kind.FORWARD, Kind.BACKWARD),
-        "split": each(Kind.FORWARD, Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT),
+        "split": each(Kind.FORWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT),
         "split, weights at the end": [
-            *each(Kind.FORWARD, Kind.INPUT_GRADIENT),
-            *each(Kind.WEIGHT_GRADIENT),
+            *each(Kind.FORWARD, Kind.BACKWARD_INPUT),
+            *each(Kind.BACKWARD_WEIGHT),
         ],
     }
 
@@ -46,7 +46,7 @@ class SplitBench:
         layers = [layer for layer in work.model().layers if layer.name.startswith("block.")]
         built = [build_layer(layers, number, 0, _CPU) for number in range(len(layers))]
         nothing: Callable[[], None] = lambda: None  # noqa: E731
-        self._stage = Stage(0, built, _CPU, loss=None, randomness=Randomness(0), between=nothing)
+        self._stage = Stage(0, built, _CPU, loss=None, randomness=Randomness(0), on_layer_done=nothing)
         self._stage.train(True)
         shape = work.micro_batches, work.micro_batch, work.context, work.width
         generator = torch.Generator().manual_seed(0)
@@ -61,13 +61,13 @@ class SplitBench:
         """Do the actions of a step; gradients are made anew."""
         for parameter in self.parameters():
             parameter.grad = None
-        split = any(action.kind is Kind.WEIGHT_GRADIENT for action in order)
+        split = any(action.kind is Kind.BACKWARD_WEIGHT for action in order)
         for action in order:
             number = action.micro_batch
             if action.kind is Kind.FORWARD:
                 x = self._inputs[number].detach().requires_grad_()
                 self._stage.forward(number, [x], 0, split=split)
-            elif action.kind is Kind.WEIGHT_GRADIENT:
+            elif action.kind is Kind.BACKWARD_WEIGHT:
                 self._stage.weight_gradients(number)
             else:
                 self._stage.backward(number, [self._gradients[number]])

@@ -23,9 +23,10 @@ from torch.distributed.pipelining import (
     ScheduleInterleavedZeroBubble,
     ScheduleZBVZeroBubble,
 )
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
 from trainer.bench.sleeping import Sleep, SleepingLayer
-from trainer.schedule.orders import placement
+from trainer.schedule.resolve import resolve
 
 SCHEDULES: dict[str, Any] = {
     "gpipe": ScheduleGPipe,
@@ -50,12 +51,13 @@ def main() -> None:
 
 
 def _measure(name: str, micro_batches: int, given: dict[str, Any]) -> None:
-    rank, placed, sleep = dist.get_rank(), placement(name, dist.get_world_size()), Sleep(**given["sleep"])
+    rank, sleep = dist.get_rank(), Sleep(**given["sleep"])
+    placed = resolve(name).placement(dist.get_world_size())
     layers = {stage: SleepingLayer(sleep) for stage, holder in enumerate(placed) if holder == rank}
     stages = [
         PipelineStage(layer, stage, len(placed), torch.device("cpu")) for stage, layer in layers.items()
     ]
-    takes_one = name in ("gpipe", "1f1b")
+    takes_one = issubclass(SCHEDULES[name], PipelineScheduleSingle)
     schedule = SCHEDULES[name](stages[0] if takes_one else stages, micro_batches, loss_fn=_loss)
     batch, target = torch.ones(micro_batches, given["floats"]), torch.zeros(micro_batches)
     optimizer = torch.optim.SGD([layer.weight for layer in layers.values()], lr=0.01)

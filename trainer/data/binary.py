@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.config import BinaryConfig
+from trainer.config.schema import BinaryConfig
 from trainer.data.dataset import Data
 
 _NOISE = 0.2  # against a signal of 1: labels near the boundary may be wrong, about 6 % of all

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.models.model import Activation
+from trainer.activation import Activation
 
 
 class Dataset(Protocol):

@@ -95,20 +95,25 @@ def _standard_library() -> Source:
 
 
 def _walk(root: Path, leave_out: frozenset[str] = frozenset()) -> list[str]:
-    """Return the names below the root of all files that are not hidden."""
+    """Return the names below the root of all files that are not hidden.
 
-    def fail(error: OSError) -> None:
-        raise error
-
+    Plain strings, not paths, until the end: every start of a run walks the standard library twice.
+    """
     names = []
-    for folder, folders, files in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in leave_out]
-        below = Path(folder).relative_to(root)
-        names += [
-            (below / name).as_posix()
-            for name in files
-            if not name.startswith(".") and (Path(folder) / name).is_file()
-        ]
+    pending = [(os.fspath(root), "")]
+    while pending:
+        folder, below = pending.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink():  # may lead nowhere, or in a circle
+                    if Path(entry.path).is_file():
+                        names.append(below + entry.name)
+                elif entry.is_file():
+                    names.append(below + entry.name)
+                elif entry.is_dir() and entry.name not in leave_out:
+                    pending.append((entry.path, f"{below}{entry.name}/"))
     return names
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.config import TextConfig
+from trainer.config.schema import TextConfig
 from trainer.data.dataset import Data
 from trainer.data.files import find_text
 from trainer.data.tokenizer import build_tokenizer
@@ -52,15 +51,11 @@ class Windows:
         return torch.from_numpy(self._tokens[positions].astype(np.int64))
 
 
-def text(config: TextConfig, *, local_rank: int, barrier: Callable[[], None]) -> Data:
-    """Return the text's samples: the last `config.validation` of the tokens held out, the rest trained on.
-
-    The rank with `local_rank` 0 tokenises, unless `config.cache` has the tokens already; the others of the
-    node wait. Called by all ranks, each of which then calls `barrier` once. What the user can get wrong is
-    checked by every rank, before the barrier or after it, so that all raise alike.
+def prepare(config: TextConfig) -> None:
+    """Tokenise the text, unless `config.cache` has its tokens already. Called by one rank of each node.
 
     Raises:
-        UserError: The text or the tokenizer cannot be read, or the text is too short.
+        UserError: The text or the tokenizer cannot be read, or the cache cannot be written.
     """
     tokenizer = build_tokenizer(config.tokenizer)
     source = find_text(config.path, config.pattern)
@@ -68,11 +63,22 @@ def text(config: TextConfig, *, local_rank: int, barrier: Callable[[], None]) ->
     key = token_key(source, tokenizer.digest)
     if describe(cache, key) is None:
         prepare_cache(cache)
-        if local_rank == 0:
-            _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
-            arrays = tokenizer.encode_files(file.path for file in source.files)
-            write_tokens(cache, key, arrays, tokenizer.vocabulary)
-    barrier()
+        _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
+        arrays = tokenizer.encode_files(file.path for file in source.files)
+        write_tokens(cache, key, arrays, tokenizer.vocabulary)
+
+
+def load(config: TextConfig) -> Data:
+    """Return the text's samples: the last `config.validation` of the tokens held out, the rest trained on.
+
+    Raises:
+        UserError: The text or the tokenizer cannot be read, nobody prepared the tokens, or the text is too
+            short.
+    """
+    tokenizer = build_tokenizer(config.tokenizer)
+    source = find_text(config.path, config.pattern)
+    cache = Path(config.cache)
+    key = token_key(source, tokenizer.digest)
     description = describe(cache, key)
     if description is None:
         raise UserError(
@@ -91,10 +97,21 @@ def text(config: TextConfig, *, local_rank: int, barrier: Callable[[], None]) ->
     )
 
 
+def example(config: TextConfig, vocabulary: int | None = None) -> Data:
+    """Return a few samples without numbers to speak of, with the types and shapes of the text's.
+
+    Args:
+        config: The text's; only its context, and where there is no vocabulary its tokenizer, matter.
+        vocabulary: The number of distinct tokens; None: the tokenizer's.
+    """
+    if vocabulary is None:
+        vocabulary = build_tokenizer(config.tokenizer).vocabulary
+    windows = Windows(np.zeros(2 * config.context + 1, dtype=np.uint8), config.context)
+    return Data(windows, windows, fingerprint="example", vocabulary=vocabulary)
+
+
 def _split(tokens: NDArray[Any], config: TextConfig, title: str) -> tuple[Windows, Windows]:
     """Return the training and the validation part, each of at least one sample."""
-    if not 0 < config.validation < 1:
-        raise UserError(f"data.validation={config.validation:g} is a share of the text: between 0 and 1")
     held_out = int(len(tokens) * config.validation)
     cut = len(tokens) - held_out
     shortest = config.context + 1

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.world import Communicator
+from trainer.distributed.world import Communicator
 
 _ROUNDS = 20
 _TAG = 1

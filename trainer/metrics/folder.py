@@ -7,7 +7,7 @@ timeline.json     one usual step of the first replica, measured and predicted, f
 schedule.txt      the step of the first replica, drawn as predicted
 trace.json        with run.trace: every action of every rank, for ui.perfetto.dev
 logs/rank0.log    what each rank logs
-checkpoints/      see trainer/checkpoint.py
+checkpoints/      see trainer/checkpoint/checkpoint.py
 """
 
 import json
@@ -17,9 +17,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from trainer.config import Config
+from trainer.checkpoint.checkpoint import checkpoint_folder
+from trainer.config.run_dir import resolve_run_dir
+from trainer.config.schema import Config
+from trainer.distributed.world import World
 from trainer.errors import UserError
-from trainer.world import World
 
 
 class RunFolder:
@@ -30,7 +32,8 @@ class RunFolder:
     """
 
     def __init__(self, config: Config, world: World) -> None:
-        self.path = Path(config.run.dir)
+        self.path = resolve_run_dir(config.run.dir, world)
+        config.run.dir = str(self.path)
         self._writes = world.rank == 0
         if self._writes:
             try:
@@ -70,6 +73,10 @@ class RunFolder:
         rest = self.metrics.with_suffix(".partial")
         rest.write_text("".join(line for line in lines if _step(line) <= step))
         rest.replace(self.metrics)
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint."""
+        return checkpoint_folder(self.checkpoints, step)
 
     def write(self, **values: Any) -> None:
         """Append an object to the metrics, on rank 0. Floats are written so that they read back the same."""

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from trainer import environment
+from trainer.distributed import environment
 from trainer.step import StepResult
 
 # Seconds between two lines: often at first, when a person looks on, and seldom in the middle of the night.
@@ -20,7 +20,7 @@ _PAUSE = 0.002  # seconds between lines of one text
 class Display(Protocol):
     """Shows how far a run is."""
 
-    def step(self, step: int, result: StepResult) -> None:
+    def step(self, result: StepResult) -> None:
         """Show a step."""
 
     def say(self, text: str) -> None:
@@ -51,7 +51,7 @@ def build_display(mode: str, *, rank: int, start: int, steps: int, unit: str) ->
 class Off:
     """Shows nothing."""
 
-    def step(self, step: int, result: StepResult) -> None:
+    def step(self, result: StepResult) -> None:
         """Do nothing."""
 
     def say(self, text: str) -> None:
@@ -81,10 +81,11 @@ class Lines:
         self._began = self._last = time.monotonic()
         self._rate = Rate()
 
-    def step(self, step: int, result: StepResult) -> None:
+    def step(self, result: StepResult) -> None:
         """Write a line for a step, if it is time for one."""
         self._rate.add(result)
         now = time.monotonic()
+        step = result.step
         first_or_last = step in (self._start + 1, self._steps)
         pause = min(max(_SHARE_OF_RUN * (now - self._began), _SOONEST_LINE), _LATEST_LINE)
         if not first_or_last and now - self._last < pause:
@@ -111,10 +112,10 @@ class Bar:
         self._rate = Rate()
         self._bar = tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, file=sys.stdout)
 
-    def step(self, step: int, result: StepResult) -> None:
+    def step(self, result: StepResult) -> None:
         """Move the bar."""
         self._rate.add(result)
-        self._bar.n = step
+        self._bar.n = result.step
         self._bar.set_postfix_str(f"{describe(result)}  {self._rate} {self._unit}/s")
 
     def say(self, text: str) -> None:
@@ -134,7 +135,7 @@ class Rate:
 
     def add(self, result: StepResult) -> None:
         """Take a step in."""
-        now = result.count / result.seconds
+        now = result.summary.count / result.seconds
         self._value = now if self._value is None else 0.8 * self._value + 0.2 * now
 
     def __str__(self) -> str:
@@ -143,9 +144,8 @@ class Rate:
 
 def describe(result: StepResult) -> str:
     """Return a step's numbers, in short."""
-    return (
-        f"loss {result.loss:.4f}  norm {result.grad_norm:.3f}  lr {result.lr:.2e}  bubble {result.bubble:.0%}"
-    )
+    loss, norm = result.summary.loss, result.summary.grad_norm
+    return f"loss {loss:.4f}  norm {norm:.3f}  lr {result.lr:.2e}  bubble {result.bubble:.0%}"
 
 
 def _clock(seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from trainer.errors import UserError
 from trainer.schedule.actions import parse_action
-from trainer.schedule.timeline import AllReduce, RankTimeline, Times
+from trainer.schedule.timeline import ActionTimes, AllReduce, RankTimeline
 
 _Type = TypeVar("_Type")
 
@@ -100,7 +100,7 @@ def _rank(content: dict[str, Any], name: str) -> RankTimeline:
     return RankTimeline(
         actions=tuple(parse_action(action) for action, *_ in actions),
         times=tuple(
-            Times(*(_number(each, f"{name}, {action}") for each in times)) for action, *times in actions
+            ActionTimes(*(_number(each, f"{name}, {action}") for each in times)) for action, *times in actions
         ),
         all_reduces=tuple(_all_reduce(name, *reduce) for reduce in reduces),
     )

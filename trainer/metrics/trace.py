@@ -17,22 +17,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.metrics.clock import Clock, clock_offset
-from trainer.pipeline.observed import Observed
+from trainer.metrics.observer import RunObserver
+from trainer.pipeline.timings import StepTimings
 from trainer.run import Run
 from trainer.schedule.actions import SENDS, Action, Kind
 from trainer.schedule.replay import Message, message_of
-from trainer.schedule.timeline import AllReduce, RankTimeline, Times, lanes
+from trainer.schedule.timeline import ActionTimes, AllReduce, RankTimeline, lanes
+from trainer.step import StepResult
 
 _SHORTEST_WAIT = 20e-6  # seconds; shorter ones are no bars
 _JUST_BEFORE = 1e-6  # seconds before a receive's end that an arrow ends
 _NAMES = {
     Kind.FORWARD: "forward",
     Kind.BACKWARD: "backward",
-    Kind.INPUT_GRADIENT: "input gradient",
-    Kind.WEIGHT_GRADIENT: "weight gradient",
-    Kind.AVERAGE: "average",
-    Kind.FINISH: "finish averaging",
-    Kind.STEP: "update",
+    Kind.BACKWARD_INPUT: "input gradient",
+    Kind.BACKWARD_WEIGHT: "weight gradient",
+    Kind.REDUCE_START: "average",
+    Kind.REDUCE_WAIT: "finish averaging",
+    Kind.UPDATE: "update",
 }
 _Event = dict[str, Any]
 
@@ -51,7 +53,7 @@ class RankTrace:
     replica: int
     rank: int
     clock: Clock
-    steps: list[tuple[int, Observed]]
+    steps: list[tuple[int, StepTimings]]
 
     def timelines(self, begin: float = 0.0) -> Iterator[tuple[int, RankTimeline]]:
         """Yield number and timeline of every step, in seconds of rank 0's clock since `begin`."""
@@ -78,40 +80,31 @@ class _Arrows:
         return self._numbers.setdefault((step, thread["pid"], message), len(self._numbers) + 1)
 
 
-class Trace:
-    """Collects a rank's steps, and writes those of all ranks into one file."""
+class Trace(RunObserver):
+    """Collects a rank's steps, and writes those of all ranks into one file at the end.
 
-    def __init__(self, run: Run) -> None:
+    Args:
+        run: The run.
+        path: The file.
+    """
+
+    def __init__(self, run: Run, path: Path) -> None:
         self._run = run
+        self._path = path
         self._offset = clock_offset(run.world)
-        self._steps: list[tuple[int, Observed]] = []
+        self._steps: list[tuple[int, StepTimings]] = []
 
-    def add(self, step: int) -> None:
-        """Take in the step that the run has just done."""
-        self._steps.append((step, self._run.engine.observed))
+    def step(self, result: StepResult) -> None:
+        """Keep the step that the run has just done."""
+        self._steps.append((result.step, self._run.engine.timings))
 
-    def write(self, path: Path) -> None:
-        """Write the file; every rank calls it."""
+    def end(self) -> None:
+        """Write the file."""
         run = self._run
         clock = Clock(self._offset, clock_offset(run.world))
         everyone = run.world.all_gather_objects(RankTrace(run.replica, run.world.rank, clock, self._steps))
         if run.world.rank == 0:
-            path.write_text(json.dumps(trace_events(everyone)) + "\n")
-
-
-class NoTrace:
-    """Where no trace is asked for."""
-
-    def add(self, step: int) -> None:
-        """Do nothing."""
-
-    def write(self, path: Path) -> None:
-        """Do nothing."""
-
-
-def build_trace(run: Run) -> Trace | NoTrace:
-    """Return the trace of a run; the same on every rank."""
-    return Trace(run) if run.config.run.trace else NoTrace()
+            self._path.write_text(json.dumps(trace_events(everyone)) + "\n")
 
 
 def trace_events(ranks: Sequence[RankTrace]) -> _Event:
@@ -205,7 +198,7 @@ def _actions(step: int, timeline: RankTimeline, thread: _Event, arrows: _Arrows)
             yield {**arrow, **_end_of_arrow(action, times), **thread}
 
 
-def _end_of_arrow(action: Action, times: Times) -> _Event:
+def _end_of_arrow(action: Action, times: ActionTimes) -> _Event:
     """Return one end of a message's arrow; it lies inside the bar which it is bound to."""
     if action.kind in SENDS:
         return {"ph": "s", "ts": _microseconds(times.ready)}

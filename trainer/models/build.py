@@ -3,13 +3,12 @@
 import re
 from collections.abc import Mapping
 
-from trainer.config import CustomModelConfig, GPTConfig, ModelConfig, SimpleNetConfig
+from trainer.config.check import check_part
+from trainer.config.registry import chosen, import_builder
+from trainer.config.schema import ModelConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
-from trainer.imports import call, load
-from trainer.models.gpt import gpt
 from trainer.models.model import Layer, Model
-from trainer.models.simplenet import simplenet
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # fit for a file name
 
@@ -18,22 +17,12 @@ def build_model(config: ModelConfig, data: Data) -> Model:
     """Return the configured model for this data.
 
     Raises:
-        UserError: The configuration does not fit the data, the user's own target cannot be imported or
-            called, or what it returns is not a sound model.
+        UserError: No model has a configuration of this class, a value is out of its range or does not fit
+            the data, a custom target cannot be imported or called, or the model is not sound.
     """
-    if isinstance(config, GPTConfig):
-        model = gpt(config, data)
-    elif isinstance(config, SimpleNetConfig):
-        model = simplenet(config, data)
-    elif isinstance(config, CustomModelConfig):
-        model = call(load(config.target, "model.target"), config.target, "model", data, **config.options)
-        if not isinstance(model, Model):
-            raise UserError(
-                f"model.target={config.target} returned {type(model).__name__}: "
-                "it must return a trainer.models.model.Model"
-            )
-    else:
-        raise UserError(f"model.name={config.name} is none of gpt, simplenet, custom")
+    choice = chosen("model", config)
+    check_part(config, "model.")
+    model: Model = import_builder(choice.build)(config, data)
     check_model(model)
     return model
 

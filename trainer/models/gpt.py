@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import GPTConfig
+from trainer.activation import Activation
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
-from trainer.models.model import Activation, Layer, Model, Tie
+from trainer.models.model import Layer, Model, Tie
 
 MASKED = -100  # the target of a token that the loss leaves out
 _STD = 0.02  # GPT-2's standard deviation of initial weights

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 from torch import Tensor, nn
 
-# What passes between two layers: a tensor, or a nested tuple or dict of tensors and None.
-# (Recursive aliases are not understood at run time by Python 3.10, hence Any inside.)
-Activation: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any] | None
+from trainer.activation import Activation
 
 
 @dataclass(frozen=True)

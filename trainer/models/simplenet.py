@@ -7,10 +7,11 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import SimpleNetConfig
+from trainer.activation import Activation
+from trainer.config.schema import SimpleNetConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
-from trainer.models.model import Activation, Layer, Model
+from trainer.models.model import Layer, Model
 
 
 def simplenet(config: SimpleNetConfig, data: Data) -> Model:

@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer.errors import UserError, suggest
 from trainer.models.model import Layer
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 from trainer.seeds import derive, seed_device
 
 

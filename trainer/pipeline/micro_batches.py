@@ -5,13 +5,12 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.activation import Activation, flatten, spec_of
 from trainer.data.dataset import Dataset
-from trainer.models.model import Activation
-from trainer.pipeline.activation import flatten, structure
 from trainer.pipeline.source import Source
 
 
-def cut(samples: NDArray[np.int64], sizes: Sequence[int], which: range) -> list[NDArray[np.int64]]:
+def split_batch(samples: NDArray[np.int64], sizes: Sequence[int], which: range) -> list[NDArray[np.int64]]:
     """Return the samples of some micro-batches of a global batch.
 
     Args:
@@ -50,7 +49,7 @@ class MicroBatches(Source):
 
     def signatures(self) -> Sequence[Hashable]:
         """Return the structure of every micro-batch's inputs."""
-        return [structure(*flatten(inputs)) for inputs in self._inputs]
+        return [spec_of(*flatten(inputs)) for inputs in self._inputs]
 
     def inputs(self, micro_batch: int) -> Activation:
         """Return a micro-batch's inputs."""

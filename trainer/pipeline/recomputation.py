@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
-from trainer.live_bytes import memory_of, tensors_in
+from trainer.pipeline.tensor_bytes import memory_of, tensors_in
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class Recompute(Enum):
     FULL = "full"
 
 
-def runs_again() -> bool:
+def recomputing() -> bool:
     """Return whether the forward under way is one that a backward repeats."""
     return _again > 0
 
@@ -70,13 +70,13 @@ class Repeatable(Generic[T]):
             use_reentrant=False,
             preserve_rng_state=False,  # the forward seeds itself
             determinism_check="none",
-            context_fn=lambda: (self._first, _running_again(self._second)),
+            context_fn=lambda: (self._first, _recomputing(self._second)),
         )
         return result
 
-    def run_again(self) -> T:
+    def recompute(self) -> T:
         """Run it the second time, with a plain graph: the backward of that one can be split."""
-        with torch.enable_grad(), _running_again(self._second):
+        with torch.enable_grad(), _recomputing(self._second):
             return self._forward(*self._inputs)
 
 
@@ -87,7 +87,7 @@ def is_slow(operation: OpOverload) -> bool:
 
 
 @contextmanager
-def _running_again(inner: AbstractContextManager[Any]) -> Iterator[None]:
+def _recomputing(inner: AbstractContextManager[Any]) -> Iterator[None]:
     global _again  # noqa: PLW0603  (a forward hook has no other way to know)
     _again += 1
     try:

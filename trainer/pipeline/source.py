@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-from trainer.models.model import Activation
+from trainer.activation import Activation
 
 
 class Source(ABC):

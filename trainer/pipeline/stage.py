@@ -14,45 +14,16 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.models.model import Activation, Loss, Tie
-from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.activation import Activation, TreeSpec, flatten, unflatten
+from trainer.models.model import Loss
 from trainer.pipeline.graph import run_backward
+from trainer.pipeline.layer import BuiltLayer, works_in_place
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute, Repeatable
 from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients
-
-
-@dataclass(frozen=True)
-class BuiltLayer:
-    """A layer whose module exists, on this rank.
-
-    Attributes:
-        index: Its place in the model, from 0.
-        name: Its name in the model.
-        module: The module.
-        ties: The parameters that are copies of an earlier layer's.
-    """
-
-    index: int
-    name: str
-    module: nn.Module
-    ties: tuple[Tie, ...] = ()
-
-    @property
-    def tied(self) -> frozenset[str]:
-        """Return the names of the parameters that another layer owns."""
-        return frozenset(tie.parameter for tie in self.ties)
-
-    def owned(self) -> list[tuple[str, nn.Parameter]]:
-        """Return the parameters that this layer owns, by name, in the module's order."""
-        return [(name, p) for name, p in self.module.named_parameters() if name not in self.tied]
-
-    def trained(self) -> list[nn.Parameter]:
-        """Return the owned parameters that training changes."""
-        return [parameter for _, parameter in self.owned() if parameter.requires_grad]
 
 
 @dataclass
@@ -63,16 +34,11 @@ class _Tape:
     leaves: list[list[Tensor]] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)
     # By layer, where a split backward begins with a forward once more: it.
-    again: dict[int, Callable[[], tuple[list[Tensor], Nest]]] = field(default_factory=dict)
+    recompute: dict[int, Callable[[], tuple[list[Tensor], TreeSpec]]] = field(default_factory=dict)
 
 
 def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
-
-
-def works_in_place(layer: nn.Module) -> bool:
-    """Return whether a part of a layer, such as `nn.ReLU(inplace=True)`, may write into its input."""
-    return any(getattr(module, "inplace", False) for module in layer.modules())
 
 
 class Stage:
@@ -84,7 +50,7 @@ class Stage:
         device: Where they are.
         loss: The model's loss, on the last stage; else None.
         randomness: Seeds the device before every layer's forward.
-        between: Called behind every layer: the time for messages to move on.
+        on_layer_done: Called behind every layer: the time for messages to move on.
         recompute: By layer, what its backward computes again; None: nothing.
         precision: What the layers compute in.
     """
@@ -97,7 +63,7 @@ class Stage:
         *,
         loss: Loss | None,
         randomness: Randomness,
-        between: Callable[[], None],
+        on_layer_done: Callable[[], None],
         recompute: Sequence[Recompute] | None = None,
         precision: Precision = Precision(),  # noqa: B008  (frozen)
     ) -> None:
@@ -106,7 +72,7 @@ class Stage:
         self.device = device
         self.loss = loss
         self._randomness = randomness
-        self._between = between
+        self._on_layer_done = on_layer_done
         self._recompute = tuple(recompute or [Recompute.NONE] * len(layers))
         self._precision = precision
         # What becomes of a tensor that a layer returns.
@@ -125,8 +91,8 @@ class Stage:
             layer.module.train(mode)
 
     def forward(
-        self, micro_batch: int, tensors: list[Tensor], nest: Nest, *, split: bool = False
-    ) -> tuple[list[Tensor], Nest]:
+        self, micro_batch: int, tensors: list[Tensor], nest: TreeSpec, *, split: bool = False
+    ) -> tuple[list[Tensor], TreeSpec]:
         """Run the layers on a flattened activation; keep what the backward needs while gradients are on.
 
         Args:
@@ -143,19 +109,19 @@ class Stage:
                 layer = Repeatable(recompute, run, *leaves)
                 tensors, nest = layer.run()
                 if split:
-                    tape.again[number] = layer.run_again
+                    tape.recompute[number] = layer.recompute
             else:
                 tensors, nest = self._run_layer(number, micro_batch, nest, *leaves)
             tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
             tape.outputs.append([tensor for tensor in tensors if tensor.requires_grad])
-            self._between()
+            self._on_layer_done()
         if learning:
             self._tapes[micro_batch] = tape
         return tensors, nest
 
     def _run_layer(
-        self, number: int, micro_batch: int, nest: Nest, *leaves: Tensor
-    ) -> tuple[list[Tensor], Nest]:
+        self, number: int, micro_batch: int, nest: TreeSpec, *leaves: Tensor
+    ) -> tuple[list[Tensor], TreeSpec]:
         """Run a layer; called again with the same where its backward recomputes."""
         layer = self.layers[number]
         inputs = [leaf.clone() for leaf in leaves] if self._copied[number] else list(leaves)
@@ -208,8 +174,8 @@ class Stage:
     ) -> list[Tensor]:
         for step in reversed(range(len(tape.outputs))):
             outputs, leaves = tape.outputs.pop(), tape.leaves.pop()
-            if outputs and step in tape.again:
-                outputs = [tensor for tensor in tape.again.pop(step)()[0] if tensor.requires_grad]
+            if outputs and step in tape.recompute:
+                outputs = [tensor for tensor in tape.recompute.pop(step)()[0] if tensor.requires_grad]
             if outputs and step < len(deferred):
                 self._deferral.backward(self.layers[step].name, outputs, gradients, deferred[step])
             elif outputs:
@@ -218,7 +184,7 @@ class Stage:
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
             if complete is not None and step < len(self.layers):
                 complete(self.layers[step])
-            self._between()
+            self._on_layer_done()
         return gradients
 
     def weight_gradients(
@@ -235,4 +201,4 @@ class Stage:
             add_weight_gradients(deferred.pop())
             if complete is not None:
                 complete(layer)
-            self._between()
+            self._on_layer_done()

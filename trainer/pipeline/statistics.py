@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from trainer.distributed.world import Communicator
 from trainer.errors import UserError
-from trainer.pipeline.recomputation import runs_again
-from trainer.pipeline.stage import BuiltLayer
-from trainer.world import Communicator
+from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.recomputation import recomputing
 
 
 class RunningStatistics:
@@ -135,7 +135,7 @@ class _Norm:
         mean, variance = (module.get_buffer(f"running_{name}").double() for name in ("mean", "var"))
         module._buffers.update(self._kept)
         self._module.momentum = self._momentum
-        if runs_again():
+        if recomputing():
             return
         count = inputs[0].numel() // self._channels
         self._sums[0] += count

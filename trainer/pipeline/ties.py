@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.model import Layer
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.stage import Stage
 from trainer.schedule.actions import Tied
 
 

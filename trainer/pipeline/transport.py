@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.pipeline.activation import Nest
+from trainer.activation import TreeSpec
 from trainer.schedule.actions import RECEIVE_OF, Action, Kind
 
 Channel = tuple[Kind, int, int]  # what the receiving end does, source stage, target stage
@@ -24,11 +24,9 @@ class Transport(Protocol):
     """Carries flattened activations along channels; every channel keeps its order.
 
     Attributes:
-        waited: Seconds that this rank has waited in receives, ever.
         sizes: The bytes of the largest message that was sent, by the send's kind, stage and peer.
     """
 
-    waited: float
     sizes: dict[tuple[Kind, int, int], int]
 
     def begin(self, actions: Sequence[Action], signatures: Sequence[Hashable] | None, mode: str) -> None:
@@ -41,10 +39,10 @@ class Transport(Protocol):
             mode: What else shapes follow from: "training" or "inference".
         """
 
-    def send(self, action: Action, tensors: Sequence[Tensor], nest: Nest) -> None:
+    def send(self, action: Action, tensors: Sequence[Tensor], nest: TreeSpec) -> None:
         """Start to send; the tensors must not change any more."""
 
-    def receive(self, action: Action) -> tuple[list[Tensor], Nest]:
+    def receive(self, action: Action) -> tuple[list[Tensor], TreeSpec]:
         """Return what the matching send sent, on the receiving stage's device."""
 
     def progress(self) -> None:
@@ -58,21 +56,20 @@ class LocalTransport:
     """Between stages of one process: hands the tensors over, moved to the receiving stage's device."""
 
     def __init__(self, devices: Mapping[int, torch.device]) -> None:
-        self.waited = 0.0
         self.sizes: dict[tuple[Kind, int, int], int] = {}  # what stays in a process is no message
         self._devices = devices
-        self._queues: dict[Channel, deque[tuple[list[Tensor], Nest]]] = {}
+        self._queues: dict[Channel, deque[tuple[list[Tensor], TreeSpec]]] = {}
 
     def begin(self, actions: Sequence[Action], signatures: Sequence[Hashable] | None, mode: str) -> None:
         """Do nothing: there is nothing to prepare."""
 
-    def send(self, action: Action, tensors: Sequence[Tensor], nest: Nest) -> None:
+    def send(self, action: Action, tensors: Sequence[Tensor], nest: TreeSpec) -> None:
         """Put the tensors into the channel's queue."""
         device = self._devices[action.peer]
         moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
         self._queues.setdefault(channel_of(action), deque()).append((moved, nest))
 
-    def receive(self, action: Action) -> tuple[list[Tensor], Nest]:
+    def receive(self, action: Action) -> tuple[list[Tensor], TreeSpec]:
         """Take the oldest out of the channel's queue."""
         return self._queues[channel_of(action)].popleft()
 

@@ -35,13 +35,13 @@ Deferred: TypeAlias = list[tuple[nn.Parameter, Gradient]]
 _collecting: list[Deferred] = []  # where what is put off goes; empty outside of a split backward
 
 
-def put_off(parameter: nn.Parameter, gradient: Callable[[], Tensor]) -> bool:
+def defer(parameter: nn.Parameter, gradient: Callable[[], Tensor]) -> bool:
     """Add a gradient to a parameter's in the second part of the backward under way, if it is split.
 
     For the `backward` of a `torch.autograd.Function` of one's own:
 
         x, weight = ctx.saved_tensors
-        later = put_off(ctx.weight, lambda: product(gradient, x))
+        later = defer(ctx.weight, lambda: product(gradient, x))
         return gradient_of_x, None if later else product(gradient, x)
 
     Args:
@@ -87,11 +87,6 @@ def add_weight_gradients(deferred: Deferred) -> None:
                 parameter.grad = torch.empty_like(parameter).copy_(total)
 
 
-def weights_put_off(outputs: Iterable[Tensor]) -> set[nn.Parameter]:
-    """Return the parameters whose gradients the first part of a backward from these outputs would put off."""
-    return {parameter for parameter, _ in _Plan(outputs, _may_wait).put_off}
-
-
 class Deferral:
     """Runs the first parts of split backwards.
 
@@ -123,13 +118,13 @@ class Deferral:
         self._decide(layer, plan)
         with collecting(deferred):
             plan.run(outputs, gradients)
-        deferred += plan.put_off
+        deferred += plan.deferred
 
     def _may_wait(self, leaf: Tensor) -> bool:
         return _may_wait(leaf) and self._put_off.get(leaf, True)  # type: ignore[call-overload]
 
     def _decide(self, layer: str, plan: "_Plan") -> None:
-        for parameter, _ in plan.put_off:
+        for parameter, _ in plan.deferred:
             self._put_off[parameter] = True
         for leaf in plan.whole:
             if isinstance(leaf, nn.Parameter) and self._put_off.setdefault(leaf, False):
@@ -148,12 +143,12 @@ class _Plan:
         may_wait: Whether a leaf's gradient may be put off, as far as the leaf is concerned.
 
     Attributes:
-        put_off: The parameters whose gradients wait, and what makes them once the first part has run.
+        deferred: The parameters whose gradients wait, and what makes them once the first part has run.
         whole: The leaves that have theirs in the first part.
     """
 
     def __init__(self, outputs: Iterable[Tensor], may_wait: Callable[[Tensor], bool]) -> None:
-        self.put_off: Deferred = []
+        self.deferred: Deferred = []
         self.whole: list[Tensor] = []
         self._nodes: dict[Any, WeightNode] = {}
         self._graph = graph = _Graph(outputs)
@@ -164,11 +159,11 @@ class _Plan:
             if gradient is None:
                 self.whole.append(leaf)
             else:
-                self.put_off.append((leaf, gradient))
+                self.deferred.append((leaf, gradient))
 
     def run(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Run the first part."""
-        if not self.put_off:
+        if not self.deferred:
             run_backward(outputs, gradients)
             return
         # A node that is asked for is run, also where nothing before it learns.

@@ -7,7 +7,7 @@ from trainer.report.gantt import schedules_gantt
 from trainer.report.style import FORMATS, save
 from trainer.schedule.actions import Schedule
 from trainer.schedule.assemble import training_schedule
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import recipes
 from trainer.schedule.simulate import simulate
 from trainer.schedule.timeline import Timeline
 
@@ -29,7 +29,7 @@ def main() -> None:
 
 def draw(folder: Path, formats: tuple[str, ...] = FORMATS) -> list[Path]:
     """Draw the schedules into a folder; return the files."""
-    schedules = [training_schedule(name, STAGES, MICRO_BATCHES) for name in ORDERS]
+    schedules = [training_schedule(recipe, STAGES, MICRO_BATCHES) for recipe in recipes().values()]
     simulated = [(each, _simulated(each)) for each in schedules]
     step = (
         f"a step of {STAGES} stages and {MICRO_BATCHES} micro-batches, a backward twice as long as a forward"

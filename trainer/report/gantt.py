@@ -28,7 +28,7 @@ from trainer.metrics.timeline import StepTimeline
 from trainer.report.panel import WAITING, Panel, draw_panel, fit, row_names
 from trainer.report.style import ALL_REDUCE, FAINT, OTHER, Look, house_style, new_figure
 from trainer.schedule.actions import Kind, Schedule
-from trainer.schedule.live import peak_live
+from trainer.schedule.peak_memory import peak_live
 from trainer.schedule.timeline import RankTimeline, Timeline
 
 _MILLISECONDS = 1000.0

@@ -34,13 +34,13 @@ class Look(NamedTuple):
 _LOOKS = {
     Kind.FORWARD: Look("forward", ("#2a6fb0", "#4f92cf")),
     Kind.BACKWARD: Look("backward", ("#f0a030", "#f8c477")),
-    Kind.INPUT_GRADIENT: Look("input gradient", ("#f0a030", "#f8c477")),
-    Kind.WEIGHT_GRADIENT: Look("weight gradient", ("#44aa99", "#7cc7bb")),
-    Kind.STEP: Look("optimizer step", ("#8e3b86", "#8e3b86")),
+    Kind.BACKWARD_INPUT: Look("input gradient", ("#f0a030", "#f8c477")),
+    Kind.BACKWARD_WEIGHT: Look("weight gradient", ("#44aa99", "#7cc7bb")),
+    Kind.UPDATE: Look("optimizer step", ("#8e3b86", "#8e3b86")),
 }
 OTHER = Look("messages, averaging", ("#8a929c", "#8a929c"))
 ALL_REDUCE = Look("all-reduce", ("#009e73", "#009e73"))
-_MESSAGES = SENDS | RECEIVES | {Kind.AVERAGE, Kind.FINISH}
+_MESSAGES = SENDS | RECEIVES | {Kind.REDUCE_START, Kind.REDUCE_WAIT}
 # Kinds that have no look of their own yet get one of these.
 _MORE = (("#d55e00", "#eb8a48"), ("#ded23a", "#efe780"), ("#332288", "#6a5fae"))
 

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from trainer.command import run_command
-from trainer.config import Config
+from trainer.config.schema import Config
 
 if TYPE_CHECKING:
-    from trainer.world import World
+    from trainer.distributed.world import World
 
 
 def main() -> None:

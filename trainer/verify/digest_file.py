@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.config import Config, flat
+from trainer.config.schema import Config, flat
 from trainer.errors import UserError
 
 # What may differ between two layouts that must train alike; everything else in the configuration must not.

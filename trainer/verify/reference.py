@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from trainer.config import Config
+from trainer.activation import Activation
+from trainer.checkpoint.warm_start import warm_start
+from trainer.config.schema import Config
 from trainer.data.dataset import Data, Dataset
-from trainer.models.model import Activation, Model
-from trainer.optimization import build_optimizer, set_learning_rates
-from trainer.pipeline.stage import BuiltLayer
+from trainer.models.model import Model
+from trainer.optim.build import build_optimizer
+from trainer.optim.learning_rate import set_learning_rates
+from trainer.pipeline.layer import BuiltLayer
 from trainer.verify.replica_sum import Named, ReplicaSum
-from trainer.warm_start import warm_start
 
 
 class Reference:
@@ -87,18 +89,18 @@ class Reference:
         averaging, size = self._config.averaging, self._config.batch.micro_size
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         counts = [int(self._model.loss.count(self._data.training.targets(batch))) for batch in batches]
-        losses: list[float] = []
+        loss = 0.0
         total = ReplicaSum(averaging, self._replicas, skips=self._config.precision == "fp16")
         for run in np.array_split(np.arange(len(batches)), self._replicas):
             divisor = sum(counts[i] for i in run) if averaging.op == "adasum" else sum(counts)
             for parameter in self._parameters.values():
                 parameter.grad = None
             for i in run:
-                losses.append(self._forward_backward(number, i, batches[i], 1 / divisor if divisor else 0.0))
+                loss += self._forward_backward(number, i, batches[i], 1 / divisor if divisor else 0.0)
             total.add(self._gradients_of_owners())
         self._gradients = self._with_copies(self._unscaled(total.result()))
         self._errors = self._with_copies(self._unscaled(total.errors()))
-        return sum(losses) / sum(counts) if sum(counts) else 0.0
+        return loss / sum(counts) if sum(counts) else 0.0
 
     def take_gradients(self, gradients: Named) -> None:
         """Update from these gradients, instead of those computed here."""
@@ -113,7 +115,10 @@ class Reference:
         """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         own = [gradient for name, gradient in gradients.items() if name not in self._owners]
-        norm = math.sqrt(sum(float(torch._foreach_norm([gradient])[0]) ** 2 for gradient in own))
+        squares = 0.0
+        for gradient in own:  # not by the builtin `sum`, which compensates from Python 3.12 on
+            squares += float(torch._foreach_norm([gradient])[0]) ** 2
+        norm = math.sqrt(squares)
         skipped = self._config.precision == "fp16" and not math.isfinite(norm)
         for statistics in self._statistics:
             statistics.move(skipped=skipped)
@@ -125,7 +130,7 @@ class Reference:
             for gradient in gradients.values():
                 gradient.mul_(largest / norm)
         if self._optimizer is not None:
-            set_learning_rates(self._optimizer, self._config.optimizer.rate, step, self._steps)
+            set_learning_rates(self._optimizer, self._config.optimizer.lr_schedule, step, self._steps)
             self._optimizer.step()
         return norm
 

@@ -8,7 +8,7 @@ to the next number (Higham, Accuracy and Stability of Numerical Algorithms, 2002
 import torch
 from torch import Tensor
 
-from trainer.config import AveragingConfig
+from trainer.config.schema import AveragingConfig
 
 Named = dict[str, Tensor]  # by "layer/parameter"
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 from trainer.run import Run
 from trainer.verify.comparison import one_nan
 
@@ -41,8 +41,8 @@ class Values:
             return
         group = run.groups.model_parallel
         mine = {layer.index: layer for layer in run.layers}
-        for index, stage in enumerate(run.cut.stage_of):
-            name, owner = run.model.layers[index].name, run.layout.group_rank_of(stage)
+        for index, stage in enumerate(run.plan.partition.stage_of):
+            name, owner = run.model.layers[index].name, run.plan.layout.group_rank_of(stage)
             if group.rank == 0:
                 yield name, self._of(mine[index], kind) if owner == 0 else load(group.receive_bytes(owner))
             elif group.rank == owner:

@@ -3,19 +3,18 @@
 from pathlib import Path
 from typing import Protocol
 
+from trainer.checkpoint.warm_start import warm_start
 from trainer.evaluation import evaluate
-from trainer.loop import last_step
+from trainer.metrics.headline import headline
 from trainer.metrics.progress import write_lines
-from trainer.metrics.table import headline
 from trainer.run import Run
-from trainer.step import Stepper, StepResult
+from trainer.step import StepResult, TrainStep
+from trainer.train import last_step
 from trainer.verify.comparison import Comparison
 from trainer.verify.digest_file import DigestFile, StepDigests
 from trainer.verify.reference import Reference
 from trainer.verify.values import Values
-from trainer.warm_start import warm_start
 
-_TOLD = 50  # failures
 _TOLD = 50  # failures
 LOSS, NORM, VALIDATION = "loss", "gradient norm", "validation loss"
 
@@ -28,16 +27,16 @@ def verify(run: Run) -> bool:
     """
     config, values = run.config.verify, Values(run)
     comparison, replicas = Comparison(), Comparison()
-    seen = DigestFile.of(run.config, run.layout.replicas, run.threads)
+    seen = DigestFile.of(run.config, run.plan.layout.replicas, run.threads)
     warm_start(run.config.checkpoint, run.layers, run.model)
     judge = _judge(run, values, seen, comparison)
-    stepper = Stepper(run, last_step(run, 0, 0), values.keep_gradients)
+    train_step = TrainStep(run, last_step(run, 0, 0), values.keep_gradients)
     for step in range(1, config.steps + 1):
-        result = stepper.run(step, (step - 1) * run.config.batch.global_size)
+        result = train_step.run(step, (step - 1) * run.config.batch.global_size)
         everyone = run.world.all_gather_objects(values.digests())
         _compare_replicas(run, step, everyone, replicas)
         digests = {key: digest for theirs in everyone for key, digest in theirs.items()}
-        seen.steps.append(StepDigests(step, result.loss, result.grad_norm, digests))
+        seen.steps.append(StepDigests(step, result.summary.loss, result.summary.grad_norm, digests))
         judge.step(step, result)
     judge.end()
     if config.save is not None and run.world.rank == 0:
@@ -84,7 +83,7 @@ class _OneProcess:
                 run.config,
                 run.model,
                 run.data,
-                replicas=run.layout.replicas,
+                replicas=run.plan.layout.replicas,
                 steps=last_step(run, 0, 0),
                 device=run.devices[0],
             )
@@ -101,10 +100,10 @@ class _OneProcess:
         if reference is not None:
             size = run.config.batch.global_size
             loss = reference.step(step, run.order.samples((step - 1) * size, size))
-            comparison.number(step, LOSS, seen=result.loss, expected=loss)
+            comparison.number(step, LOSS, seen=result.summary.loss, expected=loss)
         self._compare(step, "gradient")
         if reference is not None:
-            comparison.number(step, NORM, seen=result.grad_norm, expected=reference.update(step))
+            comparison.number(step, NORM, seen=result.summary.grad_norm, expected=reference.update(step))
         self._compare(step, "weight")
         self._compare(step, "buffer")
 
@@ -176,7 +175,7 @@ class _Nobody:
 
 def _compare_replicas(run: Run, step: int, everyone: list[dict[str, str]], comparison: Comparison) -> None:
     """Compare every replica with the first: they must all hold the same."""
-    layout = run.layout
+    layout = run.plan.layout
     for rank, theirs in enumerate(everyone):
         first = everyone[layout.group_rank(rank)]
         for key in theirs | first:

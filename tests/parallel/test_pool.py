@@ -1,0 +1,109 @@
+"""A pool takes job after job, says what became of one that fails, and is replaced where it must be."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Timer
+
+import pytest
+
+from tests.support.pool import Pool
+from tests.support.pools import Pools
+
+pytestmark = pytest.mark.parallel
+
+SIMPLE = ["experiment=simplenet", "train.epochs=1", "run.dir=run", "threads=1", "device=cpu"]
+FAILING = ["model=custom", "model.target=tests.support.models:failing", "layout.stages=2"]
+ENDLESS = ["train.epochs=1000000", "checkpoint.every=0", "layout.stages=2"]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
+    """Return pools for this module alone, for they get hurt."""
+    started = Pools(lambda: tmp_path_factory.mktemp("pool"))
+    yield started
+    started.end()
+
+
+def pool_of(own: Pools) -> Pool:
+    return own.pool(2, 1, deterministic=False)
+
+
+def assert_works(own: Pools, folder: Path) -> None:
+    folder.mkdir()
+    own.run(2, SIMPLE, folder).check()
+    assert (folder / "run" / "metrics.jsonl").exists()
+
+
+def test_exception_on_one_rank(own: Pools, tmp_path: Path) -> None:
+    """The other waits for what it would have sent; both are ended, and new ones take the next job."""
+    pool = pool_of(own)
+    result = own.run(2, [*SIMPLE, *FAILING], tmp_path)
+    assert result.code == 1
+    assert result.err.count("Traceback (most recent call last)") == 1
+    assert "ArithmeticError: this layer fails on purpose" in result.err
+    assert "rank 1 failed" in result.err
+    assert not result.messages
+    assert_ended(pool)
+    assert_works(own, tmp_path / "next")
+
+
+def test_killed_rank(own: Pools, tmp_path: Path) -> None:
+    pool = pool_of(own)
+    killer = Timer(5.0, os.kill, (pool.process(1), signal.SIGKILL))
+    killer.start()
+    result = own.run(2, [*SIMPLE, *ENDLESS], tmp_path)
+    killer.join()
+    assert result.code == 128 + signal.SIGKILL
+    assert "rank 1 was killed by signal 9" in result.err
+    assert_ended(pool)
+    assert_works(own, tmp_path / "next")
+
+
+def test_error_on_all_ranks(own: Pools, tmp_path: Path) -> None:
+    """What all raise alike is told once, and the same ranks take the next job."""
+    assert_works(own, tmp_path / "first")
+    pool = pool_of(own)
+    result = own.run(2, [*SIMPLE, "batch.global_size=0"], tmp_path)
+    assert result.code == 2
+    assert len(result.messages) == 1
+    assert "batch.global_size" in result.messages[0]
+    assert_works(own, tmp_path / "next")
+    assert pool_of(own) is pool
+
+
+def test_job_that_does_not_end(own: Pools, tmp_path: Path) -> None:
+    pool = pool_of(own)
+    with pytest.raises(AssertionError, match="a job had not ended in time"):
+        own.run(2, [*SIMPLE, *ENDLESS], tmp_path, limit=3.0)
+    assert_ended(pool)
+    assert_works(own, tmp_path / "next")
+
+
+def test_job_leaves_nothing_to_the_next(own: Pools, tmp_path: Path) -> None:
+    """Two folders have a module of the same name, and a run without a log file comes behind one with it."""
+    folders = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "mine.py").write_text(
+            "from trainer.config.schema import SimpleNetConfig\n"
+            "from trainer.models.simplenet import simplenet\n"
+            f"def model(data):\n    print('module {number}', flush=True)\n"
+            f"    return simplenet(SimpleNetConfig(), data)\n"
+        )
+        result = own.run(2, [*SIMPLE, "model=custom", "model.target=mine:model"], folder).check()
+        assert f"module {number}" in result.out
+        assert f"module {3 - number}" not in result.out
+        folders.append(folder)
+    first, second = ((folder / "run" / "logs" / "rank1.log").read_text() for folder in folders)
+    assert first.count("optimizer state: ") == second.count("optimizer state: ") == 1
+    assert "metrics.jsonl" in {path.name for path in (folders[1] / "run").iterdir()}
+
+
+def assert_ended(pool: Pool) -> None:
+    assert not pool.usable
+    for rank in range(pool.ranks):
+        command = Path(f"/proc/{pool.process(rank)}/cmdline")
+        assert not command.exists() or not command.read_bytes()  # it is gone, or nobody has asked for its end

@@ -1,0 +1,244 @@
+"""Starts ranks as a user does, under a hard time limit, and leaves none of them behind.
+
+Every process of a launch carries the launch's number in its environment, whatever session or process group
+the launcher moved it to. So all of them can be found, and killed, also when they have lost their parent.
+Where the tests themselves are killed, the kernel kills the launcher, and Open MPI's end ends the ranks.
+"""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+REPOSITORY = Path(__file__).parents[2]
+LIMIT = 120.0  # seconds; a launch takes a few, but tests may share the machine
+_GRACE = 10.0  # seconds that ranks have to be gone after the launcher
+_MARK = "TRAINER_TEST_LAUNCH"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_C_LIBRARY = ctypes.CDLL(None)  # loaded before any fork, which must not load anything
+_TAG = re.compile(r"^\[(?:\d+,)?(\d+)\]<(?:stdout|stderr)>:", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a launch.
+
+    Attributes:
+        code: The exit code of the launcher, or of the one process.
+        out: Its standard output, without the launcher's tags.
+        err: Its standard error, likewise.
+        seconds: How long it ran.
+        left_over: The commands of the ranks that outlived it, and were killed then.
+        speakers: The ranks that wrote to standard output.
+    """
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    left_over: tuple[str, ...]
+    speakers: frozenset[int]
+
+    @property
+    def messages(self) -> list[str]:
+        """Return the lines in which the trainer tells an error."""
+        return [line for line in self.err.splitlines() if line.startswith("trainer: error: ")]
+
+    def check(self) -> "Result":
+        """Return this, if the launch ended well."""
+        assert self.code == 0, f"exit code {self.code}\n{self.out}\n{self.err}"
+        assert not self.left_over
+        return self
+
+
+class Launch:
+    """Ranks under way.
+
+    Args:
+        command: What to run.
+        folder: The working directory; what the command prints is kept there too.
+        env: Variables besides those of this process.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None) -> None:
+        self._number = uuid4().hex
+        self._streams = [folder / f"{name}-{self._number}.txt" for name in ("out", "err")]
+        self._began = time.monotonic()
+        with self._streams[0].open("wb") as out, self._streams[1].open("wb") as err:
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=_environment() | {_MARK: self._number} | dict(env or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                preexec_fn=die_with_the_parent,  # noqa: PLW1509  (it calls the kernel, and nothing else)
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Return how long ago the launch began."""
+        return time.monotonic() - self._began
+
+    def rank(self, rank: int) -> int:
+        """Return the process number of a rank."""
+        wanted = {_MARK: self._number, "OMPI_COMM_WORLD_RANK": str(rank)}
+        (found,) = _processes(wanted)
+        return found
+
+    def wait_for(self, text: str, limit: float = LIMIT) -> None:
+        """Return when the text has been written to standard output."""
+        if not _within(limit, lambda: text in self._read(0) or self._process.poll() is not None):
+            self.kill()
+            raise AssertionError(f"no {text!r} within {limit} s:\n{self._read(0)}\n{self._read(1)}")
+        assert text in self._read(0), f"ended without {text!r}:\n{self._read(0)}\n{self._read(1)}"
+
+    def wait_for_file(self, path: Path, limit: float = LIMIT) -> None:
+        """Return when a file is there."""
+        if not _within(limit, lambda: path.exists() or self._process.poll() is not None):
+            self.kill()
+        assert path.exists(), f"no {path}:\n{self._read(0)}\n{self._read(1)}"
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to the launcher's process group, as a terminal does."""
+        os.killpg(self._process.pid, number)
+
+    def signal_launcher(self, number: signal.Signals) -> None:
+        """Send a signal to the launcher's process alone, as `kill` and a batch system may."""
+        os.kill(self._process.pid, number)
+
+    def wait(self, limit: float = LIMIT) -> Result:
+        """Return what became of the launch.
+
+        Raises:
+            AssertionError: It had not ended after `limit` seconds; it is killed.
+        """
+        try:
+            code = self._process.wait(max(0.0, limit - self.seconds))
+        except BaseException as error:
+            self.kill()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            message = f"still running after {limit} s:\n{self._read(0)}\n{self._read(1)}"
+            raise AssertionError(message) from None
+        seconds = self.seconds
+        _within(_GRACE, lambda: not self._running())
+        left_over = tuple(_command(process) for process in self._running())
+        self.kill()
+        out, err = self._read(0), self._read(1)
+        speakers = frozenset(int(rank) for rank in _TAG.findall(out))
+        return Result(code, _TAG.sub("", out), _TAG.sub("", err), seconds, left_over, speakers)
+
+    def kill(self) -> None:
+        """Kill every process of the launch."""
+        while running := self._running():
+            for process in running:
+                try:
+                    os.kill(process, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.05)
+        self._process.wait()
+
+    def end_of_launcher(self, limit: float = _GRACE) -> int:
+        """Return the exit code of the launcher, as a shell would tell it; kill what is left of the launch."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(limit)
+        self.kill()
+        code = self._process.returncode
+        return code if code >= 0 else 128 - code
+
+    def said(self) -> str:
+        """Return what the launch has written so far."""
+        return f"{self._read(0)}\n{self._read(1)}"
+
+    def _running(self) -> list[int]:
+        return _processes({_MARK: self._number})
+
+    def _read(self, stream: int) -> str:
+        return self._streams[stream].read_text(errors="replace")
+
+
+def die_with_the_parent() -> None:
+    """Have the kernel kill this process when its parent ends; it stays so through `exec`."""
+    _C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def horovodrun(
+    ranks: int, overrides: Sequence[str], *, module: str = "trainer", options: Sequence[str] = ()
+) -> list[str]:
+    """Return the command that users start ranks with."""
+    program = [sys.executable, "-m", module, *overrides]
+    return ["horovodrun", *options, "-np", str(ranks), *program]
+
+
+def launch(
+    ranks: int,
+    overrides: Sequence[str],
+    folder: Path,
+    *,
+    module: str = "trainer",
+    env: Mapping[str, str] | None = None,
+    limit: float = LIMIT,
+) -> Result:
+    """Run a module on some ranks, in a folder, to its end; on one rank without a launcher."""
+    alone = [sys.executable, "-m", module, *overrides]
+    command = alone if ranks == 1 else horovodrun(ranks, overrides, module=module)
+    return run(command, folder, env=env, limit=limit)
+
+
+def run(
+    command: Sequence[str], folder: Path, *, env: Mapping[str, str] | None = None, limit: float = LIMIT
+) -> Result:
+    """Run a command that starts ranks, in a folder, to its end."""
+    return Launch(command, folder, env).wait(limit)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a launch: this process's, without what an outer launcher left in it."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_", "PMIX_"))}
+    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    kept["PYTHONPATH"] = str(REPOSITORY)
+    if os.geteuid() == 0:
+        kept |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return kept
+
+
+def _processes(variables: Mapping[str, str]) -> list[int]:
+    """Return the processes that have these environment variables."""
+    wanted = {f"{key}={value}".encode() for key, value in variables.items()}
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended, or is another user's
+            continue
+        if wanted <= set(environment):
+            found.append(int(entry.name))
+    return found
+
+
+def _command(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return f"process {process}"
+
+
+def _within(limit: float, happened: Callable[[], bool]) -> bool:
+    """Return whether something happens within so many seconds."""
+    end = time.monotonic() + limit
+    while not happened():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,188 @@
+"""Ranks that are started once and take many jobs, for starting them costs more than most jobs do.
+
+Between jobs the ranks are suspended, so that they take nothing from others. A pool is used up when a job may
+have left something behind: a rank died, hangs, or raised what is not a `UserError`. Its processes are then
+killed, and whoever has another job starts another pool.
+"""
+
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from uuid import uuid4
+
+from tests.support.jobs import SOCKET, Hello, Job, Line, Report
+from tests.support.launch import LIMIT, Launch, Result, horovodrun
+
+_START_LIMIT = 90.0  # seconds
+_GRACE = 5.0  # seconds for the other ranks to raise what one has raised
+_MODULE = "tests.support.pool_rank"
+
+
+class Pool:
+    """Ranks under way.
+
+    Args:
+        ranks: Their number; one rank is started without a launcher.
+        folder: An empty one, for what jobs print.
+
+    Attributes:
+        ranks: Their number.
+        usable: Whether it takes another job.
+        replicas: How many Horovod joins in these processes, 0 until it has started.
+        deterministic: Whether Horovod was started for `train.deterministic`.
+    """
+
+    def __init__(self, ranks: int, folder: Path) -> None:
+        self.ranks = ranks
+        self.usable = True
+        self.replicas = 0
+        self.deterministic = False
+        self._folder = folder
+        self._jobs = 0
+        name = f"trainer-pool-{uuid4().hex}"  # in Linux's abstract namespace: no file, no limit of its path
+        command = [sys.executable, "-m", _MODULE] if ranks == 1 else horovodrun(ranks, [], module=_MODULE)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"\0{name}")
+            server.listen(ranks)
+            self._launch = Launch(command, folder, {SOCKET: name})
+            try:
+                self._lines, self._processes = self._accept(server)
+            except BaseException:
+                self._launch.kill()
+                raise
+        self._signal(signal.SIGSTOP)
+
+    def _accept(self, server: socket.socket) -> tuple[dict[int, Line], dict[int, int]]:
+        """Return the connections and the process numbers of all ranks."""
+        lines: dict[int, Line] = {}
+        processes: dict[int, int] = {}
+        server.settimeout(_START_LIMIT)
+        while len(lines) < self.ranks:
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                raise AssertionError(f"the ranks of a pool did not start:\n{self._launch.said()}") from None
+            line = Line(connection)
+            fields = line.read()
+            assert fields is not None, f"a rank of a pool ended at once:\n{self._launch.said()}"
+            hello = Hello(**fields)
+            lines[hello.rank], processes[hello.rank] = line, hello.process
+        return lines, processes
+
+    def process(self, rank: int) -> int:
+        """Return the process number of a rank."""
+        return self._processes[rank]
+
+    def run(
+        self,
+        arguments: list[str],
+        folder: Path,
+        *,
+        module: str = "trainer",
+        mutation: str | None = None,
+        deterministic: bool = False,
+        limit: float = LIMIT,
+    ) -> Result:
+        """Run a command on every rank, in a folder; return what a launch of its own would have come to.
+
+        Args:
+            arguments: The command's.
+            folder: The working directory.
+            module: As in `python -m module`.
+            mutation: The mistake to put into the trainer meanwhile.
+            deterministic: Whether Horovod has one order of sums if it is this job that starts it.
+            limit: Seconds.
+
+        Raises:
+            AssertionError: It had not ended after `limit` seconds.
+        """
+        assert self.usable
+        began = time.monotonic()
+        job = Job(module, arguments, str(folder), str(self._folder / str(self._jobs)), mutation)
+        self._jobs += 1
+        try:
+            reports, dead = self._reports(job, began + limit)
+        except BaseException:
+            self.end()
+            raise
+        if self.replicas == 0:
+            self.replicas = max([0, *(report.replicas for report in reports.values())])
+            self.deterministic = deterministic
+        code, told = self._outcome(reports, dead)
+        if self.usable:
+            self._signal(signal.SIGSTOP)
+        out, err = (self._streams(job, name) for name in ("out", "err"))
+        speakers = frozenset(rank for rank, text in out.items() if text)
+        err_of_all = "".join([*err.values(), *told])
+        return Result(code, "".join(out.values()), err_of_all, time.monotonic() - began, (), speakers)
+
+    def end(self) -> None:
+        """End the ranks, now."""
+        self.usable = False
+        for line in self._lines.values():
+            line.close()
+        self._launch.kill()
+
+    def _reports(self, job: Job, until: float) -> tuple[dict[int, Report], int | None]:
+        """Return the reports of ranks, and the rank that ended without one.
+
+        They are not those of all ranks where one ended, or raised what the others did not.
+        """
+        self._signal(signal.SIGCONT)
+        reports: dict[int, Report] = {}
+        with selectors.DefaultSelector() as waiting:
+            for rank, line in self._lines.items():
+                waiting.register(line.connection, selectors.EVENT_READ, rank)
+                try:
+                    line.write(job)
+                except OSError:
+                    return reports, rank
+            while waiting.get_map():
+                ready = waiting.select(max(0.0, until - time.monotonic()))
+                for key, _ in ready:
+                    waiting.unregister(key.fileobj)
+                    fields = self._lines[key.data].read()
+                    if fields is None:
+                        return reports, key.data
+                    reports[key.data] = Report(**fields)
+                    if reports[key.data].error is not None:
+                        until = min(until, time.monotonic() + _GRACE)
+                if not ready:
+                    assert any(report.error is not None for report in reports.values()), self._unfinished(job)
+                    break
+        return reports, None
+
+    def _outcome(self, reports: Mapping[int, Report], dead: int | None) -> tuple[int, list[str]]:
+        """Return the exit code of a job, and what the command prints about errors.
+
+        Where several fail, the first speaks, as it ends the others. A pool whose ranks may differ is ended.
+        """
+        failed = [reports[rank] for rank in sorted(reports) if reports[rank].error is not None]
+        if dead is not None:
+            code = self._launch.end_of_launcher()
+            self.end()
+            how = f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
+            return code, [f"rank {dead} {how}\n"]
+        if len(reports) < self.ranks or any(not report.of_input for report in failed):
+            self.end()
+        if failed:
+            return failed[0].code, [str(failed[0].error)]
+        return max(report.code for report in reports.values()), []
+
+    def _unfinished(self, job: Job) -> str:
+        said = [text for name in ("out", "err") for text in self._streams(job, name).values()]
+        return f"a job had not ended in time: {job}\n" + "\n".join(said)
+
+    def _streams(self, job: Job, name: str) -> dict[int, str]:
+        """Return what the ranks have written, by rank."""
+        paths = {rank: Path(job.stream(name, rank)) for rank in range(self.ranks)}
+        return {rank: path.read_text(errors="replace") for rank, path in paths.items() if path.exists()}
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes.values():
+            os.kill(process, number)

@@ -1,0 +1,78 @@
+"""Runs that have ended, to look at."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.launch import Result
+
+# Everything at once that could come out differently in another layout: dropout, a tied head, an odd number
+# of layers, a last micro-batch that is smaller, clipping, AdamW, a learning rate that changes.
+GPT = [
+    "model.blocks=3",
+    "batch.global_size=15",
+    "optimizer.clip=1.0",
+    "train.steps=6",
+    "eval.every=3",
+    "checkpoint.every=3",
+    "checkpoint.keep=0",
+    "generate.tokens=12",
+]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ended well.
+
+    Attributes:
+        result: Of its launch.
+        folder: The run's folder.
+    """
+
+    result: Result
+    folder: Path
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """Return everything in the metrics."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """Return the metrics of the steps."""
+        return [item for item in self.objects if "loss" in item]
+
+    @property
+    def losses(self) -> list[float]:
+        """Return the loss of every step."""
+        return [step["loss"] for step in self.steps]
+
+    @property
+    def grad_norms(self) -> list[float]:
+        """Return the gradient's norm of every step."""
+        return [step["grad_norm"] for step in self.steps]
+
+    @property
+    def validation(self) -> list[float]:
+        """Return the losses on the validation samples."""
+        return [item["val_loss"] for item in self.objects if "val_loss" in item]
+
+    @property
+    def written(self) -> str:
+        """Return the text that the model wrote at the end."""
+        return self.result.out.partition("the model writes:\n")[2]
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of a checkpoint."""
+        return self.folder / "checkpoints" / f"step-{step:08d}"
+
+    def layer_files(self, step: int) -> dict[str, bytes]:
+        """Return the files of the layers in a checkpoint."""
+        return {path.name: path.read_bytes() for path in (self.checkpoint(step) / "layers").iterdir()}
+
+
+# Run a command on some ranks, with some overrides: to any end; to a good end, once a session.
+Ranks = Callable[..., Result]
+Trained = Callable[..., Finished]

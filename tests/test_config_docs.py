@@ -1,0 +1,27 @@
+"""docs/configuration.md is what the schema says."""
+
+from pathlib import Path
+
+from trainer.config.compose import known_keys
+from trainer.config.docs import PAGE, page
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def test_the_committed_page_is_generated() -> None:
+    assert (REPOSITORY / PAGE).read_text() == page(), "run `make docs-config`"
+
+
+def test_every_key_has_a_row() -> None:
+    rows = {line.split("`")[1]: line for line in page().splitlines() if line.startswith("| `")}
+    chosen_by_group = {"model", "data", "optimizer", "model.name", "data.name", "optimizer.name"}
+    assert set(known_keys()) - chosen_by_group <= set(rows)
+    assert rows["model.dropout"].split(" | ")[1:4] == ["float", "`0.1`", "from 0 to below 1"]
+    assert rows["data.context"].split(" | ")[2:4] == ["`${model.context}`", "greater than 0 (tokens)"]
+    assert "`adasum`" in rows["averaging.op"]
+
+
+def test_every_sentence_is_there() -> None:
+    for line in page().splitlines():
+        if line.startswith("| `"):
+            assert line.split(" | ")[-1].strip(" |"), line

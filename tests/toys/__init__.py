@@ -1,0 +1,1 @@
+"""A model, a kind of data and an optimizer, added as a contributor adds them: declared, and built."""

@@ -1,0 +1,389 @@
+"""Checkpoints: one safetensors file a layer, and a manifest that is written last.
+
+    checkpoints/step-00000100/
+        layers/embedding.safetensors    weights, buffers and optimizer state of the layer
+        layers/...
+        progress.json                   step, position in the data (samples), seed, versions
+        manifest.json                   the model's layers, and size and SHA-256 of every file
+
+Nothing in it depends on the layout, and nothing needs unpickling. A folder without its manifest is not a
+checkpoint: it is written under another name and renamed when it is whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from trainer.distributed.world import Communicator
+from trainer.errors import UserError
+from trainer.models.model import Layer
+from trainer.models.names import Name, own_name
+from trainer.pipeline.layer import BuiltLayer
+
+FORMAT = 1
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Optimizer steps done.
+        samples: Position in the data: samples trained on since the beginning.
+        seed: The run's seed.
+        optimizer: The optimizer's name; its state fits no other.
+        versions: What it was made with.
+        data: The data's fingerprint; None in checkpoints of before it was kept.
+        loss_scale: The attributes of the run's `LossScale`; None where it has none, and in older checkpoints.
+        replication: What the replication strategy keeps of itself.
+    """
+
+    step: int
+    samples: int
+    seed: int
+    optimizer: str
+    versions: dict[str, str]
+    data: str | None = None
+    loss_scale: dict[str, Any] | None = None
+    replication: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    folder: Path,
+    layers: Sequence[BuiltLayer],
+    optimizer: torch.optim.Optimizer | None,
+    progress: Progress,
+    group: Communicator,
+    *,
+    replicas: Communicator | None = None,
+) -> Path:
+    """Write a checkpoint together: every rank of one model-parallel group its own layers.
+
+    Args:
+        folder: The folder of checkpoints, one and the same for all ranks.
+        layers: This rank's layers.
+        optimizer: Its optimizer.
+        progress: How far the run is.
+        group: The model-parallel group; all its ranks call this.
+        replicas: The data-parallel group, if the optimizer is sharded: all its ranks call this, and all but
+            the first send it their shards, a layer at a time.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    final = checkpoint_folder(folder, progress.step)
+    if replicas is not None and replicas.rank > 0:
+        for layer in layers:
+            replicas.send_bytes(_bytes(_state(layer, optimizer)), 0)
+        return final
+    partial = final.with_name(final.name + _PARTIAL)
+    (partial / "layers").mkdir(parents=True, exist_ok=True)
+    files, described = {}, {}
+    for layer in layers:
+        name = f"layers/{quote(layer.name, safe='')}.safetensors"
+        state = _state(layer, optimizer)
+        if replicas is not None:
+            state = _joined(state, replicas)
+        files[name] = _write(partial / name, _pack(layer, state))
+        described[layer.index] = _describe(layer, name)
+    gathered = group.all_gather_objects((files, described))
+    if group.rank == 0:
+        files = {name: entry for theirs, _ in gathered for name, entry in theirs.items()}
+        ordered = sorted(item for _, theirs in gathered for item in theirs.items())
+        files["progress.json"] = _write(partial / "progress.json", _json(asdict(progress)))
+        manifest = {"format": FORMAT, "layers": [entry for _, entry in ordered], "files": files}
+        _write(partial / "manifest.json", _json(manifest))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(folder)
+    group.barrier()
+    return final
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Return where a step's checkpoint is, in a folder of them."""
+    return folder / f"step-{step:08d}"
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints; 0 keeps all."""
+    if keep > 0:
+        for old in _complete(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(resume: str, folder: Path) -> Path | None:
+    """Return the checkpoint that a run starts from, or None.
+
+    Args:
+        resume: "auto" (the newest in the folder), "none", or the path of a checkpoint or of a folder of them.
+        folder: The run's folder of checkpoints.
+
+    Raises:
+        UserError: A path was given, and no whole checkpoint is there.
+    """
+    if resume == "none":
+        return None
+    return _newest(folder) if resume == "auto" else checkpoint_at(resume, "checkpoint.resume")
+
+
+def checkpoint_at(path: str, key: str) -> Path:
+    """Return the checkpoint at a path: it, the newest of a folder of them, or of a run's folder.
+
+    Args:
+        path: The path.
+        key: The dotted key that it comes from, for messages.
+
+    Raises:
+        UserError: No whole checkpoint is there.
+    """
+    found = _newest(Path(path))
+    if found is None:
+        raise UserError(
+            f"{key}={path} is no checkpoint: there is no manifest.json in it; "
+            "give the folder of a checkpoint (.../checkpoints/step-00000100), or of a run"
+        )
+    return found
+
+
+class Checkpoint:
+    """A checkpoint to read from.
+
+    Raises:
+        UserError: The manifest cannot be read, or is of another format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: dict[str, _Packed] = {}
+        try:
+            self._manifest = json.loads((path / "manifest.json").read_text())
+            self._layers = {entry["name"]: entry for entry in self._manifest["layers"]}
+            self._files: dict[str, Any] = self._manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"the checkpoint {path} cannot be read: manifest.json: {error}") from error
+        if self._manifest["format"] != FORMAT:
+            raise UserError(
+                f"the checkpoint {path} has format {self._manifest['format']}; this trainer reads {FORMAT}"
+            )
+
+    def progress(self) -> Progress:
+        """Return how far its run was."""
+        return Progress(**json.loads(self._read("progress.json")))
+
+    @property
+    def layers(self) -> list[str]:
+        """Return the names of its model's layers, in order."""
+        return list(self._layers)
+
+    def shapes(self, layer: str) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the parameters that one of its layers owns, by name."""
+        return {name: tuple(shape) for name, shape in self._layers[layer]["parameters"].items()}
+
+    def check_model(self, layers: Sequence[Layer]) -> None:
+        """Raise a UserError unless it is of a model with these layers."""
+        theirs, ours = self.layers, [layer.name for layer in layers]
+        if theirs != ours:
+            raise UserError(
+                f"the checkpoint {self.path} is of another model: it has {len(theirs)} layers "
+                f"({_some(theirs)}), this model has {len(ours)} ({_some(ours)})"
+            )
+
+    def restore(
+        self, layers: Sequence[BuiltLayer], optimizer: torch.optim.Optimizer | None, optimizer_name: str
+    ) -> None:
+        """Load weights, buffers and optimizer state into a rank's layers, whatever layout they were saved in.
+
+        An optimizer gets the state of its own parameters.
+
+        Raises:
+            UserError: A parameter has another shape, the optimizer is another, or a file is damaged.
+        """
+        saved_with = self.progress().optimizer
+        if saved_with != optimizer_name:
+            raise UserError(
+                f"the checkpoint {self.path} was made with optimizer={saved_with}, "
+                f"but this run has optimizer={optimizer_name}"
+            )
+        self.restore_weights(layers, self.layers)
+        if optimizer is None:
+            return
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        for layer in layers:
+            for name, parameter in layer.module.named_parameters():
+                if parameter in held:
+                    self._restore_state(own_name(layer.name, name, layer.ties), parameter, optimizer)
+
+    def restore_weights(self, layers: Sequence[BuiltLayer], chosen: Collection[str]) -> None:
+        """Load weights and buffers alone, of the layers whose names are chosen.
+
+        A tied parameter takes its owner's weight, if the owner is chosen.
+
+        Raises:
+            UserError: A parameter or a buffer has another shape, or a file is damaged.
+        """
+        for layer in layers:
+            for name, parameter in layer.module.named_parameters():
+                owner, owner_name = own_name(layer.name, name, layer.ties)
+                if owner in chosen:
+                    self._copy(owner, "weight", owner_name, parameter)
+            if layer.name in chosen:
+                for name, buffer in _persistent_buffers(layer.module):
+                    self._copy(layer.name, "buffer", name, buffer)
+
+    @torch.no_grad()
+    def _copy(self, layer: str, kind: str, name: str, target: Tensor) -> None:
+        saved = self._open(layer).tensors.get(f"{kind}.{name}")
+        if saved is None or saved.shape != target.shape:
+            theirs = f"no such {kind}" if saved is None else f"shape {tuple(saved.shape)}"
+            raise UserError(
+                f"the checkpoint {self.path} is of another model: {layer}: {name} has {theirs} there, "
+                f"and shape {tuple(target.shape)} here"
+            )
+        target.copy_(saved)
+
+    def _restore_state(self, name: Name, parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        packed = self._open(name[0])
+        prefix = f"optimizer.{name[1]}."
+        state: dict[str, Any] = {
+            key.removeprefix(prefix): tensor.to(parameter.device, copy=True)  # a tie's copies have their own
+            for key, tensor in packed.tensors.items()
+            if key.startswith(prefix)
+        }
+        state |= packed.scalars.get(name[1], {})
+        if state:
+            optimizer.state[parameter] = state
+
+    def _open(self, layer: str) -> "_Packed":
+        if layer not in self._opened:
+            self._opened[layer] = _unpack(self._read(self._layers[layer]["file"]))
+        return self._opened[layer]
+
+    def _read(self, name: str) -> bytes:
+        """Return a file's content, held against the manifest."""
+        try:
+            data = (self.path / name).read_bytes()
+            expected = self._files[name]
+        except (OSError, KeyError) as error:
+            raise UserError(f"the checkpoint {self.path} is not whole: {name}: {error}") from error
+        if _entry(data) != expected:
+            raise UserError(
+                f"the checkpoint {self.path} is damaged: {name} is not what its manifest says "
+                f"({len(data)} bytes, expected {expected['bytes']}; SHA-256 differs): take an older one"
+            )
+        return data
+
+
+@dataclass(frozen=True)
+class _Packed:
+    tensors: Mapping[str, Tensor]
+    scalars: Mapping[str, Mapping[str, Any]]  # optimizer state that is no tensor, by parameter
+
+
+def _state(layer: BuiltLayer, optimizer: torch.optim.Optimizer | None) -> _Packed:
+    """Return what an optimizer has of the state of a layer's parameters."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for name, parameter in layer.owned():
+        state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{name}.{key}"] = value
+            else:
+                scalars.setdefault(name, {})[key] = value
+    return _Packed(tensors, scalars)
+
+
+def _joined(state: _Packed, replicas: Communicator) -> _Packed:
+    """Return a layer's optimizer state with what the other replicas send of it."""
+    for rank in range(1, replicas.size):
+        theirs = _unpack(replicas.receive_bytes(rank))
+        state = _Packed({**state.tensors, **theirs.tensors}, {**state.scalars, **theirs.scalars})
+    return state
+
+
+def _pack(layer: BuiltLayer, state: _Packed) -> bytes:
+    """Return the bytes of a layer's file."""
+    weights = {f"weight.{name}": parameter for name, parameter in layer.owned()}
+    buffers = {f"buffer.{name}": buffer for name, buffer in _persistent_buffers(layer.module)}
+    return _bytes(_Packed({**weights, **buffers, **state.tensors}, state.scalars))
+
+
+def _bytes(packed: _Packed) -> bytes:
+    on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in packed.tensors.items()}
+    return save(on_host, metadata={"scalars": json.dumps(packed.scalars, sort_keys=True)})
+
+
+def _unpack(data: bytes) -> _Packed:
+    # A safetensors file begins with the length of its JSON header, which holds the metadata.
+    length = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    return _Packed(load(data), json.loads(metadata.get("scalars", "{}")))
+
+
+def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    kept = module.state_dict(keep_vars=True)
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
+
+
+def _describe(layer: BuiltLayer, file: str) -> dict[str, Any]:
+    shapes = {name: list(parameter.shape) for name, parameter in layer.owned()}
+    return {"name": layer.name, "file": file, "parameters": shapes}
+
+
+def _write(path: Path, data: bytes) -> dict[str, Any]:
+    """Write a file through to the disk; return its entry for the manifest."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return _entry(data)
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _newest(path: Path) -> Path | None:
+    """Return the checkpoint that `checkpoint_at` describes, or None."""
+    if (path / "manifest.json").is_file():
+        return path
+    found = _complete(path) or _complete(path / "checkpoints")
+    return found[-1] if found else None
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Return the whole checkpoints of a folder, oldest first."""
+    return sorted(
+        path.parent for path in folder.glob("step-*/manifest.json") if path.parent.suffix != _PARTIAL
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")  # noqa: PLR2004

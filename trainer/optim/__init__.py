@@ -1,0 +1,1 @@
+"""Optimizers: gradients, learning rates, loss scaling."""
