@@ -1,19 +1,26 @@
 """Benchmarks compare what they say they compare."""
 
+import signal
 import sys
+from collections.abc import Sequence
+from itertools import combinations, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.support.launch import REPOSITORY
+from tests.support.launch import REPOSITORY, Launch
 from trainer.bench.contest import ContestError, Entry, Pair, Turn, contest, take_turns
-from trainer.bench.gpt import Part, Work
+from trainer.bench.gpt import BLOCK, Part, Work
+from trainer.bench.lone_stage import LoneStage
 from trainer.bench.overhead import Bench
-from trainer.bench.peers import LIMIT, ONE, OURS, table
-from trainer.bench.split_backward import SplitBench, orders
+from trainer.bench.peers import DEEPSPEED_NAME, LIMIT, ONE, OURS, blocks_by_rank, table
+from trainer.bench.processes import run
+from trainer.bench.split_backward import orders, step
 from trainer.bench.statistics import median_interval
-from trainer.bench.torch_pipeline import SCHEDULES
+from trainer.bench.torch_pipeline import SCHEDULES, placement
+from trainer.plan.costs import layer_costs
 from trainer.schedule.resolve import resolve
 
 _CONTESTANT = """
@@ -100,10 +107,10 @@ def test_the_bare_loop_computes_what_the_engine_computes() -> None:
 
 def test_split_backwards_do_the_work_of_whole_ones() -> None:
     work = Work(blocks=2, width=16, heads=2, context=8, micro_batches=3)
-    bench, gradients = SplitBench(work), []
+    stage, gradients = LoneStage(work), []
     for order in orders(work.micro_batches).values():
-        bench.step(order)
-        gradients.append([parameter.grad for parameter in bench.parameters()])
+        step(stage, order)
+        gradients.append([parameter.grad for parameter in stage.parameters()])
     assert len(gradients) == 3
     for others in gradients[1:]:
         assert all(torch.equal(one, other) for one, other in zip(gradients[0], others, strict=True))
@@ -112,14 +119,75 @@ def test_split_backwards_do_the_work_of_whole_ones() -> None:
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_every_peer_has_the_whole_model(stages: int) -> None:
     work = Work(stages=stages, blocks=3, width=32, heads=2, context=16)
-    names = [layer.name for part in work.parts(stages) for layer in part]
+    names = [layer.name for part in work.parts(range(stages)) for layer in part]
     assert names == ["embedding", "block.0", "block.1", "block.2", "head"]
     inputs, targets = work.batch(0)
     assert len(inputs) == len(targets) == work.samples
     x = inputs
-    for part in work.parts(stages):
+    for part in work.parts(range(stages)):
         x = Part(part)(x)
     assert x.shape == (work.samples, 16, work.vocabulary)
+
+
+PEERS = (OURS, LIMIT, DEEPSPEED_NAME, *(f"torch {name}" for name in SCHEDULES))
+
+
+@pytest.mark.parametrize(("blocks", "alike"), [(5, {2, 3}), (6, {3}), (7, {3, 4}), (8, {4})])
+def test_ranks_hold_alike_numbers_of_blocks(blocks: int, alike: set[int]) -> None:
+    """No contestant has more on its fuller rank than another: 3 + 3 for all, and not 2 + 4 for one."""
+    for ours in ("1f1b", "interleaved", "zb_v"):
+        held = blocks_by_rank(Work(blocks=blocks), ours, [*PEERS, ONE])
+        assert list(held) == list(PEERS)
+        assert [{*map(int, each.split(" + "))} for each in held.values()] == [alike] * len(PEERS), held
+
+
+@pytest.mark.parametrize("width", [64, 320])
+@pytest.mark.parametrize("blocks", [5, 6, 7, 8])
+@pytest.mark.parametrize("name", ["1f1b", "interleaved", "zb_v"])
+def test_no_cut_would_serve_a_peer_better(name: str, blocks: int, width: int) -> None:
+    """Of all cuts into the peer's stages, none has a slowest rank that is faster."""
+    work, placed = Work(blocks=blocks, width=width), placement(name, 2)
+    costs = [each.cost for each in layer_costs(work.model(), work.data().training.inputs(np.arange(2)))]
+    ends = np.cumsum([len(part) for part in work.parts(placed)]).tolist()
+
+    def slowest(cut: Sequence[int]) -> float:
+        of_rank = [0.0, 0.0]
+        for rank, (first, end) in zip(placed, pairwise((0, *cut, len(costs))), strict=True):
+            of_rank[rank] += sum(costs[first:end])
+        return max(of_rank)
+
+    best = min(map(slowest, combinations(range(1, len(costs)), len(placed) - 1)))
+    assert slowest(ends[:-1]) == pytest.approx(best, rel=1e-12)
+
+
+def test_a_replica_of_one_stage_holds_all_blocks() -> None:
+    work = Work(stages=1, replicas=2, blocks=3, width=32, heads=2, context=16)
+    assert blocks_by_rank(work, "1f1b", [OURS, ONE, "torch ddp"]) == {OURS: "3", "torch ddp": "3"}
+    assert sum(layer.name.startswith(BLOCK) for part in work.parts([0]) for layer in part) == 3
+
+
+_ENDED = """
+import subprocess, sys
+from trainer.bench import processes
+processes.end_on_sigterm()
+rank = "import time, pathlib; pathlib.Path('started').touch(); time.sleep(600)"
+launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
+processes.run([sys.executable, "-c", launcher])
+"""
+
+
+def test_a_bench_that_is_ended_ends_its_ranks(tmp_path: Path) -> None:
+    launch = Launch([sys.executable, "-c", _ENDED], tmp_path)
+    launch.wait_for_file(tmp_path / "started")
+    launch.signal_launcher(signal.SIGTERM)
+    result = launch.wait()
+    assert result.code == 128 + signal.SIGTERM
+    assert not result.left_over
+
+
+def test_a_command_is_run_to_its_end() -> None:
+    code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
+    assert run([sys.executable, "-c", code]) == (3, "out\n", "err\n")
 
 
 def test_torchs_schedules_are_all_there() -> None:

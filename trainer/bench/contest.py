@@ -19,9 +19,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import psutil
-
 from trainer.bench.contestant import SOCKET
+from trainer.bench.processes import signal_family
 
 _PATIENCE = 300.0  # seconds for ranks to start, or to do the steps of a turn
 _FIRST_STEPS = 2
@@ -131,7 +130,7 @@ class Contestant:
         return Turn(answer["seconds"] / steps, answer["cpu_seconds"] / steps)
 
     def end(self) -> None:
-        """End the ranks, kindly at first."""
+        """Stop the ranks: ask first, then kill."""
         self._signal("resume")
         self._file.close()
         for process in self._launched:
@@ -158,16 +157,7 @@ class Contestant:
     def _signal(self, what: str) -> None:
         """Suspend, resume or kill every process of the launch."""
         for launched in self._launched:
-            try:
-                family = [psutil.Process(launched.pid)]
-                family += family[0].children(recursive=True)
-            except psutil.NoSuchProcess:
-                continue
-            for process in family:
-                try:
-                    getattr(process, what)()
-                except psutil.NoSuchProcess:
-                    continue
+            signal_family(launched.pid, what)
 
     def _error(self, what: str) -> ContestError:
         self._signal("kill")

@@ -48,7 +48,7 @@ def main() -> None:
 def _engine(work: Work) -> Any:
     """Return DeepSpeed's engine, set to its fastest on CPU."""
     # No partition method of DeepSpeed takes boundaries; so each of its layers is a whole stage of ours.
-    stages = [LayerSpec(Part, layers) for layers in work.parts(work.stages)]
+    stages = [LayerSpec(Part, layers) for layers in work.parts(range(work.stages))]
     module = PipelineModule(stages, num_stages=work.stages, loss_fn=mean_loss, partition_method="uniform")
     engine, *_ = deepspeed.initialize(
         model=module,

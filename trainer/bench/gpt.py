@@ -5,7 +5,6 @@ Imports neither MPI nor Horovod: peers run in environments that have none.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,11 +17,12 @@ from trainer.data.dataset import Data
 from trainer.models.gpt import gpt
 from trainer.models.model import Layer, Model
 from trainer.plan.costs import layer_costs
-from trainer.plan.partition import partition
+from trainer.plan.stages import partition_model
 from trainer.seeds import derive
 
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY = 0.1
+BLOCK = "block."  # what the names of transformer blocks begin with
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,23 @@ class Work:
         settings = {name: getattr(self, name) for name in names}
         return gpt(GPTConfig(**settings, dropout=0.0, tied=False), self.data())
 
-    def parts(self, stages: int) -> list[tuple[Layer, ...]]:
-        """Return the model's layers in so many parts, cut where the trainer would cut it."""
+    def parts(self, placement: Sequence[int]) -> list[tuple[Layer, ...]]:
+        """Return the layers of each stage, cut as the trainer cuts them: by what each rank holds in all.
+
+        Args:
+            placement: The rank of the pipeline that holds each stage.
+        """
         model = self.model()
         example = self.data().training.inputs(np.arange(self.micro_batch))
-        cuts = partition([cost.cost for cost in layer_costs(model, example)], stages)
-        firsts = [0, *cuts, len(model.layers)]
-        return [model.layers[first:last] for first, last in pairwise(firsts)]
+        stages = partition_model(layer_costs(model, example), None, placement).stages
+        return [tuple(model.layers[layer] for layer in layers) for layers in stages]
+
+    def blocks_by_rank(self, placement: Sequence[int]) -> list[int]:
+        """Return how many transformer blocks each rank of the pipeline holds."""
+        held = [0] * (max(placement) + 1)
+        for rank, layers in zip(placement, self.parts(placement), strict=True):
+            held[rank] += sum(layer.name.startswith(BLOCK) for layer in layers)
+        return held
 
     def batch(self, replica: int) -> tuple[Tensor, Tensor]:
         """Return a replica's inputs and targets, int64 [samples, context], the same in every step."""

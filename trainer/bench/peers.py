@@ -8,7 +8,6 @@ once, over the true time.
 
 import argparse
 import json
-import signal
 import socket
 import statistics
 import sys
@@ -20,10 +19,13 @@ from typing import Any
 from trainer.bench.contest import Entry, Pair, contest, take_turns
 from trainer.bench.gpt import LEARNING_RATE, WEIGHT_DECAY, Work
 from trainer.bench.ours import FREE
+from trainer.bench.processes import end_on_sigterm
 from trainer.bench.statistics import median_interval
 from trainer.bench.torch_pipeline import SCHEDULES
+from trainer.bench.torch_pipeline import placement as torch_placement
+from trainer.schedule.resolve import resolve
 
-OURS, LIMIT, ONE = "ours", "free-running", "one process"
+OURS, LIMIT, ONE, DEEPSPEED_NAME = "ours", "free-running", "one process", "DeepSpeed pipeline"
 DEEPSPEED = Path(".venv-deepspeed/bin/python")
 DEFAULTS = {
     "pipeline": Work(stages=2, replicas=1),
@@ -35,17 +37,18 @@ _ALL = {"pipeline": SCHEDULES, "data": ("ddp",), "hybrid": SCHEDULES}
 
 def main() -> None:
     """Race as the command line says; print the table, keep the raw times and the picture."""
-    # Contestants are suspended between turns: whoever is ended must end them.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    end_on_sigterm()  # contestants are suspended between turns: they would stay for ever
     given = _command_line()
     work = Work(**{name: getattr(given, name) for name in DEFAULTS["pipeline"].plain()})
     entries = [*_ours(work, given.schedule), *_torchs(work, given.torch), *_deepspeed(work)]
     print(f"{given.job}: {work.stages} stages x {work.replicas} replicas, {work.plain()}", flush=True)
+    blocks = blocks_by_rank(work, given.schedule, [entry.name for entry in entries])
+    print("\n".join(f"{name:22}blocks by rank: {held}" for name, held in blocks.items()), flush=True)
     with contest(entries) as contestants:
         pairs = take_turns(contestants, given.rounds, given.steps)
     print(table(pairs))
     given.save.parent.mkdir(parents=True, exist_ok=True)
-    given.save.write_text(json.dumps(_raw(given, work, pairs)) + "\n")
+    given.save.write_text(json.dumps(_raw(given, work, pairs) | {"blocks by rank": blocks}) + "\n")
     _draw(given.save.with_suffix(".png"), given.job, work, pairs)
     print(f"raw times: {given.save}, picture: {given.save.with_suffix('.png')}")
 
@@ -86,9 +89,30 @@ def _ours(work: Work, schedule: str) -> list[Entry]:
     ]
 
 
+def blocks_by_rank(work: Work, schedule: str, names: Sequence[str]) -> dict[str, str]:
+    """Return how many blocks each rank of a replica holds, for every contestant but one process.
+
+    Args:
+        work: What is done.
+        schedule: Ours.
+        names: The contestants.
+    """
+    p = work.stages
+    ours = resolve(schedule).placement(p)
+    placements = {OURS: ours, LIMIT: ours, DEEPSPEED_NAME: tuple(range(p)), _torch_name("ddp"): (0,)}
+    placements |= {_torch_name(name): tuple(torch_placement(name, p)) for name in SCHEDULES}
+    taking_part = {name: placements[name] for name in names if name != ONE}
+    held = {placed: work.blocks_by_rank(placed) for placed in set(taking_part.values())}
+    return {name: " + ".join(map(str, held[placed])) for name, placed in taking_part.items()}
+
+
+def _torch_name(schedule: str) -> str:
+    return f"torch {schedule}"
+
+
 def _torchs(work: Work, names: Sequence[str]) -> list[Entry]:
     return [
-        _on_torch(f"torch {name}", [sys.executable, "-m", "trainer.bench.torch_pipeline", name], work)
+        _on_torch(_torch_name(name), [sys.executable, "-m", "trainer.bench.torch_pipeline", name], work)
         for name in names
     ]
 
@@ -99,7 +123,7 @@ def _deepspeed(work: Work) -> list[Entry]:
         return []
     variables = {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path.cwd())}
     module = [str(DEEPSPEED), "-m", "trainer.bench.deepspeed_pipeline"]
-    return [_on_torch("DeepSpeed pipeline", module, work, variables)]
+    return [_on_torch(DEEPSPEED_NAME, module, work, variables)]
 
 
 def _on_torch(

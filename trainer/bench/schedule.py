@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -21,6 +20,7 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
+from trainer.bench import processes
 from trainer.bench.sleeping import Sleep
 from trainer.schedule.assemble import training_schedule
 from trainer.schedule.recipe import ScheduleRecipe
@@ -84,6 +84,7 @@ def main() -> None:
         "--save", type=Path, default=Path("runs/bench-schedule.json"), help="file of raw times"
     )
     given = parser.parse_args()
+    processes.end_on_sigterm()
     os.environ |= TRANSPORTS[given.transport]
     raw = []
     print(_row(*_COLUMNS))
@@ -182,10 +183,10 @@ def _run(command: Sequence[str]) -> str:
     """Run a command to its end; return what it printed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
-    return ended.stdout
+    code, out, err = processes.run(command, environment)
+    if code:
+        raise SystemExit(f"{' '.join(command)} ended with {code}:\n{out}{err}")
+    return out
 
 
 def _report(launches: Launches, case: Case, ours: Measured, torchs: Measured | None) -> str:

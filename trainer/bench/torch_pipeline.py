@@ -3,14 +3,19 @@
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 TRAINER_BENCH_SOCKET=... \
         python -m trainer.bench.torch_pipeline 1f1b '{"stages": 2}'
 
-The ranks of a pipeline are contiguous, as the trainer's are. Without stages to speak of it is plain
-DistributedDataParallel that accumulates micro-batches, and sends with the last of them.
+The ranks of a pipeline are contiguous, as the trainer's are. With one stage it is plain
+DistributedDataParallel, which accumulates micro-batches and sends with the last of them. `static_graph=True`
+fits neither: DDP then needs a first backward that sends.
+
+In replicated pipelines (seen with torch 2.13) DDP fails in the second step of every schedule but 1F1B, as it
+rebuilds its buckets, unless it looks for unused parameters. Where schedules split backwards it never sees the
+weight gradients, and replicas drift apart without an error. So those average after the step, by hand.
 """
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +43,7 @@ LOOPED = {  # rank r holds the stages r and r + p
     "looped_bfs": ScheduleLoopedBFS,
     "interleaved_zb": ScheduleInterleavedZeroBubble,
 }
+SPLIT = ("interleaved_zb", "zb_v", "dual_pipe_v")  # their backwards
 V = {"zb_v": ScheduleZBVZeroBubble, "dual_pipe_v": ScheduleDualPipeV}  # r and 2 p - 1 - r
 SCHEDULES = (*ONE_STAGE, *LOOPED, *V)
 
@@ -57,10 +63,10 @@ def main() -> None:
 
 def _replicas(work: Work) -> Step:
     """Return a step of plain data parallelism."""
-    (layers,) = work.parts(1)
+    (layers,) = work.parts([0])
     model: nn.Module = Part(layers)
     if work.replicas > 1:
-        model = DistributedDataParallel(model)
+        model = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = adamw(model)
     batches = work.micro_batches_of(dist.get_rank())
 
@@ -82,19 +88,18 @@ def _pipeline(name: str, work: Work) -> Step:
     replica, position = divmod(rank, p)
     pipelines = [dist.new_group(list(range(r * p, (r + 1) * p))) for r in range(work.replicas)]
     rings = [dist.new_group(list(range(position, work.ranks, p))) for position in range(p)]
-    held = _held(name, position, p)
-    parts = work.parts(p if len(held) == 1 else 2 * p)
+    placed = placement(name, p)
+    held = [stage for stage, holder in enumerate(placed) if holder == position]
+    parts = work.parts(placed)
     modules = [Part(parts[stage]) for stage in held]
-    wrapped = [
-        DistributedDataParallel(module, process_group=rings[position]) if work.replicas > 1 else module
-        for module in modules
-    ]
+    wrapped = [_replicated(name, module, rings[position], work.replicas) for module in modules]
     stages = [
         PipelineStage(module, stage, len(parts), torch.device("cpu"), group=pipelines[replica])
         for module, stage in zip(wrapped, held, strict=True)
     ]
     schedule = _schedule(name, stages, work.micro_batches)
-    optimizer = adamw(nn.ModuleList(modules))
+    held_modules = nn.ModuleList(modules)
+    optimizer, parameters = adamw(held_modules), list(held_modules.parameters())
     batch, targets = work.batch(replica)
     first, last = 0 in held, len(parts) - 1 in held
 
@@ -102,23 +107,54 @@ def _pipeline(name: str, work: Work) -> Step:
         inputs = (batch,) if first else ()
         losses: list[Tensor] = []
         schedule.step(*inputs, target=targets if last else None, losses=losses, return_outputs=False)
+        if work.replicas > 1 and name in SPLIT:
+            _average(parameters, rings[position])
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
-def _held(name: str, position: int, p: int) -> list[int]:
-    """Return the stages that a rank of the pipeline holds."""
+def _replicated(name: str, module: nn.Module, ring: dist.ProcessGroup, replicas: int) -> nn.Module:
+    """Return a stage's module, wrapped so that its gradients are averaged if DDP can do so."""
+    if replicas == 1 or name in SPLIT:
+        return module
+    return DistributedDataParallel(
+        module,
+        process_group=ring,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=name != "1f1b",
+    )
+
+
+def _average(parameters: Sequence[Tensor], ring: dist.ProcessGroup) -> None:
+    """Average the gradients over a ring, all in one message."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    together = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(together, group=ring)
+    together /= ring.size()
+    means = together.split_with_sizes([gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def placement(name: str, p: int) -> list[int]:
+    """Return the rank of the pipeline that holds each stage under one of torch's schedules."""
+    there = list(range(p))
     if name in ONE_STAGE:
-        return [position]
-    return [position, position + p] if name in LOOPED else [position, 2 * p - 1 - position]
+        return there
+    return there + there if name in LOOPED else there + there[::-1]
 
 
 def _schedule(name: str, stages: list[PipelineStage], micro_batches: int) -> Any:
+    def share_of_mean(logits: Tensor, tokens: Tensor) -> Tensor:
+        return mean_loss(logits, tokens) / micro_batches
+
+    # The loss is scaled, as ours is; else torch would pass over all gradients once more to scale them.
+    settings: dict[str, Any] = {"loss_fn": share_of_mean, "scale_grads": False}
     if name in ONE_STAGE:
-        return ONE_STAGE[name](stages[0], micro_batches, loss_fn=mean_loss)
-    return (LOOPED | V)[name](stages, micro_batches, loss_fn=mean_loss)  # type: ignore[arg-type]
+        return ONE_STAGE[name](stages[0], micro_batches, **settings)
+    return (LOOPED | V)[name](stages, micro_batches, **settings)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
