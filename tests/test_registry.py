@@ -39,7 +39,7 @@ def test_choices_of_a_contributor_train(tmp_path: Path) -> None:
         ("model=ty", "model=ty is not one of custom, gpt, simplenet, toy; did you mean toy?"),
         ("model.dpth=2", "there is no key model.dpth; did you mean model.depth?"),
         ("model.depth=0", "model.depth=0 must be greater than 0"),
-        ("model.on_layer_done=tan", "model.on_layer_done=tan is not one of tanh, relu; did you mean tanh?"),
+        ("model.between=tan", "model.between=tan is not one of tanh, relu; did you mean tanh?"),
         ("optimizer.lr=-1", "optimizer.lr=-1.0 must be 0 or greater"),
         ("data.file=points.txt", "data.file=points.txt must end in .npy"),
     ],

@@ -27,8 +27,8 @@ from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import LocalTransport, Transport
 from trainer.pipeline.wires.connect import connect
 from trainer.plan.plan import Plan, model_costs
-from trainer.replication.replication import Replication
-from trainer.replication.synchronous import Synchronous
+from trainer.replication.build import build_replication
+from trainer.replication.replication import Parts, Replication
 from trainer.schedule.actions import Action, Schedule
 from trainer.schedule.merge import by_rank
 from trainer.schedule.resolve import resolve
@@ -99,9 +99,8 @@ class Run:
         device_of = {stage: self.devices[layout.device_of(stage)] for stage in mine}
         built = {stage: self._build_layers(partition.stages[stage], device_of[stage]) for stage in mine}
         self.layers: list[BuiltLayer] = [layer for layers in built.values() for layer in layers]
-        self.replication: Replication = Synchronous(
-            config, self.layers, self.groups.data_parallel, self.meter
-        )
+        parts = Parts(config, self.layers, self.groups.data_parallel, self.meter)
+        self.replication: Replication = build_replication(parts)
         local, remote = self._transports(device_of)
         self.stages = {
             stage: Stage(

@@ -7,6 +7,7 @@
 """
 
 import importlib
+import importlib.util
 import os
 import socket
 import sys
@@ -49,7 +50,7 @@ def _run(job: Job, rank: int) -> Report:
     sys.argv[:] = [job.module, *job.arguments]
     try:
         with _mutated(job.mutation):
-            module = importlib.import_module(f"{job.module}.__main__")
+            module = importlib.import_module(_main_module(job.module))
             with mock.patch.object(module, "run_command", command.run_jobs):
                 module.main()
     except SystemExit as end:
@@ -60,6 +61,13 @@ def _run(job: Job, rank: int) -> Report:
         text = message(error, rank)
         return Report(exit_code(error), text, isinstance(error, UserError), _joined())
     return Report(0, replicas=_joined())
+
+
+def _main_module(module: str) -> str:
+    """Return what `python -m module` runs: the package's `__main__`, or the module itself."""
+    spec = importlib.util.find_spec(module)
+    is_package = spec is not None and spec.submodule_search_locations is not None
+    return f"{module}.__main__" if is_package else module
 
 
 def _mutated(name: str | None) -> Any:

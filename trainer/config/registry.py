@@ -1,4 +1,4 @@
-"""The choices of the configuration's groups: models, kinds of data, optimizers. Each is declared once.
+"""The choices of the configuration's groups: models, data, optimizers, updates. Each is declared once.
 
     @choice("model", build="my_package.bert:bert")
     @dataclass
@@ -21,7 +21,7 @@ from trainer.errors import UserError
 
 T = TypeVar("T")
 
-GROUPS = ("model", "data", "optimizer")
+GROUPS = ("model", "data", "optimizer", "update")
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ def choice(
     """Declare a dataclass to be the configuration of a choice; its `name` has the choice's name as default.
 
     Args:
-        group: "model", "data" or "optimizer".
+        group: One of `GROUPS`.
         build: The import path, "package.module:callable", of what makes the thing from its configuration:
             a model by `build(config, data)`, data by `build(config)`, an optimizer by `build(config, groups)`
-            from its parameter groups.
+            from its parameter groups, a replication strategy by `build(config, parts)`.
         prepare: For data: the import path of what one rank of each node calls, as `prepare(config)`, before
             any rank calls `build`.
         example: For data: the import path of what `trainer.plan` calls, as `example(config, vocabulary)`, in

@@ -22,6 +22,7 @@ from trainer.config.optimizers import (
     OptimizerConfig,
     SGDConfig,
 )
+from trainer.config.update import SynchronousConfig, UpdateConfig
 from trainer.schedule.resolve import RecipeNames
 
 __all__ = [
@@ -48,8 +49,10 @@ __all__ = [
     "RunConfig",
     "SGDConfig",
     "SimpleNetConfig",
+    "SynchronousConfig",
     "TextConfig",
     "TrainConfig",
+    "UpdateConfig",
     "VerifyConfig",
     "flat",
 ]
@@ -206,6 +209,7 @@ class Config:
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING
+    update: UpdateConfig = MISSING
     batch: BatchConfig = field(default_factory=BatchConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
@@ -221,6 +225,12 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     threads: Any = auto_or_positive(
         "auto", "threads of each rank; `auto` divides the node's cores by its ranks"
+    )
+    logger: list[str] = text(
+        [],
+        "what else writes a run's numbers: modules of `trainer.metrics.loggers`, such as `csv`, or "
+        "`package.module:callable`",
+        "a list of loggers, such as [csv]",
     )
     device: str = one_of("auto", ("auto", "cpu", "cuda"), "where layers compute; `auto` takes GPUs if any")
     progress: str = one_of("auto", ("auto", "bar", "line", "off"), "how rank 0 shows progress")

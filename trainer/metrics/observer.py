@@ -46,7 +46,10 @@ class RunObserver:
         """Called after every validation, with the mean loss on the validation samples."""
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """Called after every checkpoint, when it is whole."""
+        """Called after every checkpoint.
+
+        It is complete on the ranks of the first replica, which write it; the others do not wait for them.
+        """
 
     def message(self, text: str) -> None:
         """Called with whatever a person should read: whole lines."""

@@ -2,7 +2,11 @@
 
 import logging
 from collections.abc import Mapping
+from pkgutil import iter_modules
 
+from trainer.config.import_path import load
+from trainer.errors import UserError, suggest
+from trainer.metrics import loggers
 from trainer.metrics.folder import RunFolder
 from trainer.metrics.forecast import Forecast
 from trainer.metrics.headline import layout_table
@@ -31,7 +35,33 @@ def build_observers(run: Run, folder: RunFolder, beginning: Beginning) -> Observ
     ]
     if run.config.run.trace:
         observers.append(Trace(run, folder.path / "trace.json"))
-    return Observers([*observers, FirstStep(run, display)])
+    observers.append(FirstStep(run, display))
+    return Observers([*observers, *(build_logger(name, run, folder) for name in run.config.logger)])
+
+
+def build_logger(name: str, run: Run, folder: RunFolder) -> RunObserver:
+    """Return a logger: a module of `trainer.metrics.loggers`, or what an import path names.
+
+    Raises:
+        UserError: There is none of that name, or it does not return a `RunObserver`.
+    """
+    known = sorted(module.name for module in iter_modules(loggers.__path__))
+    if ":" in name:
+        target = name
+    elif name in known:
+        target = f"{loggers.__name__}.{name}:build"
+    else:
+        raise UserError(
+            f"logger={name} is not one of {', '.join(known)}, nor an import path, package.module:callable"
+            f"{suggest(name, known)}"
+        )
+    logger = load(target, "logger")(run, folder)
+    if not isinstance(logger, RunObserver):
+        raise UserError(
+            f"logger={name} returned {type(logger).__name__}: it must return a "
+            "trainer.metrics.observer.RunObserver"
+        )
+    return logger
 
 
 class MetricsFile(RunObserver):

@@ -7,11 +7,16 @@ optimizer   owns(parameter): which parameters this replica updates
 checkpoint  saves, gathers_state, state, restore
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer.config.schema import Config
+from trainer.distributed.waiting import WaitMeter
+from trainer.distributed.world import Communicator
 from trainer.pipeline.layer import BuiltLayer
 from trainer.schedule.timeline import AllReduce
 
@@ -28,6 +33,23 @@ def gradients_of(layer: BuiltLayer) -> list[Tensor]:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
     return gradients
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a strategy is built from, on each rank.
+
+    Attributes:
+        config: The run's configuration; `config.update` has the strategy's own keys.
+        layers: The rank's layers, the same ones on every replica.
+        replicas: The data-parallel group: the ranks that hold these layers.
+        meter: Counts the time that this rank waits for other replicas.
+    """
+
+    config: Config
+    layers: Sequence[BuiltLayer]
+    replicas: Communicator
+    meter: WaitMeter
 
 
 class Replication:

@@ -1,15 +1,11 @@
 """Synchronous data parallelism: every step averages the gradients of all replicas, or sums their shards."""
 
-from collections.abc import Sequence
-
 from torch import nn
 
-from trainer.config.schema import Config
-from trainer.distributed.waiting import WaitMeter
-from trainer.distributed.world import Communicator
+from trainer.config.update import SynchronousConfig
 from trainer.pipeline.layer import BuiltLayer
 from trainer.replication.averaging import HorovodAveraging
-from trainer.replication.replication import Replication
+from trainer.replication.replication import Parts, Replication
 from trainer.replication.sharding import Shards
 from trainer.schedule.timeline import AllReduce
 
@@ -18,26 +14,22 @@ class Synchronous(Replication):
     """All replicas hold the same weights after every step.
 
     Args:
-        config: `averaging` and `optimizer.sharded`.
-        layers: The rank's layers.
-        replicas: The data-parallel group.
-        meter: Counts the time that this rank waits for other replicas.
+        config: Has no keys of its own.
+        parts: The rank's parts; of their configuration `averaging` and `optimizer.sharded` matter.
 
     Attributes:
         shards: The parameters that train, divided among the replicas: one shard for all where the optimizer
             is not sharded.
     """
 
-    def __init__(
-        self, config: Config, layers: Sequence[BuiltLayer], replicas: Communicator, meter: WaitMeter
-    ) -> None:
-        averaging = config.averaging
+    def __init__(self, config: SynchronousConfig, parts: Parts) -> None:
+        averaging, replicas = parts.config.averaging, parts.replicas
         self._divides_by_own_count = averaging.op == "adasum"
         self._averaging: HorovodAveraging | Replication = Replication()
         if replicas.size > 1:
-            self._averaging = HorovodAveraging(averaging.op, averaging.compression, meter)
-        number = replicas.size if config.optimizer.sharded else 1
-        self.shards = Shards(layers, number, own=replicas.rank % number, meter=meter)
+            self._averaging = HorovodAveraging(averaging.op, averaging.compression, parts.meter)
+        number = replicas.size if parts.config.optimizer.sharded else 1
+        self.shards = Shards(parts.layers, number, own=replicas.rank % number, meter=parts.meter)
 
     def begin(self, done: list[AllReduce]) -> None:
         """Begin a step: append its all-reduces to a list as they are done."""
