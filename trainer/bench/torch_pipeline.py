@@ -6,8 +6,8 @@ It runs one process a rank:
         python -m trainer.bench.torch_pipeline 1f1b '{"stages": 2}'
 
 The ranks of a pipeline are contiguous, as the trainer's are. With one stage it is plain
-DistributedDataParallel (DDP), which accumulates micro-batches and sends with the last one. Neither can set
-`static_graph=True`, because DDP must then send in the first backward.
+DistributedDataParallel (DDP), which accumulates micro-batches and sends with the last one. Neither this nor a
+pipeline can set `static_graph=True`, because DDP must then send in the first backward.
 
 In replicated pipelines of torch 2.13, DDP rebuilds its buckets and fails in the second step of every schedule
 but 1F1B, unless it looks for unused parameters. If a schedule splits backwards, DDP never sees the weight
