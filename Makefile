@@ -110,7 +110,7 @@ format: setup ## Format the code and apply automatic fixes
 	@$(IN_VENV) .venv/bin/python -m ruff check --fix; .venv/bin/python -m ruff format
 
 docs: setup ## Build the documentation site into site/
-	$(IN_VENV) NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+	$(IN_VENV) NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
 figures: setup ## Redraw the pictures in docs/figures
 	$(IN_VENV) .venv/bin/python -m trainer.report.figures docs/figures --format svg

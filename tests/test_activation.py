@@ -37,6 +37,7 @@ def same(one: Any, other: Any) -> bool:
     )
 
 
+@pytest.mark.slow
 @given(activations)
 def test_roundtrip(activation: Any) -> None:
     flat, nest = flatten(activation)
@@ -44,6 +45,7 @@ def test_roundtrip(activation: Any) -> None:
     assert same(activation, unflatten(flat, nest))
 
 
+@pytest.mark.slow
 @given(activations)
 def test_structure_can_be_sent_and_compared(activation: Any) -> None:
     shape = spec_of(*flatten(activation))

@@ -50,6 +50,7 @@ def _entry(name: str, seconds: float, folder: Path) -> Entry:
     return Entry(name, command, variables={"PYTHONPATH": str(REPOSITORY)})
 
 
+@pytest.mark.slow
 def test_contestants_take_turns(tmp_path: Path) -> None:
     """The first one is the reference: it takes a turn before and after every other's."""
     seconds = {"quick": 0.02, "slow": 0.2, "slower": 0.3}

@@ -1,7 +1,6 @@
 """The documentation is true: drawings, lists, links, keys and commands, and its code trains."""
 
 import dataclasses
-import importlib.util
 import os
 import re
 import shlex
@@ -125,10 +124,13 @@ def test_keys_exist(page: Path) -> None:
 @each_page
 def test_commands_exist(page: Path) -> None:
     modules = re.findall(r"python -m (trainer[\w.]*)", text_of(page))
-    missing = [name for name in modules if importlib.util.find_spec(f"{name}.__main__") is None]
-    # A module that is a file of its own has no __main__.
-    missing = [name for name in missing if importlib.util.find_spec(name) is None]
-    assert not missing, f"{page.name} runs modules that do not exist"
+    assert not [name for name in modules if not runs(name)], f"{page.name} runs modules that do not exist"
+
+
+def runs(name: str) -> bool:
+    """Return whether `python -m` finds a module: a file, or a package with a `__main__`."""
+    path = REPOSITORY.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__main__.py").exists()
 
 
 def own_code(page: Path, folder: Path) -> list[list[str]]:
@@ -174,7 +176,7 @@ def test_code_of_the_pages_trains(page: str, module: str, last_line: str, tmp_pa
 
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="the documentation tools are not installed (make setup WHEELS=...)")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False

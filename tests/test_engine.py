@@ -222,6 +222,7 @@ class Noting(Replication):
         self.notes.append(f"finish {layer.name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", recipes())
 @pytest.mark.parametrize("name", FIXTURES)
 def test_layers_are_averaged_once_and_complete(name: str, schedule: str) -> None:

@@ -70,6 +70,7 @@ def test_one_rank_writes_the_metrics_and_all_log(tmp_path: Path) -> None:
         assert f"rank {1 - rank} is here" not in (tmp_path / "run" / "logs" / f"rank{rank}.log").read_text()
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(allow_nan=False))
 def test_numbers_keep_their_bits(tmp_path: Path, number: float) -> None:

@@ -112,6 +112,7 @@ def test_bars_carry_their_micro_batch() -> None:
     assert sorted(numbers) == sorted(str(i) for i in range(MICRO_BATCHES) for _ in range(2 * STAGES))
 
 
+@pytest.mark.slow
 def test_numbers_stay_within_their_bars() -> None:
     figure = step_gantt(step(8, 16))
     predicted, _ = figure.axes
@@ -123,6 +124,7 @@ def test_numbers_stay_within_their_bars() -> None:
         assert any(left <= box.x0 and box.x1 <= left + width for left, width in bars), each.get_text()
 
 
+@pytest.mark.slow
 def test_numbers_are_left_out_where_they_do_not_fit() -> None:
     for axes in step_gantt(step(16, 128)).axes:
         assert len(spans(axes, r".*-forward")) == 16 * 128

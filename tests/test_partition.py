@@ -40,6 +40,7 @@ def brute_force(costs: Sequence[float], stages: int) -> tuple[int, ...]:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(st.lists(COSTS, min_size=1, max_size=10), st.data())
 def test_equals_brute_force(costs: list[float], data: st.DataObject) -> None:
@@ -47,6 +48,7 @@ def test_equals_brute_force(costs: list[float], data: st.DataObject) -> None:
     assert partition(costs, stages) == brute_force(costs, stages)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(1e-3, 1e3), min_size=6, max_size=11))
 def test_equals_brute_force_on_layers_of_a_kind(costs: list[float]) -> None:

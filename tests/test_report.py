@@ -218,6 +218,7 @@ def test_the_command_starts_without_torch_and_mpi(tmp_path: Path) -> None:
 # --- the figures of the docs
 
 
+@pytest.mark.slow
 def test_figures_of_the_docs_are_the_same_each_time(tmp_path: Path) -> None:
     first, second = figures.draw(tmp_path / "a"), figures.draw(tmp_path / "b")
     assert {file.name for file in first} >= {"schedules.svg", "schedule-gpipe.png", "schedule-1f1b.svg"}

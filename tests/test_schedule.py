@@ -98,6 +98,7 @@ def test_interleaved_fills_and_drains_as_many_times_as_fast(p: int, groups: int,
     assert simulate(evaluation, [1.0] * stages, []).makespan == v * m + p - 1
 
 
+@pytest.mark.slow
 @given(st.integers(1, 8), st.integers(1, 20), st.integers(1, 3))
 def test_interleaved_comes_to_an_end_with_any_number_of_micro_batches(p: int, m: int, v: int) -> None:
     schedule = training_schedule("interleaved", p, m, [Tied(0, p * v - 1)], v)
@@ -106,6 +107,7 @@ def test_interleaved_comes_to_an_end_with_any_number_of_micro_batches(p: int, m:
     validate([generation_schedule(schedule.placement, m)])
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(1, 10), st.integers(1, 24))
 def test_zb_v_keeps_within_1f1b_memory_and_near_its_bound(p: int, m: int) -> None:
@@ -118,6 +120,7 @@ def test_zb_v_keeps_within_1f1b_memory_and_near_its_bound(p: int, m: int) -> Non
         assert p > 4 or seconds == 6 * m + p - 1
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(1, 5), st.integers(1, 16), st.sampled_from([0.02, 0.05, 0.1, 0.2]))
 def test_zb_v_splits_only_what_pays(p: int, m: int, more: float) -> None:
@@ -170,6 +173,7 @@ def test_one_stage_sends_nothing() -> None:
     assert words(evaluation_schedule(range(1), 2).workers[0]) == "F0.0 F0.1"
 
 
+@pytest.mark.slow
 @given(NAMES, st.integers(1, 8), st.integers(1, 20))
 def test_every_stage_computes_every_micro_batch_once_and_backwards_in_order(
     name: str, p: int, m: int
@@ -243,6 +247,7 @@ def test_every_kind_has_a_text_of_its_own() -> None:
     assert texts >= {"F2.5", "B2.5", "sa2.5>3", "rg2.5<3", "sR2.5>3", "A2.5"}
 
 
+@pytest.mark.slow
 @given(NAMES, st.integers(1, 5), st.integers(1, 6))
 def test_whole_lists_read_back(name: str, p: int, m: int) -> None:
     schedule = training_schedule(name, p, m, [Tied(0, p - 1)])

@@ -355,6 +355,7 @@ class TestWheels:
         assert any(name.startswith("mpi4py") for name in names)
         assert any(name.startswith("pytest") for name in names)
         assert not any(name.startswith(("torch", "horovod")) for name in names)
+        assert not any(name.startswith("mkdocs") for name in names), "clusters do not build the site"
 
     def test_target(self):
         arguments = wheels.target_arguments("3.12", "aarch64")

@@ -167,6 +167,7 @@ def test_a_late_replica_holds_up_the_ring() -> None:
     assert late.bubble == pytest.approx(10 / 22)
 
 
+@pytest.mark.slow
 def test_a_thousand_ranks() -> None:
     """The closed form still holds there, as one group and as groups of eight."""
     for stages, replicas in ((1024, 1), (8, 128)):

@@ -3,6 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
@@ -160,6 +161,12 @@ def outcome(world: Sequence[Schedule]) -> object:
         return type(error)
 
 
+@cache
+def training(name: str, workers: int, micro_batches: int, ties: tuple[Tied, ...]) -> Schedule:
+    """Return a schedule that is searched for once, as many examples have the same."""
+    return training_schedule(name, workers, micro_batches, ties)
+
+
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[list[Schedule], list[Tied]]:
     """Return one to three replicas, a stage a worker or several, that train, evaluate or generate."""
@@ -175,7 +182,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[Schedule], list[Tied]]:
         elif name == "generation":
             schedule = generation_schedule(range(p), m + longer)
         else:
-            schedule = training_schedule(name, p, m + longer, ties)
+            schedule = training(name, p, m + longer, tuple(ties))
         world.append(on_ranks(schedule, devices, local=local))
     return world, ties
 
@@ -237,6 +244,7 @@ def mutated(draw: st.DrawFn) -> tuple[list[Schedule], list[Schedule], list[Tied]
     return world, other, ties
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(mutated())
 def test_what_is_accepted_computes_the_same(case: tuple[list[Schedule], list[Schedule], list[Tied]]) -> None:
@@ -265,6 +273,7 @@ def reordered(draw: st.DrawFn) -> tuple[list[Schedule], list[Schedule], list[Tie
     return world, other, ties
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(reordered())
 def test_what_would_hang_or_differ_is_rejected(
