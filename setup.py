@@ -1,4 +1,4 @@
-"""Packages, as pyproject.toml cannot list them: conf/ is trainer.conf in a wheel."""
+"""Lists the packages, which pyproject.toml cannot: conf/ is trainer.conf in a wheel."""
 
 from setuptools import find_packages, setup
 

@@ -1,4 +1,4 @@
-"""Benchmarks compare what they say they compare."""
+"""Benchmarks compare what they claim to compare."""
 
 import signal
 import sys
@@ -35,7 +35,7 @@ serve(0, lambda value: [value], step)
 
 @pytest.mark.parametrize(("n", "k"), [(6, 1), (8, 1), (9, 2), (15, 4), (20, 6), (30, 10)])
 def test_interval_of_a_median(n: int, k: int) -> None:
-    """The ranks that tables of the binomial test give (Conover, "Practical Nonparametric Statistics")."""
+    """The order statistics of binomial-test tables (Conover, "Practical Nonparametric Statistics")."""
     interval = median_interval([float(value) for value in reversed(range(1, n + 1))])
     assert (interval.low, interval.high) == (k, n + 1 - k)
     assert interval.median == (n + 1) / 2
@@ -52,7 +52,7 @@ def _entry(name: str, seconds: float, folder: Path) -> Entry:
 
 @pytest.mark.slow
 def test_contestants_take_turns(tmp_path: Path) -> None:
-    """The first one is the reference: it has a turn before and behind every other's."""
+    """The first one is the reference: it takes a turn before and after every other's."""
     seconds = {"quick": 0.02, "slow": 0.2, "slower": 0.3}
     with contest([_entry(name, each, tmp_path) for name, each in seconds.items()]) as contestants:
         pairs = take_turns(contestants, rounds=2, steps=2)
@@ -64,8 +64,8 @@ def test_contestants_take_turns(tmp_path: Path) -> None:
         assert len((tmp_path / name).read_text().split()) == 3 + turns * 3  # the first ones, and warming up
 
 
-def test_the_table_tells_ratios_of_pairs() -> None:
-    """The machine became slower by a half, and then by as much again: no ratio knows."""
+def test_the_table_shows_ratios_of_pairs() -> None:
+    """The machine slows to 2/3 and then to half its speed; no ratio changes."""
     seconds = {OURS: 1.0, LIMIT: 0.9, ONE: 1.8, "theirs": 1.2}
     pairs = {
         name: [Pair(Turn(slow * each, each), Turn(slow, 1.0)) for slow in (1.0, 1.5, 2.0)]
@@ -78,20 +78,20 @@ def test_the_table_tells_ratios_of_pairs() -> None:
     assert theirs.endswith("1.200 (1.200 .. 1.200)    0.750 (0.750 .. 0.750)    ")
     assert "0.900 (0.900 .. 0.900)" in limit
     assert "1.800 (1.800 .. 1.800)" in one
-    assert "0.556 (0.556 .. 0.556) (medians of 1.800 s)" in cpu
+    assert "0.556 (0.556 .. 0.556) (its median: 1.800 s)" in cpu
 
 
-def test_a_contestant_that_fails_is_told(tmp_path: Path) -> None:
+def test_a_failing_contestant_is_reported(tmp_path: Path) -> None:
     broken = Entry("broken", [sys.executable, "-c", "raise SystemExit('it is out of order')"])
-    with pytest.raises(ContestError, match=r"broken ended(.|\n)*it is out of order"), contest([broken]):
+    with pytest.raises(ContestError, match=r"broken exited(.|\n)*it is out of order"), contest([broken]):
         pass
 
 
-def test_a_peer_that_cannot_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_peer_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = Entry("broken", [sys.executable, "-c", "raise ValueError('no such schedule')"], required=False)
     with contest([broken, _entry("quick", 0.02, tmp_path)]) as contestants:
         assert [contestant.name for contestant in contestants] == ["quick"]
-    assert "left out: broken ended" in capsys.readouterr().out
+    assert "left out: broken exited" in capsys.readouterr().out
 
 
 def test_the_bare_loop_computes_what_the_engine_computes() -> None:
@@ -106,7 +106,7 @@ def test_the_bare_loop_computes_what_the_engine_computes() -> None:
     assert torch.equal(torch.stack(gradients[0]), torch.stack(gradients[1]))
 
 
-def test_split_backwards_do_the_work_of_whole_ones() -> None:
+def test_split_backwards_do_the_work_of_full_ones() -> None:
     work = Work(blocks=2, width=16, heads=2, context=8, micro_batches=3)
     stage, gradients = LoneStage(work), []
     for order in orders(work.micro_batches).values():
@@ -134,8 +134,8 @@ PEERS = (OURS, LIMIT, DEEPSPEED_NAME, *(f"torch {name}" for name in SCHEDULES))
 
 
 @pytest.mark.parametrize(("blocks", "alike"), [(5, {2, 3}), (6, {3}), (7, {3, 4}), (8, {4})])
-def test_ranks_hold_alike_numbers_of_blocks(blocks: int, alike: set[int]) -> None:
-    """No contestant has more on its fuller rank than another: 3 + 3 for all, and not 2 + 4 for one."""
+def test_all_contestants_put_the_same_numbers_of_blocks_on_ranks(blocks: int, alike: set[int]) -> None:
+    """The fuller rank holds as many blocks for every contestant: 3 + 3 for all, not 2 + 4 for one."""
     for ours in ("1f1b", "interleaved", "zb_v"):
         held = blocks_by_rank(Work(blocks=blocks), ours, [*PEERS, ONE])
         assert list(held) == list(PEERS)
@@ -145,8 +145,8 @@ def test_ranks_hold_alike_numbers_of_blocks(blocks: int, alike: set[int]) -> Non
 @pytest.mark.parametrize("width", [64, 320])
 @pytest.mark.parametrize("blocks", [5, 6, 7, 8])
 @pytest.mark.parametrize("name", ["1f1b", "interleaved", "zb_v"])
-def test_no_cut_would_serve_a_peer_better(name: str, blocks: int, width: int) -> None:
-    """Of all cuts into the peer's stages, none has a slowest rank that is faster."""
+def test_no_partition_suits_a_peer_better(name: str, blocks: int, width: int) -> None:
+    """No other partition into the peer's stages has a faster slowest rank."""
     work, placed = Work(blocks=blocks, width=width), placement(name, 2)
     costs = [each.cost for each in layer_costs(work.model(), work.data().training.inputs(np.arange(2)))]
     ends = np.cumsum([len(part) for part in work.parts(placed)]).tolist()
@@ -167,18 +167,18 @@ def test_a_replica_of_one_stage_holds_all_blocks() -> None:
     assert sum(layer.name.startswith(BLOCK) for part in work.parts([0]) for layer in part) == 3
 
 
-_ENDED = """
+_TERMINATED = """
 import subprocess, sys
 from trainer.bench import processes
-processes.end_on_sigterm()
+processes.exit_on_sigterm()
 rank = "import time, pathlib; pathlib.Path('started').touch(); time.sleep(600)"
 launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
 processes.run([sys.executable, "-c", launcher])
 """
 
 
-def test_a_bench_that_is_ended_ends_its_ranks(tmp_path: Path) -> None:
-    launch = Launch([sys.executable, "-c", _ENDED], tmp_path)
+def test_a_terminated_bench_stops_its_ranks(tmp_path: Path) -> None:
+    launch = Launch([sys.executable, "-c", _TERMINATED], tmp_path)
     launch.wait_for_file(tmp_path / "started")
     launch.signal_launcher(signal.SIGTERM)
     result = launch.wait()
@@ -186,12 +186,12 @@ def test_a_bench_that_is_ended_ends_its_ranks(tmp_path: Path) -> None:
     assert not result.left_over
 
 
-def test_a_command_is_run_to_its_end() -> None:
+def test_a_command_runs_to_its_end() -> None:
     code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
     assert run([sys.executable, "-c", code]) == (3, "out\n", "err\n")
 
 
-def test_torchs_schedules_are_all_there() -> None:
+def test_all_of_torchs_schedules_take_part() -> None:
     from torch.distributed.pipelining import schedules  # noqa: PLC0415
 
     theirs = [name for name in vars(schedules) if name.startswith("Schedule")]

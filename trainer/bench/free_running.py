@@ -1,4 +1,4 @@
-"""A transport that answers at once: what remains of a step when no rank ever waits for a message."""
+"""A transport that answers immediately, to measure a step in which no rank waits for a message."""
 
 from collections.abc import Hashable, Sequence
 
@@ -10,42 +10,45 @@ from trainer.schedule.actions import Action, Kind
 
 
 class FreeTransport:
-    """Carries messages and remembers them; once free, answers from memory and sends nothing.
+    """Wraps a transport and records its messages; once free, replays them and sends nothing.
+
+    Args:
+        real: The transport.
 
     Attributes:
-        free: Whether it answers from memory.
-        sizes: Those of the true transport.
+        free: Whether it replays recorded messages.
+        sizes: As of `Transport`.
     """
 
-    def __init__(self, true: Transport) -> None:
+    def __init__(self, real: Transport) -> None:
         self.free = False
-        self.sizes: dict[tuple[Kind, int, int], int] = true.sizes
-        self._true = true
+        self.sizes: dict[tuple[Kind, int, int], int] = real.sizes
+        self._real = real
         self._received: dict[Action, tuple[list[Tensor], TreeSpec]] = {}
 
     def begin(self, actions: Sequence[Action], signatures: Sequence[Hashable] | None, mode: str) -> None:
-        """Prepare for true messages."""
+        """Prepare for messages, unless free."""
         if not self.free:
-            self._true.begin(actions, signatures, mode)
+            self._real.begin(actions, signatures, mode)
 
     def send(self, action: Action, tensors: Sequence[Tensor], nest: TreeSpec) -> None:
         """Send, unless free."""
         if not self.free:
-            self._true.send(action, tensors, nest)
+            self._real.send(action, tensors, nest)
 
     def receive(self, action: Action) -> tuple[list[Tensor], TreeSpec]:
-        """Return what has been sent, or was in the last true step."""
+        """Return the next message or, once free, the one received in the last real step."""
         if not self.free:
-            self._received[action] = self._true.receive(action)
+            self._received[action] = self._real.receive(action)
         tensors, nest = self._received[action]
         return [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors], nest
 
     def progress(self) -> None:
-        """Let true messages move on."""
+        """Progress pending messages, unless free."""
         if not self.free:
-            self._true.progress()
+            self._real.progress()
 
     def finish(self) -> None:
-        """Return when everything sent has left."""
+        """Wait until everything sent has left, unless free."""
         if not self.free:
-            self._true.finish()
+            self._real.finish()

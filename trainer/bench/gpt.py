@@ -1,6 +1,6 @@
-"""The work that all contestants do: one GPT, one batch, one optimizer, told as plain values.
+"""The work of all contestants: one GPT, one batch and one optimizer, described by plain values.
 
-Imports neither MPI nor Horovod: peers run in environments that have none.
+This module imports neither MPI nor Horovod, because peers run in environments without them.
 """
 
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ from trainer.seeds import derive
 
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY = 0.1
-BLOCK = "block."  # what the names of transformer blocks begin with
+BLOCK = "block."  # the prefix of transformer blocks' names
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a training step is.
+    """The size of a training step.
 
     Attributes:
-        stages: Ranks that hold one model.
-        replicas: How often it is held.
-        blocks: Transformer blocks; an embedding and a head come with them.
-        width: Of the blocks.
-        heads: Of their attention.
-        context: Tokens a sample.
-        vocabulary: Different tokens.
-        micro_batch: Samples of one forward.
-        micro_batches: Of one replica's step.
+        stages: Ranks of a replica.
+        replicas: Copies of the model.
+        blocks: Transformer blocks, between an embedding and a head.
+        width: The width of the blocks.
+        heads: Attention heads.
+        context: Tokens per sample.
+        vocabulary: Distinct tokens.
+        micro_batch: Samples per micro-batch.
+        micro_batches: Micro-batches per replica and step.
     """
 
     stages: int = 2
@@ -53,12 +53,12 @@ class Work:
 
     @property
     def ranks(self) -> int:
-        """Return how many ranks do it."""
+        """Return the number of ranks."""
         return self.stages * self.replicas
 
     @property
     def samples(self) -> int:
-        """Return the samples of a step, of all replicas."""
+        """Return the number of samples of a step, over all replicas."""
         return self.replicas * self.micro_batches * self.micro_batch
 
     def plain(self) -> dict[str, int]:
@@ -66,18 +66,18 @@ class Work:
         return asdict(self)
 
     def data(self) -> Data:
-        """Return as many samples as a step takes."""
+        """Return the samples of one step."""
         tokens = RandomTokens(self.samples, self.context, self.vocabulary)
         return Data(tokens, tokens, fingerprint=f"random {self.plain()}", vocabulary=self.vocabulary)
 
     def model(self) -> Model:
-        """Return the model: no dropout, no tie, learned positions."""
+        """Return the model, without dropout or ties, with learned positions."""
         names = "blocks", "width", "heads", "context"
         settings = {name: getattr(self, name) for name in names}
         return gpt(GPTConfig(**settings, dropout=0.0, tied=False), self.data())
 
     def parts(self, placement: Sequence[int]) -> list[tuple[Layer, ...]]:
-        """Return the layers of each stage, cut as the trainer cuts them: by what each rank holds in all.
+        """Return the layers of each stage, partitioned as the trainer does: by the total cost of each rank.
 
         Args:
             placement: The rank of the pipeline that holds each stage.
@@ -105,13 +105,13 @@ class Work:
         return inputs, targets
 
     def micro_batches_of(self, replica: int) -> list[tuple[Tensor, Tensor]]:
-        """Return the same by micro-batch."""
+        """Return a replica's inputs and targets, by micro-batch."""
         parts = (torch.split(tokens, self.micro_batch) for tokens in self.batch(replica))
         return list(zip(*parts, strict=True))
 
 
 class Part(nn.Sequential):
-    """Consecutive layers of the model, with the weights that the trainer gives them."""
+    """Consecutive layers of the model, with the trainer's initial weights."""
 
     def __init__(self, layers: Sequence[Layer], seed: int = 0) -> None:
         modules = []
@@ -137,12 +137,12 @@ class RandomTokens:
         return self._tokens[torch.from_numpy(samples), :-1]
 
     def targets(self, samples: NDArray[np.int64]) -> Tensor:
-        """Return the tokens that follow them, [samples, context]."""
+        """Return the next tokens, int64 [samples, context]."""
         return self._tokens[torch.from_numpy(samples), 1:]
 
 
 def random_tokens(**work: int) -> Data:
-    """Return the data of some work, for `data.target`."""
+    """Return the data of the given work, for `data.target`."""
     return Work(**work).data()
 
 

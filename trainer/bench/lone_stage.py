@@ -1,4 +1,4 @@
-"""The blocks of a GPT as a stage in the middle of a pipeline, alone in one process."""
+"""The blocks of a GPT as a middle stage of a pipeline, alone in one process."""
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ _CPU = torch.device("cpu")
 
 
 class LoneStage:
-    """A stage, and for every micro-batch its input and the gradient of its output.
+    """A stage, with the input and the output gradient of every micro-batch.
 
     Args:
-        work: The blocks and the micro-batches.
-        recompute: What backwards recompute.
+        work: Sets the blocks and the micro-batches.
+        recompute: What the backwards recompute.
     """
 
     def __init__(self, work: Work, recompute: Recompute = Recompute.NONE) -> None:
@@ -43,15 +43,15 @@ class LoneStage:
         return [parameter for layer in self._stage.layers for parameter in layer.module.parameters()]
 
     def forward(self, micro_batch: int, *, split: bool = False) -> None:
-        """Run a forward whose backward comes in one part or, if `split`, in two."""
+        """Run a forward, whose backward is full or, if `split`, in two parts."""
         self._stage.forward(
             micro_batch, [self._inputs[micro_batch].detach().requires_grad_()], 0, split=split
         )
 
     def backward(self, micro_batch: int) -> None:
-        """Run the backward, or the first part of it."""
+        """Run the backward or, if split, its first part."""
         self._stage.backward(micro_batch, [self._gradients[micro_batch]])
 
     def weight_gradients(self, micro_batch: int) -> None:
-        """Run the second part of a backward."""
+        """Run the second part of a split backward."""
         self._stage.weight_gradients(micro_batch)

@@ -1,4 +1,4 @@
-"""Whole families of processes: a launcher and the ranks that it has started."""
+"""Process trees: a launcher and the ranks that it started."""
 
 import os
 import signal
@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 import psutil
 
 
-def end_on_sigterm() -> None:
-    """Let SIGTERM raise SystemExit, so that what this process has started is ended too."""
+def exit_on_sigterm() -> None:
+    """Raise SystemExit on SIGTERM, so that this process can stop the processes it started."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
-def signal_family(process: int, what: str) -> None:
-    """Suspend, resume or kill a process and all that it has started, directly or not.
+def signal_family(process: int, method: str) -> None:
+    """Suspend, resume or kill a process and all its descendants.
 
     Args:
-        process: Its number.
-        what: A method of `psutil.Process`.
+        process: The process's number.
+        method: The name of a method of `psutil.Process`.
     """
     try:
         family = [psutil.Process(process)]
@@ -28,16 +28,16 @@ def signal_family(process: int, what: str) -> None:
         return
     for each in family:
         try:
-            getattr(each, what)()
+            getattr(each, method)()
         except psutil.NoSuchProcess:
             continue
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> tuple[int, str, str]:
-    """Run a command to its end; if this process is ended meanwhile, nothing of the command goes on.
+    """Run a command to its end; kill its full process tree if this process is interrupted.
 
     Returns:
-        Its exit code, its standard output and its standard error.
+        The exit code, the standard output and the standard error.
     """
     launched = subprocess.Popen(
         command,
@@ -51,7 +51,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> 
     try:
         out, err = launched.communicate()
     except BaseException:
-        signal_family(launched.pid, "suspend")  # a launcher that is stopped starts no more ranks
+        signal_family(launched.pid, "suspend")  # a suspended launcher starts no more ranks
         signal_family(launched.pid, "kill")
         launched.wait()
         raise

@@ -1,7 +1,8 @@
-"""`python -m trainer.bench.recompute`: what recomputation saves in memory, and what it takes in time.
+"""`python -m trainer.bench.recompute`: the memory that recomputation saves, and the time that it costs.
 
-GPT blocks are the only stage of one process. What a micro-batch keeps between its forward and its backward is
-counted, every tensor of it; the time of a step is held against that without recomputation, in turns.
+GPT blocks form the only stage of one process. The bench counts every tensor that a micro-batch keeps between
+its forward and its backward, and compares the time of a step with that without recomputation, measured
+alternately.
 """
 
 import argparse
@@ -36,12 +37,12 @@ def step(stage: LoneStage, micro_batches: int) -> None:
 
 
 def main() -> None:
-    """Measure as the command line says, and print a table."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m trainer.bench.recompute", description=__doc__)
     for field in fields(Work):
         if field.name not in ("stages", "replicas", "vocabulary"):
             name = f"--{field.name.replace('_', '-')}"
-            parser.add_argument(name, type=int, default=field.default, help="of the blocks that compute")
+            parser.add_argument(name, type=int, default=field.default, help="size of the work")
     parser.add_argument("--rounds", type=int, default=15)
     given = vars(parser.parse_args())
     rounds = given.pop("rounds")
@@ -54,15 +55,13 @@ def main() -> None:
             start = time.process_time()
             step(stage, work.micro_batches)
             seconds[recompute].append(time.process_time() - start)
-    between = {recompute: kept(stage) for recompute, stage in stages.items()}
+    sizes = {recompute: kept(stage) for recompute, stage in stages.items()}
     print(f"{work.blocks} blocks of width {work.width}; CPU time over that of none, median (95 % interval)")
     for recompute in Recompute:
         pairs = zip(seconds[recompute][1:], seconds[Recompute.NONE][1:], strict=True)
         ratio = median_interval([more / less for more, less in pairs])
-        share = between[recompute] / between[Recompute.NONE]
-        print(
-            f"  {recompute.value:10} keeps {size_text(between[recompute]):>10} ({share:6.1%})  time {ratio}"
-        )
+        share = sizes[recompute] / sizes[Recompute.NONE]
+        print(f"  {recompute.value:10} keeps {size_text(sizes[recompute]):>10} ({share:6.1%})  time {ratio}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What backwards in two parts cost beside whole ones: GPT blocks as the only stage of one process.
+"""The cost of split backwards over full ones, with GPT blocks as the only stage of one process.
 
-The same forwards and backwards of a step, as 1F1B has them on one worker: whole; split, each weight gradient
-right behind its input gradient; and split, with all weight gradients at the end of the step, when what they
-take has left the caches.
+The forwards and backwards of a step, in 1F1B's order on one worker: with full backwards; split, with each
+weight gradient right after its input gradient; and split, with all weight gradients at the end of the step,
+when their inputs have left the caches.
 """
 
 import time
@@ -13,18 +13,18 @@ from trainer.bench.lone_stage import LoneStage
 from trainer.bench.statistics import Interval, median_interval
 from trainer.schedule.actions import Action, Kind
 
-_WHOLE = "whole"
+_FULL = "full"
 
 
 def orders(micro_batches: int) -> dict[str, list[Action]]:
-    """Return the order of a step by what its backwards are."""
+    """Return the actions of a step, by how its backwards run."""
     numbers = range(micro_batches)
 
     def each(*kinds: Kind) -> list[Action]:
         return [Action(kind, 0, number) for number in numbers for kind in kinds]
 
     return {
-        _WHOLE: each(Kind.FORWARD, Kind.BACKWARD),
+        _FULL: each(Kind.FORWARD, Kind.BACKWARD),
         "split": each(Kind.FORWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT),
         "split, weights at the end": [
             *each(Kind.FORWARD, Kind.BACKWARD_INPUT),
@@ -34,7 +34,7 @@ def orders(micro_batches: int) -> dict[str, list[Action]]:
 
 
 def step(stage: LoneStage, order: Sequence[Action]) -> None:
-    """Do the actions of a step; its gradients start from none."""
+    """Run the actions of a step, starting without gradients."""
     for parameter in stage.parameters():
         parameter.grad = None
     split = any(action.kind is Kind.BACKWARD_WEIGHT for action in order)
@@ -48,7 +48,7 @@ def step(stage: LoneStage, order: Sequence[Action]) -> None:
 
 
 def ratios(work: Work, rounds: int) -> dict[str, Interval]:
-    """Return the CPU time of steps with split backwards over that of whole ones, taken in turns."""
+    """Return the CPU time of steps with split backwards over that with full ones, measured alternately."""
     stage, ways = LoneStage(work), orders(work.micro_batches)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):  # the first one warms up
@@ -56,8 +56,8 @@ def ratios(work: Work, rounds: int) -> dict[str, Interval]:
             start = time.process_time()
             step(stage, order)
             seconds[name].append(time.process_time() - start)
-    whole = seconds.pop(_WHOLE)[1:]
+    full = seconds.pop(_FULL)[1:]
     return {
-        name: median_interval([split / other for split, other in zip(taken[1:], whole, strict=True)])
+        name: median_interval([split / other for split, other in zip(taken[1:], full, strict=True)])
         for name, taken in seconds.items()
     }

@@ -1,15 +1,17 @@
-"""The GPT under torch.distributed.pipelining and DistributedDataParallel: a contestant, one process a rank.
+"""The GPT on torch.distributed.pipelining and DistributedDataParallel: a contestant.
+
+It runs one process a rank:
 
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 TRAINER_BENCH_SOCKET=... \
         python -m trainer.bench.torch_pipeline 1f1b '{"stages": 2}'
 
 The ranks of a pipeline are contiguous, as the trainer's are. With one stage it is plain
-DistributedDataParallel, which accumulates micro-batches and sends with the last of them. `static_graph=True`
-fits neither: DDP then needs a first backward that sends.
+DistributedDataParallel (DDP), which accumulates micro-batches and sends with the last one. Neither this nor a
+pipeline can set `static_graph=True`, because DDP must then send in the first backward.
 
-In replicated pipelines (seen with torch 2.13) DDP fails in the second step of every schedule but 1F1B, as it
-rebuilds its buckets, unless it looks for unused parameters. Where schedules split backwards it never sees the
-weight gradients, and replicas drift apart without an error. So those average after the step, by hand.
+In replicated pipelines of torch 2.13, DDP rebuilds its buckets and fails in the second step of every schedule
+but 1F1B, unless it looks for unused parameters. If a schedule splits backwards, DDP never sees the weight
+gradients, and replicas drift apart silently. So these schedules average after the step, without DDP.
 """
 
 import contextlib
@@ -38,20 +40,20 @@ from trainer.bench.gpt import Part, Work, adamw, mean_loss
 from trainer.bench.torch_groups import PATIENCE, gather
 
 ONE_STAGE = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
-LOOPED = {  # rank r holds the stages r and r + p
+LOOPED = {  # rank r holds stages r and r + p
     "interleaved": ScheduleInterleaved1F1B,
     "looped_bfs": ScheduleLoopedBFS,
     "interleaved_zb": ScheduleInterleavedZeroBubble,
 }
-SPLIT = ("interleaved_zb", "zb_v", "dual_pipe_v")  # their backwards
-V = {"zb_v": ScheduleZBVZeroBubble, "dual_pipe_v": ScheduleDualPipeV}  # r and 2 p - 1 - r
+SPLIT = ("interleaved_zb", "zb_v", "dual_pipe_v")  # schedules that split backwards
+V = {"zb_v": ScheduleZBVZeroBubble, "dual_pipe_v": ScheduleDualPipeV}  # rank r holds stages r and 2 p - 1 - r
 SCHEDULES = (*ONE_STAGE, *LOOPED, *V)
 
 Step = Callable[[], None]
 
 
 def main() -> None:
-    """Train with torch for as long as steps are ordered."""
+    """Train with torch until the contest is over."""
     name, work = sys.argv[1], Work(**json.loads(sys.argv[2]))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=PATIENCE)
@@ -62,7 +64,7 @@ def main() -> None:
 
 
 def _replicas(work: Work) -> Step:
-    """Return a step of plain data parallelism."""
+    """Return the step of plain data parallelism."""
     (layers,) = work.parts([0])
     model: nn.Module = Part(layers)
     if work.replicas > 1:
@@ -73,8 +75,8 @@ def _replicas(work: Work) -> Step:
     def step() -> None:
         for number, (x, y) in enumerate(batches):
             last = number == len(batches) - 1
-            quiet = isinstance(model, DistributedDataParallel) and not last
-            with model.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
+            accumulates = isinstance(model, DistributedDataParallel) and not last
+            with model.no_sync() if accumulates else contextlib.nullcontext():  # type: ignore[operator]
                 (mean_loss(model(x), y) / len(batches)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
@@ -83,7 +85,7 @@ def _replicas(work: Work) -> Step:
 
 
 def _pipeline(name: str, work: Work) -> Step:
-    """Return a step of a pipeline, replicated if there are replicas."""
+    """Return the step of a pipeline, or of several replicas."""
     rank, p = dist.get_rank(), work.stages
     replica, position = divmod(rank, p)
     pipelines = [dist.new_group(list(range(r * p, (r + 1) * p))) for r in range(work.replicas)]
@@ -116,7 +118,7 @@ def _pipeline(name: str, work: Work) -> Step:
 
 
 def _replicated(name: str, module: nn.Module, ring: dist.ProcessGroup, replicas: int) -> nn.Module:
-    """Return a stage's module, wrapped so that its gradients are averaged if DDP can do so."""
+    """Return a stage's module, wrapped in DDP if DDP can average its gradients."""
     if replicas == 1 or name in SPLIT:
         return module
     return DistributedDataParallel(
@@ -128,7 +130,7 @@ def _replicated(name: str, module: nn.Module, ring: dist.ProcessGroup, replicas:
 
 
 def _average(parameters: Sequence[Tensor], ring: dist.ProcessGroup) -> None:
-    """Average the gradients over a ring, all in one message."""
+    """Average all gradients over a group in one message."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     together = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(together, group=ring)
@@ -139,18 +141,18 @@ def _average(parameters: Sequence[Tensor], ring: dist.ProcessGroup) -> None:
 
 
 def placement(name: str, p: int) -> list[int]:
-    """Return the rank of the pipeline that holds each stage under one of torch's schedules."""
-    there = list(range(p))
+    """Return the rank of the pipeline that holds each stage in one of torch's schedules."""
+    ascending = list(range(p))
     if name in ONE_STAGE:
-        return there
-    return there + there if name in LOOPED else there + there[::-1]
+        return ascending
+    return ascending + ascending if name in LOOPED else ascending + ascending[::-1]
 
 
 def _schedule(name: str, stages: list[PipelineStage], micro_batches: int) -> Any:
     def share_of_mean(logits: Tensor, tokens: Tensor) -> Tensor:
         return mean_loss(logits, tokens) / micro_batches
 
-    # The loss is scaled, as ours is; else torch would pass over all gradients once more to scale them.
+    # Scale the loss, as ours does; otherwise torch scales all gradients in another pass over them.
     settings: dict[str, Any] = {"loss_fn": share_of_mean, "scale_grads": False}
     if name in ONE_STAGE:
         return ONE_STAGE[name](stages[0], micro_batches, **settings)
