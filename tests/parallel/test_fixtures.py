@@ -1,4 +1,4 @@
-"""On real ranks too, ties and skips join any two stages, and micro-batches may be of any length and count."""
+"""On real ranks too, ties and skips connect any two stages, and micro-batches have any length and count."""
 
 import numpy as np
 import pytest
@@ -69,8 +69,8 @@ def test_two_replicas(trained: Trained, name: str, ranks: int, overrides: list[s
     assert two.validation == pytest.approx(one.validation, rel=1e-6)
 
 
-def test_replicas_count_differently_and_some_micro_batches_nothing() -> None:
-    """Else the run of "masked" above would say nothing about it."""
+def test_replicas_have_different_counts_and_some_micro_batches_zero() -> None:
+    """Otherwise the run of "masked" above would not test it."""
     data = FIXTURES["masked"].data().training
     order, sizes = Order(len(data), seed=0), micro_batch_sizes(GLOBAL_SIZE, MICRO_SIZE)
     shares = [assign_micro_batches(len(sizes), 2, replica) for replica in range(2)]
