@@ -59,9 +59,7 @@ def test_finished_run_has_nothing_to_do(
     assert again.written == whole.written
 
 
-def test_interrupted_repeatedly(
-    trained: Trained, small: list[str], pools: Pools, tmp_path: Path
-) -> None:
+def test_interrupted_repeatedly(trained: Trained, small: list[str], pools: Pools, tmp_path: Path) -> None:
     """A rank is killed three times; the run resumes with other stages each time, after steps 1, 5 and 9."""
     whole = trained(2, *LONG)
     run = tmp_path / "run"
