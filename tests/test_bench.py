@@ -110,7 +110,7 @@ def test_split_backwards_do_the_work_of_full_ones() -> None:
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
-def test_every_peer_has_the_whole_model(stages: int) -> None:
+def test_every_peer_has_the_full_model(stages: int) -> None:
     work = Work(stages=stages, blocks=3, width=32, heads=2, context=16)
     names = [layer.name for part in work.parts(stages) for layer in part]
     assert names == ["embedding", "block.0", "block.1", "block.2", "head"]

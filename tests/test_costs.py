@@ -182,12 +182,12 @@ def test_nested_activations() -> None:
 
 
 def test_a_data_dependent_layer_is_estimated_with_a_warning() -> None:
-    layer, behind = costs(torch.empty(4, 10), DataDependent, partial(nn.Linear, 10, 1))
+    layer, following = costs(torch.empty(4, 10), DataDependent, partial(nn.Linear, 10, 1))
     assert (layer.flops_forward, layer.flops_backward) == (2 * 4 * 110, 4 * 4 * 110)
     assert layer.warning is not None
     assert "does not run on the meta device" in layer.warning
-    assert behind.warning is None
-    assert behind.flops_forward == 2 * 4 * 10
+    assert following.warning is None
+    assert following.flops_forward == 2 * 4 * 10
 
 
 def test_a_layer_that_reads_its_weights_is_built_briefly_and_leaves_the_seed_alone() -> None:

@@ -109,7 +109,7 @@ def assert_close(ours: Tensor | None, plain: Tensor | None, parameter: str) -> N
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6 * largest, msg=parameter)
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["by micro-batch", "whole batch"])
+@pytest.mark.parametrize("together", [False, True], ids=["by micro-batch", "full batch"])
 @pytest.mark.parametrize("name", FIXTURES)
 def test_gradients_match_plain_pytorch(name: str, together: bool) -> None:
     sizes = FIXTURES[name].sizes

@@ -135,7 +135,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_freed_memory_is_kept() -> None:
     kept, given_back = (
         int(subprocess.check_output([sys.executable, "-c", COUNT_PAGE_FAULTS, what], cwd=REPOSITORY))

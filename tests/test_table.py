@@ -74,7 +74,7 @@ def test_memory_of_a_rank_is_shown_with_its_first_stage() -> None:
     [
         pytest.param(partial(nn.Linear, WIDTH, 1), "100.0%", id="all"),
         pytest.param(lambda: nn.Sequential(nn.Linear(WIDTH, 1), nn.LayerNorm(1)), "92.6%", id="most"),
-        pytest.param(Own, "100.0%", id="an autograd function of one's own"),
+        pytest.param(Own, "100.0%", id="a custom autograd function"),
     ],
 )
 def test_deferred_share(build: Callable[[], nn.Module], share: str) -> None:

@@ -51,7 +51,7 @@ CONVOLUTIONS: dict[str, tuple[Build, tuple[int, ...], int]] = {  # with the inpu
         (2, 6, 9, 9),
         2,
     ),
-    "on what is not contiguous": (
+    "non-contiguous input": (
         lambda: Function(lambda x, part: part(x.transpose(2, 3)[:, :, ::2]), nn.Conv2d(6, 8, 3)),
         (2, 6, 9, 9),
         2,

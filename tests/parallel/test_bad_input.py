@@ -47,13 +47,13 @@ pytestmark = pytest.mark.parallel
             2,
             ["train.freeze=[blok.*]"],
             ["train.freeze", "'blok.*'", "did you mean block."],
-            id="freeze nothing",
+            id="freeze pattern without a match",
         ),
         pytest.param(
             2,
             ["optimizer.groups=[{match: block.*, lr: 0.1},{match: heat, lr: 0.1}]"],
             ["optimizer.groups.1.match", "'heat'", "did you mean head?"],
-            id="group of nothing",
+            id="group without a match",
         ),
     ],
 )

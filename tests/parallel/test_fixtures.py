@@ -35,11 +35,11 @@ def trained(finished: Trained) -> Trained:
 @pytest.mark.parametrize(
     ("name", "boundaries", "schedule"),
     [
-        pytest.param("tied", [1, 5], "1f1b", id="tied past a stage that has none of it"),
+        pytest.param("tied", [1, 5], "1f1b", id="tied across a stage without the weight"),
         pytest.param("ties", [2, 4], "1f1b", id="ties between every two stages"),
-        pytest.param("skip", [3, 5], "gpipe", id="skips past a stage that does not look at them"),
+        pytest.param("skip", [3, 5], "gpipe", id="skips across a stage that does not use them"),
         pytest.param("encoder_decoder", [3, 6], "1f1b", id="an encoder's output for two stages"),
-        pytest.param("mixed", [2, 4], "1f1b", id="everything that an activation may hold"),
+        pytest.param("mixed", [2, 4], "1f1b", id="everything that an activation may contain"),
     ],
 )
 def test_three_stages(trained: Trained, name: str, boundaries: list[int], schedule: str) -> None:

@@ -132,9 +132,9 @@ ON_VECTORS: dict[str, tuple[Build, int]] = {
     "no bias": (partial(linear, bias=False), 1),
     "three times": (lambda: Function(three_times, linear()), 2),
     "shared": (shared, 3),
-    "in place behind it": (lambda: nn.Sequential(linear(), nn.ReLU(inplace=True)), 2),
+    "followed by in-place": (lambda: nn.Sequential(linear(), nn.ReLU(inplace=True)), 2),
     "transformers' Conv1D": (Conv1D, 2),
-    "on what is not contiguous": (
+    "non-contiguous input": (
         lambda: Function(lambda x, part: part(x.transpose(0, -2)).transpose(0, -2), linear(bias=False)),
         1,
     ),
