@@ -61,7 +61,7 @@ def test_contestants_take_turns(tmp_path: Path) -> None:
         assert all(pair.turn.seconds >= each > pair.turn.cpu_seconds for pair in pairs[name])
         assert all(each > pair.reference.seconds >= 0.02 for pair in pairs[name] if name != "quick")
         turns = 2 * 3 if name == "quick" else 2
-        assert len((tmp_path / name).read_text().split()) == 3 + turns * 3  # the first ones, and warming up
+        assert len((tmp_path / name).read_text().split()) == 3 + turns * 3  # the first steps, and warm-ups
 
 
 def test_the_table_shows_ratios_of_pairs() -> None:
@@ -118,7 +118,7 @@ def test_split_backwards_do_the_work_of_full_ones() -> None:
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
-def test_every_peer_has_the_whole_model(stages: int) -> None:
+def test_every_peer_has_the_full_model(stages: int) -> None:
     work = Work(stages=stages, blocks=3, width=32, heads=2, context=16)
     names = [layer.name for part in work.parts(range(stages)) for layer in part]
     assert names == ["embedding", "block.0", "block.1", "block.2", "head"]

@@ -1,4 +1,4 @@
-"""A checkpoint gives back what was saved, bit for bit, and says what is wrong with it if it cannot."""
+"""A checkpoint restores what was saved, bit for bit, or reports what is wrong with it."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def optimizer_of(layers: list[BuiltLayer]) -> torch.optim.Optimizer:
 
 
 def train(layers: list[BuiltLayer], optimizer: torch.optim.Optimizer) -> None:
-    """Do a step with some gradients, equal ones for the copies of a tied parameter."""
+    """Take a step in which the copies of a tied parameter have equal gradients."""
     first, norm, last = (layer.module for layer in layers)
     optimizer.zero_grad()
     last(norm(first(torch.arange(12.0).reshape(4, 3).sin()))).square().sum().backward()
@@ -73,7 +73,7 @@ def saved(tmp_path: Path) -> tuple[Path, list[BuiltLayer], torch.optim.Optimizer
 Saved = tuple[Path, list[BuiltLayer], torch.optim.Optimizer]
 
 
-def test_training_goes_on_as_if_it_had_not_stopped(saved: Saved) -> None:
+def test_training_resumes_as_if_it_had_not_stopped(saved: Saved) -> None:
     path, layers, optimizer = saved
     restored = built(seed=2)
     assert not equal(numbers(restored), numbers(layers))
@@ -86,7 +86,7 @@ def test_training_goes_on_as_if_it_had_not_stopped(saved: Saved) -> None:
     assert equal(numbers(restored), numbers(layers))
 
 
-def test_copies_of_a_tied_parameter_have_a_state_of_their_own(saved: Saved) -> None:
+def test_copies_of_a_tied_parameter_have_their_own_state(saved: Saved) -> None:
     restored = built(seed=2)
     optimizer = optimizer_of(restored)
     Checkpoint(saved[0]).restore(restored, optimizer, "adamw")
@@ -95,8 +95,8 @@ def test_copies_of_a_tied_parameter_have_a_state_of_their_own(saved: Saved) -> N
     assert owner.data_ptr() != use.data_ptr()
 
 
-def test_an_optimizer_gets_the_state_of_its_own_parameters(saved: Saved) -> None:
-    """As with one that is sharded."""
+def test_an_optimizer_loads_the_state_of_its_own_parameters(saved: Saved) -> None:
+    """As with a sharded optimizer."""
     restored = built(seed=2)
     own = restored[0].module.weight
     optimizer = torch.optim.AdamW([own])
@@ -105,8 +105,8 @@ def test_an_optimizer_gets_the_state_of_its_own_parameters(saved: Saved) -> None
     assert equal(numbers(restored), numbers(saved[1]))
 
 
-def test_a_rank_reads_what_it_holds_alone(saved: Saved) -> None:
-    """Also a tied parameter, which lies in its owner's file."""
+def test_a_rank_reads_only_what_it_holds(saved: Saved) -> None:
+    """Including a tied parameter, which is in its owner's file."""
     path, layers, _ = saved
     last = build_layer(LAYERS, 2, 5, CPU)
     (path / "layers" / "norm.safetensors").unlink()
@@ -119,7 +119,7 @@ def test_progress_reads_back(saved: Saved) -> None:
     assert Checkpoint(saved[0]).progress() == PROGRESS
 
 
-def test_progress_of_before_it_had_the_data_and_the_loss_scale(saved: Saved) -> None:
+def test_progress_saved_before_it_had_the_data_and_the_loss_scale(saved: Saved) -> None:
     progress, manifest = saved[0] / "progress.json", saved[0] / "manifest.json"
     content = json.loads(progress.read_text())
     del content["data"], content["loss_scale"]
@@ -131,7 +131,7 @@ def test_progress_of_before_it_had_the_data_and_the_loss_scale(saved: Saved) -> 
     assert Checkpoint(saved[0]).progress() == replace(PROGRESS, data=None, loss_scale=None)
 
 
-def test_a_buffer_that_is_not_there(saved: Saved) -> None:
+def test_a_missing_buffer(saved: Saved) -> None:
     norm = nn.BatchNorm1d(3)
     norm.register_buffer("more", torch.zeros(2))
     with pytest.raises(UserError, match=r"norm: more has no such buffer there, and shape \(2,\) here"):
@@ -195,7 +195,7 @@ def test_other_optimizer(saved: Saved) -> None:
         Checkpoint(saved[0]).restore(built(seed=2), None, "sgd")
 
 
-def test_newest_whole_checkpoint_is_found(saved: Saved) -> None:
+def test_newest_complete_checkpoint_is_found(saved: Saved) -> None:
     path, layers, optimizer = saved
     folder = path.parent
     later = save_checkpoint(folder, layers, optimizer, replace(PROGRESS, step=12), Alone())

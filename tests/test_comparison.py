@@ -33,7 +33,7 @@ def test_different_bits_are_noticed(seen: list[float], expected: list[float]) ->
     assert not compared(seen, expected, [1.0])[0].same_bits
 
 
-def test_zeros_of_either_sign_are_no_failure() -> None:
+def test_zeros_of_either_sign_are_equal() -> None:
     assert not compared([0.0], [-0.0])[1]
 
 

@@ -1,4 +1,4 @@
-"""Every value of the configuration is held against its range; what `conf/` has composes and passes."""
+"""Every value of the configuration is checked against its range; all of `conf/` composes and passes."""
 
 import shutil
 from pathlib import Path
@@ -67,13 +67,13 @@ def test_bare_command_trains_a_gpt_on_text() -> None:
     assert config.data.context == config.model.context == 64
 
 
-def test_another_model_needs_no_recipe_of_its_own() -> None:
+def test_another_model_needs_no_recipe() -> None:
     check(typed(composed("model=simplenet", "data=binary")))
     with pytest.raises(UserError, match="are both null: give one of them"):
         check(typed(composed("experiment=none", "model=simplenet", "data=binary")))
 
 
-def test_experiment_gives_way_to_the_command_line() -> None:
+def test_the_command_line_overrides_the_experiment() -> None:
     config = typed(composed("experiment=small", "model.width=48"))
     assert config.model.width == 48
     assert config.model.blocks == 4
@@ -121,7 +121,7 @@ def test_keys_that_nothing_reads_are_refused(override: str, message: str) -> Non
         ),
     ],
 )
-def test_what_hydra_says_is_said_in_one_line(overrides: list[str], message: str) -> None:
+def test_hydra_errors_become_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
         typed(composed(*overrides))
     assert str(explain(caught.value)) == message
@@ -203,17 +203,17 @@ GROUPS = [GroupConfig("embedding", lr=1e-4, weight_decay=0.0), GroupConfig("bloc
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_groups_of_the_command_line(optimizer: str) -> None:
+def test_groups_from_the_command_line(optimizer: str) -> None:
     groups = '[{match: "embedding", lr: 1e-4, weight_decay: 0.0},{match: block.*/*bias}]'
     config = typed(composed(f"optimizer={optimizer}", f"optimizer.groups={groups}"))
     check(config)
     assert config.optimizer.groups == GROUPS
     assert flat(config)["optimizer.groups.0.lr"] == 1e-4
-    written = OmegaConf.to_container(OmegaConf.structured(config))  # as a run's folder has it
+    written = OmegaConf.to_container(OmegaConf.structured(config))  # as saved in a run's folder
     assert written["optimizer"]["groups"][0] == {"match": "embedding", "lr": 1e-4, "weight_decay": 0.0}
 
 
-def test_groups_and_patterns_of_a_file(tmp_path: Path) -> None:
+def test_groups_and_patterns_from_a_file(tmp_path: Path) -> None:
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "experiment" / "tuned.yaml").write_text(
         """# @package _global_
@@ -252,7 +252,7 @@ checkpoint:
         ("[a]", "optimizer.groups.0=a must have keys, such as {match: embedding, lr: 1e-4}"),
     ],
 )
-def test_entries_that_are_no_group(groups: str, message: str) -> None:
+def test_invalid_groups(groups: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         typed(composed(f"optimizer.groups={groups}"))
     assert str(caught.value).startswith(message)
@@ -276,7 +276,7 @@ def test_flat_has_every_value_by_its_dotted_key() -> None:
 
 
 def test_a_model_of_a_recipe_points_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It did choose the recipe once."""
+    """The model's name used to choose the recipe."""
     monkeypatch.setattr("sys.argv", ["trainer", "model=simplenet"])
     with pytest.raises(OmegaConfBaseException) as caught:
         typed(composed("model=simplenet"))

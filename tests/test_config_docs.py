@@ -1,4 +1,4 @@
-"""docs/configuration.md is what the schema says."""
+"""docs/configuration.md is generated from the schema."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_every_key_has_a_row() -> None:
     assert "`adasum`" in rows["averaging.op"]
 
 
-def test_every_sentence_is_there() -> None:
+def test_every_key_is_described() -> None:
     for line in page().splitlines():
         if line.startswith("| `"):
             assert line.split(" | ")[-1].strip(" |"), line

@@ -1,4 +1,4 @@
-"""The documentation is true: drawings, lists, links, keys and commands, and its code trains."""
+"""The documentation is true: its drawings, lists, links, keys and commands; and its code trains."""
 
 import dataclasses
 import os
@@ -32,21 +32,21 @@ def text_of(page: Path) -> str:
 
 
 def blocks(page: Path, language: str = "") -> Iterator[str]:
-    """Yield the fenced blocks of a language."""
+    """Yield a page's fenced blocks in a language."""
     for found, block in re.findall(r"^```(\w*)\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL):
         if found == language:
             yield block
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Yield the commands of a page's blocks that run a module of the trainer, each on one line."""
+    """Yield the commands on a page that run a module of the trainer, each as one line."""
     for block in blocks(page):
         for line in block.replace("\\\n", " ").splitlines():
             if "python -m trainer" in line:
                 yield line.partition(" # ")[0]
 
 
-def test_drawings_are_those_that_the_code_draws() -> None:
+def test_drawings_match_the_code() -> None:
     drawings = [block.splitlines() for page in PAGES for block in blocks(page)]
     drawings = [lines for lines in drawings if lines[0] in recipes()]
     assert drawings
@@ -56,7 +56,7 @@ def test_drawings_are_those_that_the_code_draws() -> None:
         assert rows == draw_text(schedule, timeline).splitlines()
 
 
-def test_lists_are_those_that_run() -> None:
+def test_action_lists_match_the_code() -> None:
     page = REPOSITORY / "docs/schedules.md"
     (lists,) = [block.splitlines() for block in blocks(page) if block.startswith("rank 0")]
     schedule = training_schedule("1f1b", 2, 2, [Tied(0, 1)])
@@ -66,13 +66,13 @@ def test_lists_are_those_that_run() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors that GitHub and MkDocs give to a page's headings."""
+    """Return the anchors that GitHub and MkDocs generate for a page's headings."""
     titles = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 @each_page
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
         if "://" in link:
             continue
@@ -89,7 +89,7 @@ def test_every_page_of_the_site_is_reachable_from_the_readme() -> None:
 
 
 def keys_of(kind: type, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of a configuration class, with those of all choices of a group."""
+    """Yield the dotted keys of a configuration class, including those of every choice of a group."""
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         yield prefix + field.name
@@ -134,7 +134,7 @@ def runs(name: str) -> bool:
 
 
 def own_code(page: Path, folder: Path) -> list[list[str]]:
-    """Write a page's Python files into a folder; return the commands that use them, without the launcher."""
+    """Write a page's Python files to a folder; return the commands that use them, without the launcher."""
     for block in blocks(page, "python"):
         if name := re.match(r"# (my_\w+\.py)\n", block):
             (folder / name.group(1)).write_text(block)
@@ -151,8 +151,8 @@ def own_code(page: Path, folder: Path) -> list[list[str]]:
         ("docs/tutorial.md", "trainer.verify", "the layout does not change the training"),
     ],
 )
-def test_code_of_the_pages_trains(page: str, module: str, last_line: str, tmp_path: Path) -> None:
-    """The files and the overrides are those of the page; there is one process, and two steps."""
+def test_code_on_the_pages_trains(page: str, module: str, last_line: str, tmp_path: Path) -> None:
+    """Use the page's files and overrides, in one process for two steps."""
     command = next(words for words in own_code(REPOSITORY / page, tmp_path) if words[1] == module)
     short = [
         "train.steps=2",
@@ -174,7 +174,7 @@ def test_code_of_the_pages_trains(page: str, module: str, last_line: str, tmp_pa
     assert done.stdout.splitlines()[-1].startswith(last_line)
 
 
-def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_the_site_builds_and_loads_nothing_external(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="the documentation tools are not installed (make setup WHEELS=...)")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}

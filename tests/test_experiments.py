@@ -1,4 +1,4 @@
-"""A recipe gives the values it has always given; `model=...` chooses a model and nothing else."""
+"""A recipe keeps its values; `model=...` chooses a model and nothing else."""
 
 import os
 import subprocess
@@ -127,7 +127,7 @@ def resolved(*overrides: str) -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Know where the cache is."""
+    """Fix the cache's location."""
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
 
 
@@ -152,7 +152,7 @@ def test_simplenet() -> None:
 @pytest.mark.parametrize(
     ("overrides", "group"),
     [
-        (["model=simplenet", "data.context=128"], "model."),  # else it would follow what is no longer there
+        (["model=simplenet", "data.context=128"], "model."),  # else it would refer to a missing key
         (["data=binary"], "data."),
         (["optimizer=sgd"], "optimizer."),
     ],
@@ -164,7 +164,7 @@ def test_a_choice_changes_its_group_and_nothing_else(overrides: list[str], group
     assert {key for key in changed if not key.startswith(group)} == set()
 
 
-def test_an_experiment_of_the_user_stands_on_the_recipe_it_names(tmp_path: Path) -> None:
+def test_a_custom_experiment_extends_the_recipe_it_names(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "wide.yaml").write_text(
         "# @package _global_\ndefaults:\n  - gpt\nmodel:\n  width: 512\n"
@@ -199,7 +199,7 @@ print([name for name in ("torch", "mpi4py", "horovod") if name in sys.modules])
 def test_composing_and_checking_import_neither_torch_nor_mpi(
     overrides: list[str], runs: str, tmp_path: Path
 ) -> None:
-    """Under a launcher, too, where ranks will have to agree on the run's folder."""
+    """This holds under a launcher too, where ranks will have to agree on the run's folder."""
     env = os.environ | {"OMPI_COMM_WORLD_RANK": "0", "PYTHONPATH": str(CONF.parent)}
     command = [sys.executable, "-c", COMPOSE, *overrides]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)

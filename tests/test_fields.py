@@ -1,4 +1,4 @@
-"""What a field states about its values holds for the values, and for those of subclasses."""
+"""The range that a field declares is enforced, also in subclasses."""
 
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ def test_a_subclass_may_change_the_default_and_keeps_the_range() -> None:
     assert (spec.about, spec.unit) == ("how many", "things")
 
 
-def test_parts_in_lists_are_checked_with_their_numbers() -> None:
+def test_parts_in_lists_are_checked_and_named_by_index() -> None:
     check_part(Base(parts=[Inner(), Inner(1.0)]))
     assert complaint(Base(parts=[Inner(), Inner(1.5)]), "x.") == "x.parts.1.rate=1.5 must be from 0 to 1"
 

@@ -1,4 +1,4 @@
-"""Custom schedules, from files."""
+"""Custom schedules read from files."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def written(folder: Path, text: str) -> str:
 
 
 def as_file(schedule: Schedule) -> str:
-    """Return a schedule as a user would write it."""
+    """Return the file's text of a schedule, as a user would write it."""
     lines = [" ".join(str(a) for a in actions if a.kind in COMPUTING) for actions in schedule.workers]
     return "\n".join([f"placement {' '.join(map(str, schedule.placement))}", *lines])
 
@@ -84,7 +84,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             resolve(str(path))
 
 
-def test_a_run_of_another_size_is_refused(tmp_path: Path) -> None:
+def test_a_run_with_other_sizes_is_refused(tmp_path: Path) -> None:
     recipe = resolve(written(tmp_path, MINE))
     assert (recipe.workers, recipe.micro_batches, recipe.stages_per_worker) == (2, 3, 1)
     with pytest.raises(UserError, match=r"is for 2 workers .*: use layout\.stages=2"):

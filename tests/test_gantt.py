@@ -1,4 +1,4 @@
-"""Gantt charts: every bar stands where its action was, as long as it took."""
+"""Gantt charts: every bar shows when its action ran and how long it took."""
 
 import itertools
 import re
@@ -23,7 +23,7 @@ def artists(axes: Axes, name: str) -> list[PolyCollection]:
 
 
 def spans(axes: Axes, name: str) -> list[tuple[float, float]]:
-    """Return left edge and width of every bar of the artists that are called so."""
+    """Return left edge and width of every bar of the artists with this label."""
     boxes = [path.get_extents() for each in artists(axes, name) for path in each.get_paths()]
     return [(box.x0, box.width) for box in boxes]
 
@@ -35,7 +35,7 @@ def words(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("kind", [Kind.FORWARD, Kind.BACKWARD])
 @pytest.mark.parametrize("panel", ["predicted", "measured"])
-def test_every_action_is_a_bar_where_and_as_long_as_it_was(kind: Kind, panel: str) -> None:
+def test_every_action_is_a_bar_with_its_time_and_duration(kind: Kind, panel: str) -> None:
     timeline = step()
     axes = dict(zip(("predicted", "measured"), step_gantt(timeline).axes, strict=True))[panel]
     for number, rank in enumerate(getattr(timeline, panel)):
@@ -49,7 +49,7 @@ def test_every_action_is_a_bar_where_and_as_long_as_it_was(kind: Kind, panel: st
         assert drawn == [pytest.approx(each) for each in expected]
 
 
-def test_waiting_is_hatched_and_its_share_written_behind_the_row() -> None:
+def test_waiting_is_hatched_and_its_share_written_after_the_row() -> None:
     timeline = step()
     _, measured = step_gantt(timeline).axes
     waits = spans(measured, r"measured-\d-waiting")
@@ -61,7 +61,7 @@ def test_waiting_is_hatched_and_its_share_written_behind_the_row() -> None:
 
 
 def test_a_bar_begins_where_the_waiting_ends() -> None:
-    """By hand: rank 0 works all the time, rank 1 waits half of it."""
+    """Worked out by hand: rank 0 works all the time, rank 1 waits half of it."""
     forwards = [Action(Kind.FORWARD, stage, 0) for stage in (0, 1)]
     times = [ActionTimes(0.0, 0.0, 0.4), ActionTimes(0.0, 0.2, 0.4)]
     both = tuple(RankTimeline((f,), (t,)) for f, t in zip(forwards, times, strict=True))
@@ -94,7 +94,7 @@ def test_all_reduces_that_overlap_are_side_by_side_beneath_the_bars() -> None:
     assert row.y1 < boxes[0].y0 < boxes[0].y1 < boxes[1].y0  # the axis points downwards
 
 
-def test_title_tells_what_ran_and_how_it_compares() -> None:
+def test_title_shows_what_ran_and_how_it_compares() -> None:
     timeline = step()
     written = " ".join(words(step_gantt(timeline)))
     bubble = sum(rank.waited for rank in timeline.measured) / (STAGES * timeline.seconds)
@@ -131,14 +131,14 @@ def test_numbers_are_left_out_where_they_do_not_fit() -> None:
         assert not [each for each in axes.texts if each.get_text().isdigit()]
 
 
-def test_one_rank_waits_for_nobody() -> None:
+def test_a_single_rank_never_waits() -> None:
     predicted, measured = step_gantt(step(1, 2)).axes
     assert not artists(predicted, r".*-waiting")
     assert "0%" in [each.get_text() for each in measured.texts]
 
 
 def test_all_kinds_of_work_are_drawn_and_messages_are_not() -> None:
-    """Sampling has no colour of its own; whatever takes time and is no message is drawn all the same."""
+    """Everything that takes time and is not a message is drawn, even sampling, which has no colour."""
     schedule = generation_schedule(range(2), 3)
     busy = {Kind.FORWARD: 1.0, Kind.SAMPLE: 0.5}
     moments = [0.0]

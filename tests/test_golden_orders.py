@@ -1,7 +1,7 @@
-"""Orders stay what they are: digests of whole schedules, written by the code of commit 7c29108.
+"""Orders do not change: digests of complete schedules, written by the code of commit 7c29108.
 
-A faster or tidier way to build them must find the same orders. Where an order is meant to change, write the
-file again with `python -m tests.test_golden_orders`.
+A faster or cleaner implementation must produce the same orders. After an intended change, regenerate the file
+with `python -m tests.test_golden_orders`.
 """
 
 import json
@@ -20,7 +20,7 @@ KINDS = (Kind.FORWARD, Kind.BACKWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)
 
 
 def works(stages: int) -> Mapping[str, Work | None]:
-    """Return sets of times of actions, each under a name."""
+    """Return named sets of action times."""
     last = [1.0] * (stages - 1) + [1.5]
     uneven = [1 + 0.1 * (7 * stage % 5) for stage in range(stages)]
     columns = {
@@ -38,7 +38,7 @@ def works(stages: int) -> Mapping[str, Work | None]:
 
 
 def cases(name: str) -> Iterator[tuple[str, Schedule]]:
-    """Yield a schedule in several sizes, each with a name of its own."""
+    """Yield a schedule in several sizes, each with a unique name."""
     if name == "zb_v":
         for p, m in ((1, 4), (2, 1), (2, 3), (2, 8), (3, 6), (4, 8)):
             for kind, work in works(2 * p).items():
@@ -56,7 +56,7 @@ def digest(schedule: Schedule) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_orders_are_the_same_as_ever(name: str) -> None:
+def test_orders_are_unchanged(name: str) -> None:
     golden = {key: value for key, value in json.loads(FILE.read_text()).items() if key.split()[0] == name}
     assert {key: digest(schedule) for key, schedule in cases(name)} == golden
 

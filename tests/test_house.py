@@ -1,4 +1,4 @@
-"""The packages import one way only, and the root of `trainer` holds the spine and nothing else."""
+"""Packages import in one direction only, and the root of `trainer` holds the spine and nothing else."""
 
 import ast
 from collections.abc import Iterator
@@ -46,13 +46,13 @@ def unit(module: str) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Yield the trainer's modules that a file imports, also in functions and for type checkers alone."""
+    """Yield the trainer's modules that a file imports, also inside functions and for type checkers only."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "trainer")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "trainer":
             assert node.level == 0
-            if node.module == "trainer":  # of the root: each name may be a unit
+            if node.module == "trainer":  # from the root: each name may be a unit
                 yield from (f"trainer.{alias.name}" for alias in node.names)
             else:
                 yield str(node.module)

@@ -1,4 +1,4 @@
-"""The loss scale: exact, halved by an overflow, doubled when it could be larger."""
+"""The loss scale: exact, halved by an overflow, doubled after a long run of good steps."""
 
 import math
 from dataclasses import asdict, replace
@@ -39,7 +39,7 @@ def test_two_thousand_good_steps_double_it() -> None:
     assert scale == again == LossScale(2.0**17, good_steps=0)
 
 
-def test_a_model_that_overflows_by_itself_is_told() -> None:
+def test_a_model_that_overflows_by_itself_is_reported() -> None:
     scale = LossScale()
     with pytest.raises(OverflowError, match="use precision=bf16"):
         [scale.accepts(math.nan) for _ in range(100)]

@@ -1,4 +1,4 @@
-"""What a rank holds, and the least that is computed again so that it fits."""
+"""The memory of a rank, and the least recomputation that makes it fit."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ def cut() -> Partition:
 
 
 def least(cut: Partition) -> float:
-    """Return the time that is spent again."""
+    """Return the time spent on recomputation."""
     return sum(cost.recompute_time(mode) for cost, mode in zip(cut.costs, cut.recompute, strict=True))
 
 
@@ -51,7 +51,7 @@ def test_weights_gradients_state_and_messages() -> None:
     memory = predict(whole, SCHEDULE, state=2)
     weights, message = 4 * 110, 4 * 4 * 10
     assert memory.fixed == (weights * 4 + 4 * message, weights * 4 + 8 * message)
-    # Of the first, its output and not its input, twice; of the second both, once.
+    # The first stage: its output, not its input, twice. The second: both, once.
     assert memory.activations == (2 * message, 2 * message)
 
 
@@ -60,7 +60,7 @@ def test_state_of_optimizers() -> None:
     assert [state_per_weight(AdamWConfig()), state_per_weight(CustomOptimizerConfig())] == [2, 2]
 
 
-def test_what_fits_is_left_alone() -> None:
+def test_nothing_is_recomputed_where_everything_fits() -> None:
     whole = cut()
     enough = max(predict(whole, SCHEDULE, 2).total(rank) for rank in range(STAGES))
     assert fit(whole, SCHEDULE, 2, enough) == whole
@@ -68,7 +68,7 @@ def test_what_fits_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_every_rank_fits_for_about_the_least_time(share: float) -> None:
+def test_every_rank_fits_at_about_the_least_time(share: float) -> None:
     whole = cut()
     frugal = Partition(whole.stages, whole.costs, (Recompute.FULL,) * 6)
     most, fewest = (
@@ -77,7 +77,7 @@ def test_every_rank_fits_for_about_the_least_time(share: float) -> None:
     limit = int(fewest + share * (most - fewest))
     fitted = fit(whole, SCHEDULE, 2, limit)
     assert all(predict(fitted, SCHEDULE, 2).total(rank) <= limit for rank in range(STAGES))
-    for stage, layers in enumerate(whole.stages):  # against all ways to choose for a stage
+    for stage, layers in enumerate(whole.stages):  # compared with all choices for a stage
         cheapest = min(
             least(way) for way in ways(whole, list(layers)) if predict(way, SCHEDULE, 2).total(stage) <= limit
         )
@@ -86,7 +86,7 @@ def test_every_rank_fits_for_about_the_least_time(share: float) -> None:
 
 
 def ways(whole: Partition, layers: list[int]) -> list[Partition]:
-    """Return every choice for some layers."""
+    """Return the cut with every choice of modes for some layers."""
     cuts = [whole]
     for layer in layers:
         cuts = [
@@ -97,7 +97,7 @@ def ways(whole: Partition, layers: list[int]) -> list[Partition]:
     return cuts
 
 
-def test_what_cannot_fit_is_told() -> None:
+def test_a_model_that_cannot_fit_is_reported() -> None:
     with pytest.raises(
         UserError, match=r"memory\.limit=1\.0 KiB is too little: rank 0 of a group needs .* MiB"
     ):

@@ -1,4 +1,4 @@
-"""Messages: what is known in advance is never sent again, and receives are posted before they are needed."""
+"""Messages: nothing known in advance is resent, and receives are posted before they are needed."""
 
 import pickle
 import threading
@@ -22,7 +22,7 @@ LONG = 0.3  # seconds
 
 
 class Pair:
-    """Two ranks with a stage each; control and tensors have wires of their own."""
+    """Two ranks with a stage each; control messages and tensors have separate wires."""
 
     def __init__(self) -> None:
         self.control, self.data = Exchange(), Exchange()
@@ -40,13 +40,13 @@ class Pair:
         ]
 
     def begin(self, signatures: Sequence[str], mode: str = "training") -> None:
-        """Begin a step of forwards on both ranks."""
+        """Begin a step with only forwards on both ranks."""
         numbers = range(len(signatures))
         self.ends[0].begin([sending(i) for i in numbers], signatures, mode)
         self.ends[1].begin([receiving(i) for i in numbers], None, mode)
 
     def step(self, tensors: Sequence[Tensor], signatures: Sequence[str], mode: str = "training") -> None:
-        """Send a tensor for each micro-batch, and receive it at once."""
+        """Send a tensor for each micro-batch, and receive it immediately."""
         self.begin(signatures, mode)
         for i, tensor in enumerate(tensors):
             self.ends[0].send(sending(i), [tensor], 0)
@@ -59,11 +59,11 @@ class Pair:
         assert self.data.empty
 
     def headers(self) -> int:
-        """Return how many messages have gone over the control wire, besides signatures."""
+        """Return the number of messages on the control wire, signatures excluded."""
         return sum(tag > 0 for (_, _, tag), _ in self.control.sent)
 
     def posted(self) -> int:
-        """Return how many receives are posted now."""
+        """Return the number of receives posted now."""
         return sum(map(len, self.data.posted.values()))
 
 
@@ -79,7 +79,7 @@ def rows(*lengths: int) -> list[Tensor]:
     return [torch.randn(length, 3) for length in lengths]
 
 
-def test_a_header_comes_once_for_each_signature() -> None:
+def test_a_header_is_sent_once_for_each_signature() -> None:
     pair = Pair()
     pair.step(rows(2, 2, 2), ["two"] * 3)
     assert pair.headers() == 1
@@ -93,14 +93,14 @@ def test_a_header_comes_once_for_each_signature() -> None:
     assert pair.headers() == 3
 
 
-def test_headers_and_signatures_take_the_control_wire_and_tensors_the_other() -> None:
+def test_headers_and_signatures_use_the_control_wire_and_tensors_the_other() -> None:
     pair = Pair()
     pair.step(rows(2, 2), ["two"] * 2)
     assert all(isinstance(content, bytes) for _, content in pair.control.sent)
     assert [content[0].shape for _, content in pair.data.sent] == [(2, 3), (2, 3)]
 
 
-def test_signatures_that_have_not_changed_are_not_sent_again() -> None:
+def test_unchanged_signatures_are_not_resent() -> None:
     pair = Pair()
     for signatures in (["a", "b"], ["a", "b"], ["b", "a"]):
         pair.begin(signatures)
@@ -112,7 +112,7 @@ def test_signatures_that_have_not_changed_are_not_sent_again() -> None:
     ]
 
 
-def test_receives_are_posted_ahead_two_a_channel() -> None:
+def test_two_receives_a_channel_are_posted_ahead() -> None:
     pair = Pair()
     pair.begin(["two"] * 5)
     assert pair.posted() == 0  # no structure is known yet
@@ -135,7 +135,7 @@ def test_receives_are_posted_ahead_two_a_channel() -> None:
 
 
 def test_the_next_receives_are_posted_by_a_send() -> None:
-    """A rank that has received, computes and sends: its next receives are there meanwhile."""
+    """A rank receives, computes and sends; meanwhile its next receives are posted."""
     pair = Pair()
     gradient = Action(Kind.SEND_GRADIENT, 1, 0, 0)
     for _ in range(2):
@@ -153,7 +153,7 @@ def test_the_next_receives_are_posted_by_a_send() -> None:
 
 
 def test_a_posted_receive_waits_for_its_header() -> None:
-    """Of the signatures a, a, b, a only b is new: no receive is posted past it."""
+    """In the signatures a, a, b, a only b is new: no receive is posted past it."""
     pair = Pair()
     pair.step(rows(2), ["a"])
     pair.begin(["a", "b", "a"])
@@ -178,7 +178,7 @@ def test_order_is_kept_when_all_is_sent_before_anything_is_received() -> None:
 
 
 def test_channels_do_not_mix() -> None:
-    """Activations one way, and every other kind of message between the same stages."""
+    """Activations in one direction, and every other kind of message between the same stages."""
     pair = Pair()
     there = [Action(kind, 0, i, 1) for i in range(2) for kind in RECEIVE_OF]
     back = [Action(RECEIVE_OF[action.kind], 1, action.micro_batch, 0) for action in there]
@@ -228,7 +228,7 @@ def test_shapes_must_follow_from_the_signature() -> None:
         pair.ends[0].send(sending(1), rows(4), 0)
 
 
-def test_the_largest_message_of_a_channel_is_noted() -> None:
+def test_the_largest_message_of_a_channel_is_recorded() -> None:
     pair = Pair()
     pair.step(rows(2, 5, 1), ["two", "five", "one"])
     assert pair.ends[0].sizes == {(Kind.SEND_ACTIVATION, 0, 1): 5 * 3 * 4}
@@ -266,8 +266,8 @@ def test_waiting_is_added_to_the_meter() -> None:
 
 
 @pytest.mark.parametrize("stages", [1, 2, 5])
-def test_every_channel_has_a_tag_of_its_own(stages: int) -> None:
-    """Of all kinds, between all stages; 0 is for signatures."""
+def test_every_channel_has_its_own_tag(stages: int) -> None:
+    """For every kind of message between all stages; 0 is for signatures."""
     control = Exchange()
     ends = [
         Messages(

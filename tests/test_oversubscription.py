@@ -1,4 +1,4 @@
-"""What ranks that share cores ask of the kernel and of MPI; each in a process of its own."""
+"""Requests to the kernel and to MPI by ranks that share cores; each test runs in its own process."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ def printed(program: str) -> str:
     return result.stdout.strip()
 
 
-def test_longer_turns() -> None:
+def test_longer_time_slices() -> None:
     program = (
         "import os\n"
         "from trainer.distributed.oversubscription import request_long_time_slices\n"
@@ -19,6 +19,6 @@ def test_longer_turns() -> None:
     assert printed(program) == "True"
 
 
-def test_no_naps_without_open_mpi() -> None:
+def test_no_sleeping_without_open_mpi() -> None:
     code = "from trainer.distributed import oversubscription as o; print(o.sleep_in_background_threads())"
     assert printed(code) == "False"

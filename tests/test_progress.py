@@ -1,4 +1,4 @@
-"""What a person sees: whole lines, or a bar on a terminal, from rank 0 alone."""
+"""Progress output: complete lines, or a bar on a terminal, from rank 0 only."""
 
 import fcntl
 import os
@@ -40,10 +40,10 @@ def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert said == ["a table", "of two lines"]
 
 
-def test_a_line_a_second_and_the_time_that_is_left(
+def test_a_line_a_second_and_the_remaining_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred steps of 0.3 s, from step 20 on: of resumed runs only the steps done here count."""
+    """A hundred steps of 0.3 s, from step 20 on: after resuming, only steps of this run count."""
     now = 1000.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     shown = display("line", start=20, steps=120)
@@ -78,7 +78,7 @@ def test_nothing(mode: str, rank: int, capsys: pytest.CaptureFixture[str]) -> No
 
 
 class Terminal:
-    """A pseudo-terminal of 120 columns that can take the place of standard output."""
+    """A pseudo-terminal of 120 columns that can replace standard output."""
 
     def __init__(self) -> None:
         self._reader, writer = pty.openpty()
@@ -86,13 +86,13 @@ class Terminal:
         self.output = os.fdopen(writer, "w")
 
     def text(self) -> str:
-        """Return what was written; ends the terminal."""
+        """Close the terminal, and return what was written."""
         self.output.close()
         found = b""
         try:
             while part := os.read(self._reader, 65536):
                 found += part
-        except OSError:  # Linux tells the end like this
+        except OSError:  # how Linux reports the end
             pass
         os.close(self._reader)
         return found.decode()

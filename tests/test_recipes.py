@@ -1,4 +1,4 @@
-"""Recipes: how a name or a file becomes one, what all have in common, and what it takes to add one."""
+"""Recipes: how names and files resolve to them, their common properties, and how to add one."""
 
 import re
 import subprocess
@@ -29,14 +29,14 @@ BUILT_IN = ["gpipe", "1f1b", "zb_h1", "interleaved", "zb_v"]
 
 
 def drop_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Make a folder's files modules of the package of recipes."""
+    """Add a folder's files to the package of recipes."""
     patch.setattr(package, "__path__", [*package.__path__, str(folder)])
     recipes.cache_clear()
 
 
 @pytest.fixture
 def patch() -> Iterator[pytest.MonkeyPatch]:
-    """Return what undoes its changes, to the modules and to what `recipes` found too."""
+    """Return a monkeypatch that also undoes changes to the modules and to the cache of `recipes`."""
     before = set(sys.modules)
     with pytest.MonkeyPatch.context() as context:
         yield context
@@ -55,7 +55,7 @@ def with_snake(patch: pytest.MonkeyPatch) -> ScheduleRecipe:
 # --- from a name to a recipe
 
 
-def test_lists_have_few_stages_a_worker_first_then_older_schedules() -> None:
+def test_names_are_sorted_by_stages_a_worker_then_age() -> None:
     assert list(recipes()) == BUILT_IN
     assert all(resolve(name).name == name for name in BUILT_IN)
 
@@ -78,7 +78,7 @@ def test_neither_recipes_nor_the_check_of_a_configuration_import_torch() -> None
     assert ended.stdout.strip() == "[]"
 
 
-# --- what all recipes have in common
+# --- properties of all recipes
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -95,7 +95,7 @@ def check_closed_form(recipe: ScheduleRecipe, p: int, m: int) -> None:
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_the_docstring_shows_what_is_drawn(name: str) -> None:
+def test_the_docstring_shows_the_drawing(name: str) -> None:
     check_drawing(resolve(name))
 
 
@@ -122,7 +122,7 @@ def test_only_a_recipe_that_says_so_depends_on_work(name: str) -> None:
     assert same != recipe.depends_on_work
 
 
-def test_work_does_not_reach_an_order_that_does_not_depend_on_it() -> None:
+def test_work_is_not_passed_to_an_order_that_does_not_depend_on_it() -> None:
     seen: list[Work | None] = []
 
     def order(placement: Placement, micro_batches: int, work: Work | None) -> Sequence[Order]:
@@ -198,7 +198,7 @@ def test_a_new_schedule_is_drawn(with_snake: ScheduleRecipe) -> None:
 @pytest.mark.parametrize("fixture", ["tied", "skip", "encoder_decoder"])
 def test_a_new_schedule_trains_like_1f1b_bit_for_bit(with_snake: ScheduleRecipe, fixture: str) -> None:
     layers = len(FIXTURES[fixture].build().layers)
-    sizes = [1] * 5 + [layers - 5] if layers >= 6 else [1] * 2 + [layers - 2]  # of two workers, or of one
+    sizes = [1] * 5 + [layers - 5] if layers >= 6 else [1] * 2 + [layers - 2]  # on two workers, or on one
     results = []
     for schedule in ("1f1b", with_snake.name):
         pipeline = Pipeline(FIXTURES[fixture].build(), sizes, schedule)

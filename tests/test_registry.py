@@ -1,4 +1,4 @@
-"""A choice is declared once, and everything follows: the command line, messages, builders, training."""
+"""One declaration of a choice is enough for the command line, messages, builders and training."""
 
 import json
 from copy import deepcopy
@@ -23,8 +23,8 @@ def toys(folder: Path, *overrides: str) -> Result:
     return launch(1, overrides, folder, module=TOYS)
 
 
-def test_choices_of_a_contributor_train(tmp_path: Path) -> None:
-    """No file of conf/, no other module: a declaration and what it builds."""
+def test_contributed_choices_train(tmp_path: Path) -> None:
+    """No file in conf/ and no other module: only a declaration and its builder."""
     toys(tmp_path, *RECIPE, *RUN, "model.depth=2").check()
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [step["loss"] for step in steps if "loss" in step]
@@ -44,7 +44,7 @@ def test_choices_of_a_contributor_train(tmp_path: Path) -> None:
         ("data.file=points.txt", "data.file=points.txt must end in .npy"),
     ],
 )
-def test_messages_know_them(tmp_path: Path, override: str, message: str) -> None:
+def test_messages_include_contributed_choices(tmp_path: Path, override: str, message: str) -> None:
     result = toys(tmp_path, *RECIPE, *RUN, override)
     assert result.code == 2, result.err
     assert result.messages == [f"trainer: error: {message}"]
@@ -52,11 +52,11 @@ def test_messages_know_them(tmp_path: Path, override: str, message: str) -> None
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the test have a table of its own."""
+    """Give the test its own table of choices."""
     monkeypatch.setattr(registry, "_CHOICES", deepcopy(registry._CHOICES))
 
 
-def test_every_builder_is_there() -> None:
+def test_every_builder_exists() -> None:
     for group in GROUPS:
         for declared in choices(group).values():
             for path in filter(None, [declared.build, declared.prepare]):
@@ -73,7 +73,7 @@ def test_a_configuration_knows_its_choice() -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_a_field_must_say_what_it_is() -> None:
+def test_a_field_must_have_a_description() -> None:
     with pytest.raises(TypeError, match=r"BareConfig\.depth has no description"):
 
         @choice("model", build="a:b")
@@ -98,8 +98,8 @@ def test_a_name_is_declared_once() -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_a_script_that_is_imported_once_more_changes_nothing() -> None:
-    """As when a script with declarations runs, and a builder then imports it."""
+def test_importing_a_script_twice_changes_nothing() -> None:
+    """As when a script with declarations runs and a builder then imports it."""
 
     def declare() -> type:
         @choice("optimizer", build="a:b")
@@ -115,7 +115,7 @@ def test_a_script_that_is_imported_once_more_changes_nothing() -> None:
     assert choices("optimizer")["twice"].schema is first
 
 
-def test_every_part_of_a_run_says_what_it_is() -> None:
+def test_every_part_of_a_run_has_a_description() -> None:
     parts = [
         Config,
         *(type(part) for part in vars(Config()).values() if hasattr(part, "__dataclass_fields__")),
@@ -126,7 +126,7 @@ def test_every_part_of_a_run_says_what_it_is() -> None:
         assert part.__doc__
 
 
-def test_a_part_without_a_statement_is_found() -> None:
+def test_a_field_without_a_description_is_found() -> None:
     @dataclass
     class Part:
         known: int = positive(1, "known")

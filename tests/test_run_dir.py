@@ -1,4 +1,4 @@
-"""A run has a folder of its own, whoever else starts in the same second; a given folder stays as it is."""
+"""Every run has its own folder, even if others start in the same second; a given folder is kept."""
 
 import subprocess
 import sys
@@ -15,14 +15,14 @@ from trainer.errors import UserError
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand in an empty folder."""
+    """Change to an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_ranks_share_a_new_folder_that_no_other_run_gets(folder: Path) -> None:
     found = []
-    for _ in range(20):  # more than one in a second, whatever the machine
+    for _ in range(20):  # more than one a second on any machine
         outcomes = on_ranks(lambda rank: resolve_run_dir(None, rank), local_ranks=(0, 1, 2))
         assert len(set(outcomes)) == 1
         assert outcomes[0].is_dir()
@@ -76,7 +76,7 @@ def test_a_given_folder_stays_as_it_is(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
-def test_every_rank_raises_where_none_can_be_made(folder: Path) -> None:
+def test_every_rank_raises_where_no_folder_can_be_created(folder: Path) -> None:
     (folder / "runs").write_text("a file")
     errors = on_ranks(lambda rank: resolve_run_dir(None, rank), local_ranks=(0, 1, 0))
     assert {type(error) for error in errors} == {UserError}

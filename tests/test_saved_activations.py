@@ -1,4 +1,4 @@
-"""What layers and losses keep for their backwards, foreseen on the meta device, against what tensors hold."""
+"""Tensors that layers and losses save: bytes predicted on the meta device, compared with real ones."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +26,7 @@ TOKENS = torch.randint(0, WIDTH, (2, 24))
 
 
 class Attention(nn.Module):
-    """Attention to what a mask leaves."""
+    """Attention with a mask."""
 
     mask: Tensor
 
@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
 
 class SquaresOfNumbers:
-    """Looks at numbers, which the meta device does not have."""
+    """Reads values, which meta tensors do not have."""
 
     def count(self, target: Activation) -> int:
         raise NotImplementedError
@@ -62,7 +62,7 @@ def held(
     compute: torch.dtype = torch.float32,
     recompute: Recompute = Recompute.NONE,
 ) -> int:
-    """Return the bytes that a stage holds between the forward of a micro-batch and its backward."""
+    """Return the bytes that a stage holds between a micro-batch's forward and backward."""
     layers = [build_layer(of.layers, i, 0, CPU) for i in range(len(of.layers))]
     stage = Stage(
         0,
@@ -82,7 +82,7 @@ def held(
         return live.bytes
 
 
-def foreseen(of: Model, compute: torch.dtype = torch.float32, recompute: Recompute = Recompute.NONE) -> int:
+def predicted(of: Model, compute: torch.dtype = torch.float32, recompute: Recompute = Recompute.NONE) -> int:
     return sum(cost.saved_bytes[recompute] for cost in layer_costs(of, X, compute, TOKENS))
 
 
@@ -92,39 +92,39 @@ def test_a_gpt(dropout: float, recompute: Recompute) -> None:
     block = partial(Block, width=WIDTH, heads=4, dropout=dropout, rotary=False, blocks=2)
     head = partial(Head, vocabulary=VOCABULARY, width=WIDTH)
     gpt = model(block, block, head, loss=TokenLoss())
-    assert held(gpt, recompute=recompute) == pytest.approx(foreseen(gpt, recompute=recompute), abs=64)
+    assert held(gpt, recompute=recompute) == pytest.approx(predicted(gpt, recompute=recompute), abs=64)
 
 
 @pytest.mark.parametrize("recompute", Recompute, ids=lambda mode: mode.value)
-def test_products_that_are_written_into(recompute: Recompute) -> None:
+def test_products_modified_in_place(recompute: Recompute) -> None:
     def build() -> nn.Module:
         return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH))
 
     of = model(build, build, loss=TokenLoss())
-    assert held(of, recompute=recompute) == pytest.approx(foreseen(of, recompute=recompute), abs=64)
+    assert held(of, recompute=recompute) == pytest.approx(predicted(of, recompute=recompute), abs=64)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 def test_attention_with_a_mask(dtype: torch.dtype, dropout: float) -> None:
     of = model(partial(Attention, dtype, dropout), loss=TokenLoss())
-    assert held(of) == pytest.approx(foreseen(of), abs=64)
+    assert held(of) == pytest.approx(predicted(of), abs=64)
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 def test_a_loss(compute: torch.dtype) -> None:
-    """Its input in float32, whatever layers compute in, and the logarithms of the probabilities."""
+    """Its input in float32, whatever type layers compute in, and the log-probabilities."""
     of = model(nn.Tanh, loss=TokenLoss())
     output = X.numel() * compute.itemsize
     converted = 0 if compute is torch.float32 else 4 * X.numel()
-    assert foreseen(of, compute) == pytest.approx(output + converted + 4 * X.numel(), abs=64)
+    assert predicted(of, compute) == pytest.approx(output + converted + 4 * X.numel(), abs=64)
     if compute is torch.float32:
-        assert held(of, compute) == pytest.approx(foreseen(of, compute), abs=64)
+        assert held(of, compute) == pytest.approx(predicted(of, compute), abs=64)
 
 
-def test_a_loss_that_needs_numbers_counts_nothing() -> None:
+def test_a_loss_that_reads_values_counts_nothing() -> None:
     of = model(nn.Tanh, loss=SquaresOfNumbers())
-    assert foreseen(of) == 4 * X.numel()
+    assert predicted(of) == 4 * X.numel()
     assert held(of) == pytest.approx(4 * X.numel(), abs=64)
 
 

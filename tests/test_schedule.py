@@ -1,4 +1,4 @@
-"""The orders of computing, as visible staircases, and the lists that are built from them."""
+"""Orders of computation, drawn as staircases, and the action lists built from them."""
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +29,7 @@ NAMES = st.sampled_from(list(recipes()))
 
 
 def staircase(schedule: Schedule, backward: float = 1) -> list[str]:
-    """Return the drawing's rows, a forward taking one unit of time."""
+    """Return the drawing's rows; a forward takes one unit of time."""
     stages = schedule.stages
     return draw_text(schedule, simulate(schedule, [1] * stages, [backward] * stages)).splitlines()
 
@@ -62,7 +62,7 @@ def test_1f1b_with_backwards_twice_as_long() -> None:
 
 
 def test_zb_h1() -> None:
-    """A part of a split backward takes half of a whole one's time."""
+    """Each part of a split backward takes half the time of a full one."""
     assert staircase(training_schedule("zb_h1", 3, 5), backward=2) == [
         "0 |0   1   2   ........(0)     3   (1)     4   (2)     (3)     (4)     |",
         "1 |....0   1   ....(0) 2   (1) {0} 3   (2) {1} 4   (3) {2} (4) {3} {4} |",
@@ -100,7 +100,7 @@ def test_interleaved_fills_and_drains_as_many_times_as_fast(p: int, groups: int,
 
 @pytest.mark.slow
 @given(st.integers(1, 8), st.integers(1, 20), st.integers(1, 3))
-def test_interleaved_comes_to_an_end_with_any_number_of_micro_batches(p: int, m: int, v: int) -> None:
+def test_interleaved_terminates_with_any_number_of_micro_batches(p: int, m: int, v: int) -> None:
     schedule = training_schedule("interleaved", p, m, [Tied(0, p * v - 1)], v)
     validate([schedule])
     validate([evaluation_schedule(schedule.placement, m)])
@@ -113,7 +113,7 @@ def test_interleaved_comes_to_an_end_with_any_number_of_micro_batches(p: int, m:
 def test_zb_v_keeps_within_1f1b_memory_and_near_its_bound(p: int, m: int) -> None:
     schedule = training_schedule("zb_v", p, m)
     assert schedule.placement == (*range(p), *reversed(range(p)))
-    assert max(peak_live(schedule)) <= 2 * p  # halves of what 1F1B's stages keep
+    assert max(peak_live(schedule)) <= 2 * p  # each half of a 1F1B stage's activations
     if m >= p:
         seconds = simulate(schedule, [1.0] * 2 * p, [2.0] * 2 * p).makespan
         assert seconds <= 1.1 * (6 * m + p - 1)
@@ -123,8 +123,8 @@ def test_zb_v_keeps_within_1f1b_memory_and_near_its_bound(p: int, m: int) -> Non
 @pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(1, 5), st.integers(1, 16), st.sampled_from([0.02, 0.05, 0.1, 0.2]))
-def test_zb_v_splits_only_what_pays(p: int, m: int, more: float) -> None:
-    """Where parts are more work than a whole backward: not longer than the order that splits freely."""
+def test_zb_v_splits_only_where_it_pays(p: int, m: int, more: float) -> None:
+    """Where split backwards are more work than full ones: never slower than splitting freely."""
     times = {
         Kind.FORWARD: 1.0,
         Kind.BACKWARD: 2.0,
@@ -187,7 +187,7 @@ def test_every_stage_computes_every_micro_batch_once_and_backwards_in_order(
 
 
 @given(st.integers(1, 8), st.integers(1, 20))
-def test_1f1b_keeps_no_more_alive_than_stages_are_left(p: int, m: int) -> None:
+def test_1f1b_keeps_at_most_the_remaining_stages_alive(p: int, m: int) -> None:
     assert peak_live(training_schedule("1f1b", p, m)) == tuple(min(p - stage, m) for stage in range(p))
 
 
@@ -202,7 +202,7 @@ def test_live_bytes() -> None:
     assert peak_live_bytes(evaluation_schedule(range(3), 8), sizes) == (0, 0, 0)
 
 
-def test_live_bytes_of_backwards_in_two_parts() -> None:
+def test_live_bytes_of_split_backwards() -> None:
     sizes = [StageBytes(kept=100, backward=50), StageBytes(kept=1000, deferred=300, backward=70)]
     schedule = training_schedule("zb_h1", 2, 3)
     computing = [action for action in schedule.workers[1] if action.kind in (Kind.FORWARD, *SPLIT)]
@@ -218,13 +218,13 @@ def test_live_bytes_of_backwards_in_two_parts() -> None:
     assert peak_live_bytes(schedule, sizes) == (250, 1370)
 
 
-def test_a_drawing_that_is_too_wide_is_cut_to_fit() -> None:
+def test_a_drawing_that_is_too_wide_is_truncated() -> None:
     schedule = training_schedule("1f1b", 4, 64)
     rows = draw_text(schedule, simulate(schedule, [1] * 4, [2] * 4), width=80).splitlines()
     assert {len(row) for row in rows} == {80}
 
 
-def test_a_schedule_of_nothing_is_drawn_empty() -> None:
+def test_an_empty_schedule_has_an_empty_drawing() -> None:
     assert staircase(evaluation_schedule(range(2), 0)) == ["0 ||", "1 ||"]
 
 
@@ -241,7 +241,7 @@ def test_every_action_reads_back(kind: Kind, stage: int, micro_batch: int, peer:
     assert parse_action(str(action)) == action
 
 
-def test_every_kind_has_a_text_of_its_own() -> None:
+def test_every_kind_has_its_own_text() -> None:
     texts = {str(Action(kind, 2, 5, 3 if kind in SENDS | RECEIVES else -1)) for kind in Kind}
     assert len(texts) == len(Kind)
     assert texts >= {"F2.5", "B2.5", "sa2.5>3", "rg2.5<3", "sR2.5>3", "A2.5"}
@@ -249,7 +249,7 @@ def test_every_kind_has_a_text_of_its_own() -> None:
 
 @pytest.mark.slow
 @given(NAMES, st.integers(1, 5), st.integers(1, 6))
-def test_whole_lists_read_back(name: str, p: int, m: int) -> None:
+def test_complete_lists_read_back(name: str, p: int, m: int) -> None:
     schedule = training_schedule(name, p, m, [Tied(0, p - 1)])
     for actions in schedule.workers:
         assert tuple(map(parse_action, words(actions).split())) == actions
@@ -260,9 +260,9 @@ def test_whole_lists_read_back(name: str, p: int, m: int) -> None:
     [
         *("", "F", "2.5", "F.5", "F2.", "F2.5.1", "F-1.0", "F2.-1", "F2.5>", "F2.5 ", " F2.5", "F2.5\n"),
         *("Q2.5", "f2.5", "SA2.5>3", "F02.5", "F2.05", "sa2.5>03", "F\N{ARABIC-INDIC DIGIT TWO}.5"),
-        *("sa2.5<3", "ra2.5>3", "sa2.5=3", "F2.5>3"),  # an arrow that points the wrong way
+        *("sa2.5<3", "ra2.5>3", "sa2.5=3", "F2.5>3"),  # an arrow in the wrong direction
     ],
 )
-def test_a_text_that_is_no_action_is_refused(text: str) -> None:
+def test_invalid_actions_are_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  (whatever it says)
         parse_action(text)

@@ -150,7 +150,7 @@ class TestHorovodPatch:
         assert 'project(horovod CXX)\nset(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -DNDEBUG")\n' in text
 
     def test_the_patches_fit_together(self, tmp_path):
-        """Each of them changes its file once, and the other patches of the file leave its place intact."""
+        """Each patch changes its file once, and other patches of that file leave its place intact."""
         for name, text in {
             "CMakeLists.txt": self.MAIN,
             "horovod/torch/CMakeLists.txt": "    set(CMAKE_CXX_STANDARD 14)\n",
@@ -295,7 +295,7 @@ class TestErrors:
 class TestStamp:
     @pytest.fixture
     def venv(self, tmp_path):
-        """Make an environment as a set-up leaves it, as far as the stamp looks at it."""
+        """Make an environment as set-up leaves it, as far as the stamp checks it."""
         (tmp_path / "pyproject.toml").write_text("dependencies = []\n")
         venv = tmp_path / ".venv"
         site = venv / "lib" / "python3.11" / "site-packages"

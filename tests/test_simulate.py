@@ -1,4 +1,4 @@
-"""The simulator against closed formulas."""
+"""The simulator, compared with closed formulas."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ from trainer.schedule.validate import ScheduleError
 @pytest.mark.parametrize("name", ["gpipe", "1f1b"])
 @pytest.mark.parametrize("p", range(1, 9))
 def test_bubble_of_equal_stages(name: str, p: int) -> None:
-    """(p - 1) / (m + p - 1), however long a backward is (Narayanan et al., 2021, section 2.2.1)."""
+    """(p - 1) / (m + p - 1), for any length of backwards (Narayanan et al., 2021, section 2.2.1)."""
     for m in range(1, 33):
         for backward in (1.0, 2.0):
             timeline = simulate(training_schedule(name, p, m), [1.0] * p, [backward] * p)
@@ -25,7 +25,7 @@ def test_bubble_of_equal_stages(name: str, p: int) -> None:
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 50))
 def test_forward_passes_run_at_the_pace_of_the_slowest_stage(times: list[int], m: int, message: int) -> None:
-    """The first micro-batch goes through all stages; the others follow, a slowest stage's time each."""
+    """The first micro-batch passes all stages; the others follow at intervals of the slowest stage's time."""
     timeline = simulate(evaluation_schedule(range(len(times)), m), times, [], message)
     assert timeline.makespan == sum(times) + (len(times) - 1) * message + (m - 1) * max(times)
 
@@ -33,7 +33,7 @@ def test_forward_passes_run_at_the_pace_of_the_slowest_stage(times: list[int], m
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=5), st.integers(1, 6), st.integers(0, 50))
 def test_a_token_goes_all_the_way_round(times: list[int], tokens: int, message: int) -> None:
     timeline = simulate(generation_schedule(range(len(times)), tokens), times, [], message)
-    messages = len(times) if len(times) > 1 else 0  # what a stage sends to itself does not travel
+    messages = len(times) if len(times) > 1 else 0  # no message from a stage to itself
     assert timeline.makespan == tokens * (sum(times) + messages * message)
 
 
@@ -62,19 +62,19 @@ def test_any_action_can_take_time() -> None:
 
 
 @pytest.mark.parametrize("tied", [0, 50, 2000])
-def test_norms_are_exchanged_when_the_last_rank_has_come(tied: int) -> None:
-    """By hand: forward and backward of both stages, the tied gradient on its way back, an exchange."""
+def test_norms_are_exchanged_when_the_last_rank_has_arrived(tied: int) -> None:
+    """Worked out by hand: both stages' forward and backward, the tied gradient's way back, an exchange."""
     schedule = training_schedule("gpipe", 2, 1, [Tied(0, 1)])
     work = {Kind.FORWARD: (1, 1), Kind.BACKWARD: (1, 1), Kind.UPDATE: (5, 3)}
     sizes = {(Kind.SEND_REDUCED_GRADIENT, 0, 1): tied}
     machine = Machine(work, message_bytes=sizes, network=Network(Link(bandwidth=2.0)), exchange=10)
     (timeline,) = simulate_on(machine, [schedule])
-    assert timeline.ends[1][-2] == 4 + tied / 2  # the last to come waits for the exchange alone
+    assert timeline.ends[1][-2] == 4 + tied / 2  # the last to arrive waits only for the exchange
     assert [starts[-1] for starts in timeline.starts] == [4, 4 + tied / 2]
     assert [ends[-1] for ends in timeline.ends] == [4 + tied / 2 + 10 + 5, 4 + tied / 2 + 10 + 3]
 
 
-def test_nothing_takes_no_time() -> None:
+def test_an_empty_schedule_takes_no_time() -> None:
     timeline = simulate(evaluation_schedule(range(3), 0), [1] * 3, [])
     assert (timeline.makespan, timeline.bubble) == (0, 0)
 
@@ -96,7 +96,7 @@ def test_a_deadlock_is_an_error() -> None:
     )
 
 
-def test_waiting_for_an_action_that_is_not_there_is_a_deadlock() -> None:
+def test_waiting_for_a_missing_action_is_a_deadlock() -> None:
     waits = Schedule("wrong", (0, 1), 1, ((), (Action(Kind.RECEIVE_ACTIVATION, 1, 0, 0),)))
     with pytest.raises(ScheduleError) as error:
         simulate(waits, [1, 1], [1, 1])
@@ -104,7 +104,7 @@ def test_waiting_for_an_action_that_is_not_there_is_a_deadlock() -> None:
 
 
 def test_messages_of_a_link_follow_one_another() -> None:
-    """A stage ten times as fast as its link: the link sets the pace: bytes / bandwidth each."""
+    """A stage is ten times as fast as its link, so the link sets the pace: bytes / bandwidth a message."""
     m, latency, seconds = 6, 3.0, 10.0
     machine = Machine(
         {Kind.FORWARD: (1.0, 2.0)},
@@ -123,7 +123,7 @@ def test_links_between_nodes(per_node: int | None, crossings: int) -> None:
     assert timeline.makespan == 4 + crossings * 100 + (3 - crossings)
 
 
-def test_replicas_that_lie_on_other_nodes_differ() -> None:
+def test_replicas_placed_differently_on_nodes_differ() -> None:
     """Three stages on nodes of four ranks: replica 0 stays on one node, 1 and 2 cross once, 3 does not."""
     schedule = evaluation_schedule(range(3), 1)
     machine = Machine({Kind.FORWARD: (1.0,) * 3}, network=Network(Link(0.0), Link(100.0), 4), replicas=4)
@@ -157,7 +157,7 @@ def test_all_reduces_overlap_with_the_backward_and_follow_one_another() -> None:
 
 
 def test_a_late_replica_holds_up_the_ring() -> None:
-    """Replica 1 has a micro-batch more; replica 0 waits in FINISH, and that is its bubble."""
+    """Replica 1 has one more micro-batch; replica 0 waits in FINISH, which is its bubble."""
     work = {Kind.FORWARD: (1.0,), Kind.BACKWARD: (2.0,)}
     machine = Machine(work, buckets=[[Bucket("a", 100)]], ring=Link(0.0, 10.0), replicas=2)
     schedules = [training_schedule("1f1b", 1, micro_batches) for micro_batches in (3, 4)]

@@ -1,4 +1,4 @@
-"""The table at the start of a run, on layouts made by hand."""
+"""The table at the start of a run, for hand-made layouts."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +31,7 @@ class Opaque(nn.Linear):
 
 
 def cut(*last_stage: Layer) -> Partition:
-    """Return three linear maps a layer each, in two stages, and a last stage."""
+    """Return three linear layers in two stages, and a last stage."""
     layers = [Layer(f"linear.{number}", partial(nn.Linear, WIDTH, WIDTH)) for number in range(3)]
     model = Model((*layers, *last_stage), BinaryLoss())
     return partition_model(layer_costs(model, torch.empty(4, WIDTH)), [2, 3], range(3))
@@ -56,8 +56,8 @@ def test_stages() -> None:
     assert sum(int(line[-3].rstrip("%")) for line in (first, second, third)) == pytest.approx(100, abs=1)
 
 
-def test_memory_of_a_rank_stands_with_its_first_stage() -> None:
-    """Weights, gradients and two numbers a weight, messages at both ends, and what is alive at most."""
+def test_memory_of_a_rank_is_shown_with_its_first_stage() -> None:
+    """Weights, gradients, two numbers a weight, messages at both ends, and peak activations."""
     partition = cut(Layer("last", partial(nn.Linear, WIDTH, 1)))
     memory = predict(partition, training_schedule("1f1b", 3, 4), state=2)
     lines = text(partition, "1f1b").splitlines()[1:]
@@ -74,17 +74,17 @@ def test_memory_of_a_rank_stands_with_its_first_stage() -> None:
     [
         pytest.param(partial(nn.Linear, WIDTH, 1), "100.0%", id="all"),
         pytest.param(lambda: nn.Sequential(nn.Linear(WIDTH, 1), nn.LayerNorm(1)), "92.6%", id="most"),
-        pytest.param(Own, "100.0%", id="an autograd function of one's own"),
+        pytest.param(Own, "100.0%", id="a custom autograd function"),
     ],
 )
-def test_what_is_put_off(build: Callable[[], nn.Module], share: str) -> None:
-    """ZB-H1's first stage has whole backwards."""
+def test_deferred_share(build: Callable[[], nn.Module], share: str) -> None:
+    """ZB-H1's first stage has full backwards."""
     lines = table("zb_h1", Layer("last", build))
     assert [line[-1] for line in lines] == ["deferred", "none", "100.0%", share]
 
 
-def test_layers_that_put_off_nothing_are_named() -> None:
-    """But not those with nothing to put off."""
+def test_layers_that_defer_nothing_are_named() -> None:
+    """But not those that have nothing to defer."""
     last = [
         Layer("norm", partial(nn.LayerNorm, WIDTH)),
         Layer("tanh", nn.Tanh),
@@ -96,7 +96,7 @@ def test_layers_that_put_off_nothing_are_named() -> None:
     assert line == ["not", "split:", "norm,", "opaque"]
 
 
-def test_how_many_layers_compute_again() -> None:
+def test_number_of_recomputed_layers() -> None:
     whole = cut(Layer("last", partial(nn.Linear, WIDTH, 1)))
     modes = (Recompute.FULL, Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
     *stages, full, selective = text(replace(whole, recompute=modes), "zb_h1").splitlines()

@@ -1,4 +1,4 @@
-"""Text: which files, in which order, cut how, tokenised once; and every way in which it can be wrong."""
+"""Text: which files, their order, how they are cut, tokenised once; and all that can be wrong."""
 
 import os
 import tempfile
@@ -70,7 +70,7 @@ def bpe(tmp_path: Path) -> Path:
 
 
 def everything(data: Data) -> list[int]:
-    """Return the training part's tokens, then the validation part's, as the windows give them."""
+    """Return the training part's tokens, then the validation part's, joined from their windows."""
     tokens: list[int] = []
     for part in (data.training, data.validation):
         samples = np.arange(len(part))
@@ -107,7 +107,7 @@ def test_a_file(tmp_path: Path, build: Callable[..., Data]) -> None:
 def test_validation_is_the_end_of_the_text_and_not_trained_on(
     tmp_path: Path, build: Callable[..., Data], share: float
 ) -> None:
-    numbers = np.arange(250, dtype=np.uint8)  # each byte once: a token tells its place
+    numbers = np.arange(250, dtype=np.uint8)  # each byte once: a token shows its position
     (tmp_path / "text").write_bytes(numbers.tobytes())
     data = build(path=str(tmp_path / "text"), validation=share)
     trained, held_out = (
@@ -119,7 +119,7 @@ def test_validation_is_the_end_of_the_text_and_not_trained_on(
     )
     cut = 250 - int(250 * share)
     assert max(trained) < cut <= min(held_out)
-    assert cut - max(trained) <= 4  # less than a window is left over
+    assert cut - max(trained) <= 4  # less than a window is unused
     assert 250 - max(held_out) <= 4
 
 
@@ -149,7 +149,7 @@ def test_windows_are_slices(tokens: list[int], context: int, data: st.DataObject
             assert tensor.is_contiguous()
 
 
-def test_the_standard_library_is_there_without_a_download(build: Callable[..., Data]) -> None:
+def test_the_standard_library_needs_no_download(build: Callable[..., Data]) -> None:
     data = build(path=None, context=128, validation=0.05)
     assert 5e6 < len(data.training) * 128 < 50e6
     text = data.tokenizer.decode(data.training.inputs(np.arange(50_000)).flatten().tolist())
@@ -168,7 +168,7 @@ def test_tokenised_once(folder: Path, tmp_path: Path, build: Callable[..., Data]
     assert second.fingerprint != first.fingerprint
 
 
-def test_a_change_is_noticed(folder: Path, build: Callable[..., Data]) -> None:
+def test_a_change_is_detected(folder: Path, build: Callable[..., Data]) -> None:
     first = build(path=str(folder), pattern="*.txt")
     (folder / "a.txt").write_bytes(b"9876543210")
     second = build(path=str(folder), pattern="*.txt")
@@ -179,7 +179,7 @@ def test_a_change_is_noticed(folder: Path, build: Callable[..., Data]) -> None:
 
 
 def test_fingerprint_is_that_of_the_content(folder: Path, tmp_path: Path, build: Callable[..., Data]) -> None:
-    """Not of names, times, or how the text is divided into files: other machines may differ in these."""
+    """Not of names, times, or the division into files, which may differ between machines."""
     (tmp_path / "elsewhere").write_bytes(b"0123456789" * 4)
     os.utime(tmp_path / "elsewhere", (1, 1))
     one = build(path=str(folder), pattern="*.txt")
@@ -199,7 +199,7 @@ def test_equal_name_size_and_time_elsewhere_is_another_text(
 
 
 @pytest.mark.parametrize("damage", ["shorten", "lose", "garble"])
-def test_a_damaged_cache_is_made_anew(
+def test_a_damaged_cache_is_rebuilt(
     folder: Path, tmp_path: Path, build: Callable[..., Data], damage: str
 ) -> None:
     first = build(path=str(folder), pattern="*.txt", context=19)
@@ -219,7 +219,7 @@ def test_a_damaged_cache_is_made_anew(
 def test_ranks_share_what_one_of_each_node_prepared(
     folder: Path, tmp_path: Path, build: Callable[..., Data]
 ) -> None:
-    """Four ranks of two nodes on one cache: each waits once, all read the same, nothing is left behind."""
+    """Four ranks of two nodes share a cache: each waits once, all read the same, no files are left."""
 
     def rank(ranks: ThreadRank) -> tuple[Data, int]:
         return build(ranks, path=str(folder), pattern="*.txt"), ranks.gathered
@@ -265,14 +265,14 @@ def test_a_tokenizers_file(tmp_path: Path, bpe: Path, build: Callable[..., Data]
     library = tokenizers.Tokenizer.from_file(str(bpe))
     assert everything(data) == library.encode(PROSE * 4).ids
     assert data.vocabulary == library.get_vocab_size() > 256
-    assert len(everything(data)) < len((PROSE * 4).encode()) / 2  # tokens longer than bytes, so trained
+    assert len(everything(data)) < len((PROSE * 4).encode()) / 2  # longer than bytes: it is trained
     assert data.tokenizer.encode(PROSE) == library.encode(PROSE).ids
     assert data.tokenizer.decode(data.tokenizer.encode(PROSE)) == PROSE
 
 
 def test_a_long_file_is_cut_at_line_ends(tmp_path: Path, bpe: Path, build: Callable[..., Data]) -> None:
     lines = [f"line {number}, jumps over the lazy dog; été\r\n" for number in range(8000)]
-    text = "".join([*lines, "fox " * 50_000, "\n", *lines])  # and a line longer than a chunk
+    text = "".join([*lines, "fox " * 50_000, "\n", *lines])  # including a line longer than a chunk
     (tmp_path / "text").write_bytes(text.encode())
     data = build(path=str(tmp_path / "text"), tokenizer=str(bpe), context=1)
     assert data.tokenizer.decode(everything(data)) == text
@@ -281,7 +281,7 @@ def test_a_long_file_is_cut_at_line_ends(tmp_path: Path, bpe: Path, build: Calla
     assert everything(data)[: len(expected)] == expected
 
 
-def test_what_the_tokenizers_file_adds_is_left_out(
+def test_additions_by_the_tokenizers_file_are_disabled(
     tmp_path: Path, bpe: Path, build: Callable[..., Data]
 ) -> None:
     library = tokenizers.Tokenizer.from_file(str(bpe))
@@ -312,7 +312,7 @@ def test_text_that_is_not_utf8_is_read(tmp_path: Path, bpe: Path, build: Callabl
 
 
 def check_all_ranks_raise_alike(build: Callable[..., Data], words: list[str], **values: object) -> None:
-    """Raise on every rank, or a rank would wait for ever for one that has left."""
+    """Check that every rank raises: otherwise a rank would wait forever for one that has left."""
     errors = on_ranks(lambda rank: build(rank, **values))
     assert {type(error) for error in errors} == {UserError}
     (message,) = {str(error) for error in errors}
@@ -337,7 +337,7 @@ def test_empty_data(tmp_path: Path, build: Callable[..., Data]) -> None:
     check_all_ranks_raise_alike(build, ["a.md", "is empty"], path=str(path / "a.md"))
 
 
-def test_data_that_is_no_file(tmp_path: Path, build: Callable[..., Data]) -> None:
+def test_data_that_is_not_a_file(tmp_path: Path, build: Callable[..., Data]) -> None:
     os.mkfifo(tmp_path / "pipe")
     check_all_ranks_raise_alike(build, ["neither a file nor a folder"], path=str(tmp_path / "pipe"))
     check_all_ranks_raise_alike(build, ["data.path", "cannot be read"], path="x" * 300)
@@ -345,7 +345,7 @@ def test_data_that_is_no_file(tmp_path: Path, build: Callable[..., Data]) -> Non
 
 @pytest.fixture
 def not_root(build: Callable[..., Data]) -> Iterator[Path]:
-    """A folder of a user who may not read everything, as root may; the test runs as that user."""
+    """A folder of an unprivileged user, as which the test runs: root may read everything."""
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as folder:
         if user == 0:
@@ -419,7 +419,7 @@ def test_a_bad_tokenizer(tmp_path: Path, build: Callable[..., Data]) -> None:
     check_all_ranks_raise_alike(build, ["no tokens"], tokenizer=untrained, **values)
 
 
-def test_a_cache_that_is_no_folder(tmp_path: Path, build: Callable[..., Data]) -> None:
+def test_a_cache_that_is_not_a_folder(tmp_path: Path, build: Callable[..., Data]) -> None:
     (tmp_path / "text").write_text(PROSE)
     check_all_ranks_raise_alike(
         build, ["data.cache", "exists"], path=str(tmp_path / "text"), cache=str(tmp_path / "text")

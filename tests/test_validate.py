@@ -1,4 +1,4 @@
-"""The validator: each rule broken in turn, and deadlocks; random changes are in `test_validate_random`."""
+"""The validator: each rule broken in turn, and deadlocks; `test_validate_random` tests random changes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ def changed(schedule: Schedule, change: Callable[[Lists], object]) -> Schedule:
 
 
 def place(lists: Lists, name: str) -> tuple[int, int]:
-    """Return worker and position of the action that is written so."""
+    """Return worker and position of the action with this text."""
     return next((w, k) for w, actions in enumerate(lists) for k, a in enumerate(actions) if str(a) == name)
 
 
@@ -158,7 +158,7 @@ def test_backwards_out_of_order() -> None:
 
 
 def test_a_deadlock_within_a_replica() -> None:
-    """Each worker does what is allowed, but waits before it sends what the other waits for."""
+    """Each worker's list is legal, but it waits before it sends the message that the other needs."""
 
     def change(lists: Lists) -> None:
         lists[0].remove(late := Action(Kind.SEND_ACTIVATION, 0, 1, 1))
@@ -186,7 +186,7 @@ A0, A1, WAIT0, WAIT1 = (
 )
 
 
-def test_something_behind_the_step() -> None:
+def test_an_action_after_the_step() -> None:
     step = two_stages_on_a_worker(A0, WAIT0, A1, WAIT1)
     with pytest.raises(ScheduleError, match=r"worker 0: Aw1 comes after U0, which must be last"):
         validate([changed(step, swap(("Aw1", "U0")))])
@@ -201,9 +201,9 @@ def test_replicas_that_average_in_another_order() -> None:
 
 
 def test_a_deadlock_across_replicas() -> None:
-    """Two stages own a parameter that the other uses; each of the replicas alone comes to an end.
+    """Each of two stages owns a parameter that the other uses; each replica alone would terminate.
 
-    On replica 0 stage 1 averages when it has stage 0's averaged parameter, on replica 1 the other way round.
+    On replica 0, stage 1 averages once it has stage 0's averaged parameter; on replica 1, vice versa.
     """
     ties = (Tied(0, 1), Tied(1, 0))
     step = training_schedule("gpipe", 2, 1, ties)
@@ -261,7 +261,7 @@ def test_generation(change: Callable[[Lists], object], message: str) -> None:
 
 
 def test_last_token_must_be_sent() -> None:
-    """No forward waits for it, but it belongs to the text."""
+    """No forward needs it, but it belongs to the text."""
     whole = generation_schedule(range(2), 3)
     first, last = whole.workers
     cut = replace(whole, workers=(first[:-1], last[:-1]))

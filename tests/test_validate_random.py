@@ -1,4 +1,4 @@
-"""The validator against an interpreter of its own: random changes are rejected, or compute the same."""
+"""The validator, compared with an interpreter: random changes are rejected, or compute the same."""
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
@@ -38,14 +38,14 @@ def with_lists(schedule: Schedule, lists: Lists) -> Schedule:
 
 
 class HangError(Exception):
-    """The interpreter has not come to an end."""
+    """The interpreter did not terminate."""
 
 
 class Interpreter:
-    """Runs lists on symbols in place of tensors, independently of the trainer's own code.
+    """Runs lists on symbols instead of tensors, independently of the trainer's code.
 
-    A channel is a queue that knows no micro-batches, and averages meet by their order, as NCCL has it. What
-    is wrong gives other symbols, a missing key, a queue that is not empty, or a hang.
+    A channel is a queue without micro-batch tags, and averages match by their order, as in NCCL. A mistake
+    results in other symbols, a missing key, a queue that is not empty, or a hang.
     """
 
     def __init__(self, world: Sequence[Schedule]) -> None:
@@ -70,11 +70,11 @@ class Interpreter:
         if any(left.values()):
             raise HangError
         unread = [key for key, queue in self.queues.items() if queue]
-        # Micro-batches that are left out, and steps, show in what is compared.
+        # Omitted micro-batches and steps show in the comparison.
         return unread, self.stepped, {k: v for k, v in self.values.items() if k[1] in ("F", "S", "rk")}
 
     def act(self, replica: int, worker: int, action: Action) -> bool:
-        """Do an action; return False if it must wait."""
+        """Perform an action; return False if it must wait."""
         kind, s, i = action.kind, action.stage, action.micro_batch
         if kind in RECEIVES:
             queue = self.queues[replica, kind, action.peer, s]
@@ -108,7 +108,7 @@ class Interpreter:
         return ("data", replica, i)
 
     def from_neighbour(self, replica: int, receive: Action, letter: str) -> object:
-        """Return what was received, or what the worker itself has made if its list has no such receive."""
+        """Return the received value, or the worker's own if its list has no such receive."""
         s, i, peer = receive.stage, receive.micro_batch, receive.peer
         placement = self.world[replica].placement
         if placement[s] == placement[peer] and receive not in self.world[replica].workers[placement[s]]:
@@ -116,7 +116,7 @@ class Interpreter:
         return self.values[replica, receive.kind.value, s, i, peer]
 
     def backward(self, replica: int, action: Action) -> None:
-        """Do a backward or a part of one; both parts add to gradients, each to some."""
+        """Run a backward or one part of it; each part adds to some of the gradients."""
         s, i = action.stage, action.micro_batch
         gradient: object = "loss"
         if action.kind in MAKES_INPUT_GRADIENT:
@@ -169,7 +169,7 @@ def training(name: str, workers: int, micro_batches: int, ties: tuple[Tied, ...]
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[list[Schedule], list[Tied]]:
-    """Return one to three replicas, a stage a worker or several, that train, evaluate or generate."""
+    """Return one to three replicas with one or more stages a worker, which train, evaluate or generate."""
     name = draw(st.sampled_from([*recipes(), "evaluation", "generation"]))
     devices, ranks, m = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     p = devices * ranks
@@ -188,7 +188,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[Schedule], list[Tied]]:
 
 
 def on_ranks(schedule: Schedule, devices: int, *, local: bool) -> Schedule:
-    """Return a list a rank; with `local`, activations and gradients that stay on a rank are no messages."""
+    """Return one list a rank; with `local`, activations and gradients within a rank are not messages."""
     placement = tuple(worker // devices for worker in schedule.placement)
     nearby = (Kind.SEND_ACTIVATION, Kind.RECEIVE_ACTIVATION, Kind.SEND_GRADIENT, Kind.RECEIVE_GRADIENT)
     workers = [
@@ -203,7 +203,7 @@ def on_ranks(schedule: Schedule, devices: int, *, local: bool) -> Schedule:
 
 
 def mutate(draw: st.DrawFn, lists: Lists) -> None:
-    """Drop, double, move or swap actions, or change what one of them is about."""
+    """Drop, duplicate, move or swap actions, or change one of them."""
     worker = draw(st.integers(0, len(lists) - 1))
     actions = lists[worker]
     if not actions:
@@ -247,7 +247,7 @@ def mutated(draw: st.DrawFn) -> tuple[list[Schedule], list[Schedule], list[Tied]
 @pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(mutated())
-def test_what_is_accepted_computes_the_same(case: tuple[list[Schedule], list[Schedule], list[Tied]]) -> None:
+def test_accepted_schedules_compute_the_same(case: tuple[list[Schedule], list[Schedule], list[Tied]]) -> None:
     world, other, ties = case
     validate(world, ties)
     expected = outcome(world)
@@ -261,7 +261,7 @@ def test_what_is_accepted_computes_the_same(case: tuple[list[Schedule], list[Sch
 
 @st.composite
 def reordered(draw: st.DrawFn) -> tuple[list[Schedule], list[Schedule], list[Tied]]:
-    """Return a world, and the same with a few neighbours changed over in every list of a replica."""
+    """Return a world, and a copy with some neighbours swapped in every list of a replica."""
     world, ties = draw(worlds())
     replica = draw(st.integers(0, len(world) - 1))
     lists = lists_of(world[replica])
@@ -276,7 +276,7 @@ def reordered(draw: st.DrawFn) -> tuple[list[Schedule], list[Schedule], list[Tie
 @pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(reordered())
-def test_what_would_hang_or_differ_is_rejected(
+def test_schedules_that_would_hang_or_differ_are_rejected(
     case: tuple[list[Schedule], list[Schedule], list[Tied]],
 ) -> None:
     world, other, ties = case

@@ -1,4 +1,4 @@
-"""A warm start takes weights and buffers, of the layers that are chosen, and nothing else of a checkpoint."""
+"""A warm start takes the chosen layers' weights and buffers from a checkpoint, and nothing else."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
-    """Return a run's folder with a checkpoint of training with Adam, and what is in it."""
+    """Return a run's folder with a checkpoint of training with Adam, and its content."""
     layers = built(MODEL, seed=1)
     first, norm, last = (layer.module for layer in layers)
     optimizer = build_optimizer(AdamWConfig(), layers)
@@ -103,7 +103,7 @@ def test_none() -> None:
 @pytest.mark.parametrize(
     ("patterns", "taken"),
     [
-        (["first"], {"first/weight", "first/bias", "last/weight"}),  # a use goes with its owner
+        (["first"], {"first/weight", "first/bias", "last/weight"}),  # a use comes with its owner
         (["last"], {"last/bias"}),
         (
             ["norm"],
@@ -124,7 +124,7 @@ def test_some_layers(source: Source, patterns: list[str], taken: set[str]) -> No
     assert torch.equal(after["first/weight"], after["last/weight"])
 
 
-def test_a_rank_reads_what_it_holds_alone(source: Source) -> None:
+def test_a_rank_reads_only_what_it_holds(source: Source) -> None:
     folder, expected = source
     path = folder / "checkpoints" / "step-00000003"
     (path / "layers" / "norm.safetensors").unlink()
@@ -143,7 +143,7 @@ def test_the_optimizer_is_new(source: Source) -> None:
     assert any(parameter is layers[0].module.weight for parameter in held)
 
 
-def test_frozen_layers_take_theirs_too(source: Source) -> None:
+def test_frozen_layers_take_their_weights_too(source: Source) -> None:
     layers = built(MODEL, seed=2)
     layers[0].module.requires_grad_(False)
     warm_start(config(source[0]), layers, MODEL)
@@ -191,8 +191,8 @@ def test_a_new_head(source: Source) -> None:
     assert not changed({name: t for name, t in source[1].items() if not name.startswith("last")}, after)
 
 
-def test_the_layer_with_the_use_alone_tells_of_the_owner_s_shape(source: Source) -> None:
-    """A rank that holds only the use finds the same mistake as the owner's."""
+def test_a_rank_with_only_the_use_reports_the_owner_s_shape(source: Source) -> None:
+    """A rank that holds only the use reports the same mistake as the owner's rank."""
     wide = Model(
         (Layer("first", lambda: nn.Linear(5, 3)), Layer("last", lambda: nn.Linear(5, 3), (TIE,))),
         BinaryLoss(),

@@ -1,4 +1,4 @@
-"""The wheel works on its own: unpacked anywhere, it finds its configuration, and trains."""
+"""The wheel is self-contained: unpacked anywhere, it finds its configuration and trains."""
 
 import json
 import os
@@ -17,7 +17,7 @@ NEEDED = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "conf", "trainer
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy: building leaves files beside the sources."""
+    """Build the wheel from a copy, because building writes files beside the sources."""
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("out")
     for name in NEEDED:
         source = REPOSITORY / name
@@ -33,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Unpack it."""
+    """Unpack the wheel."""
     folder = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -41,7 +41,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(installed: Path, folder: Path, *command: str) -> str:
-    """Run Python in a folder, with nothing but the unpacked wheel on its path; return what it prints."""
+    """Run Python in a folder, with only the unpacked wheel on its path; return its output."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_", "PMIX_"))}
     env["PYTHONPATH"] = str(installed)
     done = subprocess.run(
@@ -95,7 +95,7 @@ def test_it_trains(installed: Path, tmp_path: Path) -> None:
     ],
 )
 def test_the_shell_completes(installed: Path, tmp_path: Path, line: str, expected: set[str]) -> None:
-    """As the function does that `trainer --shell-completion install=bash` defines."""
+    """Like the function that `trainer --shell-completion install=bash` defines."""
     script = "import sys; from trainer.__main__ import main; sys.argv[0] = 'trainer'; main()"
     os.environ["COMP_LINE"], os.environ["COMP_POINT"] = line, str(len(line))
     try:

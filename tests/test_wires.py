@@ -1,4 +1,4 @@
-"""Wires: a pair of ranks takes the best one that suits both, and a new one is a module that is there."""
+"""Wires: a pair of ranks uses the best one that suits both; adding one takes a single module."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def contributed(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """Put a contributor's module into the package; forget it afterwards."""
+    """Add a contributor's module to the package; remove it afterwards."""
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(wires, "__path__", [*wires.__path__, str(CONTRIBUTED)])
     wire_types()
@@ -36,7 +36,7 @@ def contributed(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 class Threads:
-    """A group whose ranks are threads."""
+    """A group of ranks that are threads."""
 
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, values: dict[int, Any]) -> None:
         self.rank, self.size = rank, size
@@ -66,8 +66,8 @@ def _on_all(places: list[Place]) -> list[dict[int, Any]]:
         return list(ranks.map(open_wires, places))
 
 
-def test_only_mpi_is_there_today() -> None:
-    """No module of the package registers a wire: MPI's is the control wire, which is always there."""
+def test_mpi_is_the_only_built_in_wire() -> None:
+    """No module of the package registers a wire: MPI's is the control wire, which always exists."""
     ours = [each for each in wire_types() if each.open.__module__.startswith(wires.__name__)]
     assert ours == []
 
@@ -98,10 +98,10 @@ def test_a_contributed_wire_is_found_and_carries_the_tensors(contributed: Module
     assert contributed.DATA.empty
 
 
-def test_a_pair_that_no_wire_suits_takes_the_control_wire(
+def test_a_pair_that_no_wire_suits_uses_the_control_wire(
     contributed: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of three ranks the first two share a host; the last one cannot use the wire at all."""
+    """Of three ranks, the first two share a host; the last one cannot use the wire."""
     opened: dict[int, dict[int, Any]] = {}
 
     def open_(place: Place, peers: Any) -> Any:
@@ -138,7 +138,7 @@ def test_two_wires_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_both_ends_choose_alike() -> None:
-    quick = _type("quick", 9, lambda mine, theirs: mine < theirs)  # suits one direction only
+    quick = _type("quick", 9, lambda mine, theirs: mine < theirs)  # suits only one direction
     slow = _type("slow", 1, lambda mine, theirs: mine == theirs)
     types = [quick, slow]
     for mine in ({"quick": 1, "slow": "a"}, {"quick": 2, "slow": "a"}):

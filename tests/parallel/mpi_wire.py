@@ -1,4 +1,4 @@
-"""Two ranks of a node exchange all kinds of messages over the wire of MPI; prints "exchanged" at the end."""
+"""Two ranks of a node exchange all kinds of messages over the MPI wire; prints "exchanged" at the end."""
 
 import sys
 import time
@@ -42,14 +42,14 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) and a.dtype is b.dtype and a.shape == b.shape for a, b in pairs)
 
 
-def hang_up_late(**given: Any) -> WakeupSocket | None:
-    """Open the socket that wakes this rank some time after the other rank has opened its own."""
+def open_late(**given: Any) -> WakeupSocket | None:
+    """Open this rank's wakeup socket some time after the other rank has opened its own."""
     time.sleep(0.5)
     return open_wakeup_socket(**given)
 
 
 def exchange(wire: MpiWire, world: World, peer: int) -> None:
-    """Post two receives ahead, then send both messages: those of one tag keep their order."""
+    """Post two receives ahead, then send both messages: messages of one tag keep their order."""
     for first, second in pairwise(MESSAGES):
         arrivals = [wire.receive(spec_of(list(each), 0), CPU, peer, 1) for each in (first, second)]
         world.barrier()
@@ -84,9 +84,9 @@ def exchange_bytes(wire: MpiWire, world: World, peer: int) -> None:
 
 
 def main() -> None:
-    """Do it all on a rank; the one with number 1 is late with its bell."""
+    """Run all exchanges on this rank; rank 1 opens its wakeup socket late."""
     if environment.rank() == 1:
-        trainer.distributed.world.open_wakeup_socket = hang_up_late
+        trainer.distributed.world.open_wakeup_socket = open_late
     world = World()
     peer, wire = 1 - world.rank, MpiWire(world, tags=3)
     exchange(wire, world, peer)

@@ -1,4 +1,4 @@
-"""Horovod that is missing, or was built for another torch: said in one message, with how to rebuild it."""
+"""A missing Horovod, or one built for another torch: one message says how to rebuild it."""
 
 import importlib.util
 import os
@@ -28,7 +28,7 @@ sys.meta_path.insert(0, NotInstalled())
 
 
 def mpirun(overrides: list[str]) -> list[str]:
-    """Return a command without horovodrun, which is a part of Horovod."""
+    """Return a command without horovodrun, which is part of Horovod."""
     return ["mpirun", "-np", "2", "--bind-to", "none", sys.executable, "-m", "trainer", *overrides]
 
 
@@ -43,7 +43,7 @@ def test_horovod_not_installed(small: list[str], tmp_path: Path) -> None:
 
 
 def test_horovod_of_another_torch(small: list[str], tmp_path: Path) -> None:
-    """Another torch has other symbols: rename those that Horovod's library wants of this one."""
+    """Another torch has other symbols: rename those that Horovod's library imports from this one."""
     spec = importlib.util.find_spec("horovod")
     assert spec is not None
     assert spec.origin is not None

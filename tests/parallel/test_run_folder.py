@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what it prints."""
+"""The files and the output of a run."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ STEP_KEYS = {
     "cpu_seconds",
     "peak_memory_bytes",
 }
-NEVER_LESS = 50e6  # bytes that a process with torch holds
+NEVER_LESS = 50e6  # bytes; any process with torch uses more
 
 
 def test_folder(trained: Trained) -> None:

@@ -1,4 +1,4 @@
-"""`python -m trainer.verify`: it passes where the layout changes nothing, and finds every mistake."""
+"""`python -m trainer.verify`: it passes where the layout changes nothing, and finds every mutation."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_nothing_changes(ranks: int, overrides: list[str], how: str, verified: R
     rows = {line.split()[0]: line for line in result.out.splitlines() if line.strip()}
     assert "equal bits" in rows["loss"]
     for name in ("embedding/tokens.weight", "block.2/narrow.bias", "head/linear.weight"):
-        assert "equal bits" in rows[name]  # of the weights, whatever the gradients are
+        assert "equal bits" in rows[name]  # the weights, whatever the gradients
         assert "FAILED" not in rows[name]
     assert not (tmp_path / "run").exists()
 
@@ -113,7 +113,7 @@ def test_statistics_of_one_replica_are_found(pools: Pools, tmp_path: Path) -> No
 
 
 def test_digests_of_another_launch(verified: Ranks, tmp_path: Path) -> None:
-    """For models that fit no single process."""
+    """This is for models too large for a single process."""
     saved = tmp_path / "two.json"
     verified(2, "verify.against=none", f"verify.save={saved}").check()
     against = f"verify.against={saved}"

@@ -1,4 +1,4 @@
-"""A model of blocks that have something to recompute."""
+"""A model of blocks with activations worth recomputing."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ WIDTH = 64
 
 
 class Block(nn.Module):
-    """What keeps much for its backward, and begins by writing into its input."""
+    """A block that saves many tensors for its backward, and first modifies its input in place."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

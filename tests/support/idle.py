@@ -1,4 +1,4 @@
-"""Every rank but the first waits two seconds in a receive; prints the CPU seconds that each has burnt."""
+"""Every rank but the first waits two seconds in a receive; prints the CPU seconds that each rank used."""
 
 import sys
 import time
@@ -35,6 +35,6 @@ else:
 transport.finish()
 burnt = world.all_gather_objects(time.process_time() - start)
 if world.rank == 0:
-    # In one piece: the launcher puts its tags between pieces.
+    # One write: the launcher puts its tags between writes.
     sys.stdout.write(" ".join(["burnt", *map(str, burnt)]) + "\n")
 world.barrier()

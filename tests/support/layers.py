@@ -1,4 +1,4 @@
-"""Layers as a rank holds them, made of modules."""
+"""Layers as a rank holds them, made from modules."""
 
 from torch import nn
 

@@ -1,6 +1,6 @@
-"""Mistakes that can be put into the trainer for a while: `trainer.verify` must find each of them.
+"""Mistakes that can be put into the trainer temporarily: `trainer.verify` must find each of them.
 
-A mutation returns a context manager, which patches the trainer on entry and takes the patch back on exit.
+A mutation returns a context manager that patches the trainer on entry and reverts the patch on exit.
 """
 
 import os
@@ -26,7 +26,7 @@ MUTATIONS: dict[str, Callable[[], Patch]] = {}
 
 
 def mutation(patched: Callable[[], Patch]) -> Callable[[], Patch]:
-    """Enter a mutation into the table, under its own name."""
+    """Register a mutation under its own name."""
     MUTATIONS[patched.__name__] = patched
     return patched
 
@@ -66,7 +66,7 @@ def averaging_is_of_replicas_means() -> Patch:
 
 @mutation
 def gradients_are_complete_too_early() -> Patch:
-    """A layer's last micro-batch is left out of what is averaged."""
+    """Leave a layer's last micro-batch out of the average."""
     backward = Stage.backward
 
     def early(self, micro_batch, gradients, complete=None):

@@ -1,4 +1,4 @@
-"""A whole pipeline in one process: several stages on the CPU, an engine, and nothing between them."""
+"""A complete pipeline in one process: several stages on the CPU and an engine, without communication."""
 
 from collections.abc import Hashable, Sequence
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 class Given(Source):
-    """Micro-batches that a test gives."""
+    """Micro-batches given by a test."""
 
     def __init__(self, inputs: Sequence[Activation], targets: Sequence[Activation]) -> None:
         self._inputs = inputs
@@ -51,9 +51,9 @@ class Pipeline:
         model: The model.
         sizes: The number of layers of each stage.
         schedule: The name of the training schedule.
-        gradients: What averages; by default one replica's.
-        recompute: What every layer's backward computes again.
-        precision: What layers compute in.
+        gradients: The averaging; by default that of a single replica.
+        recompute: The recomputation mode of every layer.
+        precision: The type that layers compute in.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Pipeline:
         self._ties = tied_stages(model.layers, stage_of)
         self._recipe = resolve(schedule)
         self._count = len(sizes)
-        # The schedule's usual number of stages a worker if that divides them, else one worker with all.
+        # The schedule's usual number of stages a worker if that divides the total, else one worker for all.
         each = self._recipe.stages_per_worker
         self._each = each if len(sizes) % each == 0 else len(sizes)
         self.model = model
@@ -102,18 +102,18 @@ class Pipeline:
         )
 
     def actions(self, micro_batches: int) -> tuple[Action, ...]:
-        """Return what a step does."""
+        """Return the actions of a step."""
         workers = self._count // self._each
         schedule = training_schedule(self._recipe, workers, micro_batches, self._ties, self._each)
         return merge_for_rank(schedule, range(workers))
 
     def train(self, source: Source, micro_batches: int, scale: float = 1.0) -> list[float]:
-        """Do the forwards and backwards of a step; return the micro-batches' sums of losses."""
+        """Run a step's forwards and backwards; return the summed loss of each micro-batch."""
         losses = self.engine.train(self.actions(micro_batches), source, scale)
         return [losses[i].item() for i in range(micro_batches)]
 
     def evaluate(self, source: Source, micro_batches: int) -> list[float]:
-        """Do the forwards of an evaluation; return the micro-batches' sums of losses."""
+        """Run an evaluation's forwards; return the summed loss of each micro-batch."""
         schedule = evaluation_schedule(range(self._count), micro_batches)
         losses = self.engine.infer(merge_for_rank(schedule, range(self._count)), source)
         return [losses[i].item() for i in range(micro_batches)]
@@ -128,7 +128,7 @@ class Pipeline:
 
 
 def share(layers: Sequence[BuiltLayer]) -> None:
-    """Make ties what plain PyTorch makes of them: one parameter in several modules."""
+    """Tie parameters as plain PyTorch does: one parameter in several modules."""
     modules = {layer.name: layer.module for layer in layers}
     for layer in layers:
         for tie in layer.ties:

@@ -28,7 +28,7 @@ SPLIT = [
 
 
 def network() -> nn.Sequential:
-    """Return the GPT of `SPLIT` with the weights that it begins with, the head tied to the embedding."""
+    """Return the GPT of `SPLIT` with its initial weights, the head tied to the embedding."""
     block = {"width": 32, "heads": 2, "blocks": 3, "dropout": 0.0, "rotary": False}
     build = {
         "embedding": lambda: Embedding(vocabulary=256, width=32, context=CONTEXT, dropout=0.0),

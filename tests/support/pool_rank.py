@@ -1,9 +1,9 @@
-"""`python -m tests.support.pool_rank`: a rank of a pool, which runs job after job.
+"""`python -m tests.support.pool_rank`: a rank of a pool, which runs one job after another.
 
-[1] a job comes     over a connection of this rank's own
-[2] the command     the same code as `python -m <module>`, but for the end of the process
-[3] the report      at once, for a neighbour may wait for ever in a receive
-[4] the process     is put back as it was
+[1] a job arrives   over this rank's connection
+[2] the command     the same code as `python -m <module>`, except that the process does not exit
+[3] the report      at once, as a neighbour may wait forever in a receive
+[4] the process     is reset
 """
 
 import importlib
@@ -26,13 +26,13 @@ from trainer.distributed.failure import exit_code, message
 from trainer.distributed.oversubscription import sleep_in_background_threads
 from trainer.errors import UserError
 
-# Of the process: MPI starts once, and its progress loop takes the callback once.
+# Once a process: MPI starts once, and its progress loop accepts the callback once.
 _KEPT = (command._world, sleep_in_background_threads)
 
 
 def main() -> None:
-    """Take jobs until the pool hangs up."""
-    die_with_the_parent()  # the launcher: a suspended rank would not notice its end
+    """Run jobs until the pool closes the connection."""
+    die_with_the_parent()  # the launcher, whose end a suspended rank would not notice
     rank = environment.rank()
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(f"\0{os.environ.pop(SOCKET)}")
@@ -73,20 +73,20 @@ def _main_module(module: str) -> str:
 def _mutated(name: str | None) -> Any:
     if name is None:
         return nullcontext()
-    from tests.support.mutations import MUTATIONS  # noqa: PLC0415  (imports what most jobs do not need)
+    from tests.support.mutations import MUTATIONS  # noqa: PLC0415  (most jobs do not need it)
 
     return MUTATIONS[name]()
 
 
 def _joined() -> int:
-    """Return how many replicas Horovod joins in this process; 0 until it has started."""
+    """Return the number of replicas that Horovod joins in this process; 0 until it starts."""
     library = sys.modules.get("horovod.torch")
     return library.size() if library is not None and library.is_initialized() else 0
 
 
 @contextmanager
 def _streams(job: Job, rank: int) -> Iterator[None]:
-    """Let this process's standard output and error go to files of the job."""
+    """Redirect this process's standard output and error to the job's files."""
     with ExitStack() as stack:
         for number, (name, stream) in enumerate((("out", sys.stdout), ("err", sys.stderr)), start=1):
             stream.flush()

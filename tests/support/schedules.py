@@ -1,4 +1,4 @@
-"""Training schedules by name, as most tests want them."""
+"""Training schedules by name, as most tests need them."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def training_schedule(
     *,
     work: Work | None = None,
 ) -> Schedule:
-    """Return the schedule of a training step, from the schedule's name or file."""
+    """Return the schedule of a training step, given the schedule's name or file."""
     return assemble.training_schedule(
         resolve(name), workers, micro_batches, ties, stages_per_worker, work=work
     )

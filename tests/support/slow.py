@@ -1,4 +1,4 @@
-"""A GPT whose layers take a random time, other ones in every run: no two ranks keep step."""
+"""A GPT whose layers sleep for random times, different in every run, so that ranks drift apart."""
 
 import random
 import time

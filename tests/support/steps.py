@@ -1,4 +1,4 @@
-"""Steps that are known without a run: what ranks would have observed, as simulated."""
+"""Steps without a run: what ranks would have observed, according to the simulator."""
 
 from tests.support.schedules import training_schedule
 from trainer.metrics.timeline import StepTimeline
@@ -22,7 +22,7 @@ RESULT = StepResult(step=1, summary=SUMMARY, lr=1e-3, seconds=0.5)
 
 
 def step(stages: int = STAGES, micro_batches: int = MICRO_BATCHES) -> StepTimeline:
-    """Return a step that was slower than predicted by its messages."""
+    """Return a step that was slower than predicted, because of its messages."""
     measured, predicted = (_ranks(stages, micro_batches, message) for message in (MESSAGE, 0.0))
     seconds, predicted_seconds = (max(rank.times[-1].end for rank in each) for each in (measured, predicted))
     return StepTimeline("gpt, 3 stages", 17, seconds, predicted_seconds, measured, predicted, 2e-6)

@@ -1,4 +1,4 @@
-"""Ranks that are threads of one process: for what ranks agree on, without MPI."""
+"""Ranks that are threads of one process, to test agreement between ranks without MPI."""
 
 import threading
 from collections import defaultdict
@@ -9,7 +9,7 @@ _LIMIT = 60.0  # seconds
 
 
 class Exchange:
-    """What the ranks have given so far, call by call, and whether one of them has left with an error."""
+    """The values that ranks have contributed so far, by call, and whether one of them left with an error."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -18,19 +18,19 @@ class Exchange:
         self.left = False
 
     def leave(self) -> None:
-        """Let the others raise rather than wait for this rank, as the end of a real rank ends the others."""
+        """Make the other ranks raise instead of waiting, as the end of a real rank ends the others."""
         with self.changed:
             self.left = True
             self.changed.notify_all()
 
 
 class ThreadRank:
-    """One of them, with the calls of `trainer.distributed.world.World` that agreement takes.
+    """One rank, with the methods of `trainer.distributed.world.World` that agreement needs.
 
     Attributes:
         rank: Its number.
         local_rank: Its number on its node.
-        gathered: How often it has gathered.
+        gathered: The number of its gathers.
     """
 
     def __init__(self, rank: int, local_rank: int, exchange: Exchange) -> None:
@@ -40,7 +40,7 @@ class ThreadRank:
         self._exchange = exchange
 
     def all_gather_objects(self, value: Any) -> list[Any]:
-        """Return the values of all ranks by rank; raise if one of them does not come."""
+        """Return the values of all ranks by rank; raise if one of them is missing."""
         exchange = self._exchange
         everyone = exchange.given[self.gathered]
         self.gathered += 1
@@ -54,10 +54,10 @@ class ThreadRank:
 
 
 def on_ranks(job: Callable[[ThreadRank], Any], local_ranks: Sequence[int] = (0, 1)) -> list[Any]:
-    """Return what a job returns, or the exception that it raises, on every rank.
+    """Return, for every rank, a job's result or the exception that it raised.
 
     Args:
-        job: What each rank does.
+        job: The function that each rank runs.
         local_ranks: Every rank's number on its node.
     """
     exchange = Exchange(len(local_ranks))

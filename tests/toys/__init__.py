@@ -1,1 +1,1 @@
-"""A model, a kind of data and an optimizer, added as a contributor adds them: declared, and built."""
+"""A model, a data set and an optimizer, added as a contributor would: declared, then built."""

@@ -1,4 +1,4 @@
-"""What the choices of `tests.toys.declared` build."""
+"""Builders of the choices in `tests.toys.declared`."""
 
 import hashlib
 from collections.abc import Callable, Sequence

@@ -13,7 +13,7 @@ from trainer.config.schema import DataConfig, ModelConfig, OptimizerConfig
 @choice("model", build="tests.toys.built:network")
 @dataclass
 class ToyModelConfig(ModelConfig):
-    """As many linear layers as you like, a nonlinearity between every two."""
+    """Any number of linear layers with nonlinearities between them."""
 
     name: str = "toy"
     depth: int = positive(3, "linear layers")
@@ -34,7 +34,7 @@ class ToyDataConfig(DataConfig):
 @choice("optimizer", build="tests.toys.built:sign_descent")
 @dataclass
 class ToyOptimizerConfig(OptimizerConfig):
-    """A step of the size of the learning rate against the sign of a decaying sum of gradients."""
+    """Steps of the learning rate's size against the sign of a decaying sum of gradients."""
 
     name: str = "toy"
     lr: float = 0.01
