@@ -42,7 +42,7 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) and a.dtype is b.dtype and a.shape == b.shape for a, b in pairs)
 
 
-def hang_up_late(**given: Any) -> WakeupSocket | None:
+def open_late(**given: Any) -> WakeupSocket | None:
     """Open the socket that wakes this rank some time after the other rank has opened its own."""
     time.sleep(0.5)
     return open_wakeup_socket(**given)
@@ -56,8 +56,8 @@ def exchange(wire: MpiWire, world: World, peer: int) -> None:
         sends = [wire.send(each, peer, 1) for each in (first, second)]
         for arrival, sent in zip(arrivals, (first, second), strict=True):
             size = sum(tensor.nbytes for tensor in sent)
-            assert arrival.rings == (size <= environment.AT_ONCE), size
-            wait(arrival.done, rings=arrival.rings)
+            assert arrival.expects_wakeup == (size <= environment.AT_ONCE), size
+            wait(arrival.done, expects_wakeup=arrival.expects_wakeup)
             assert same(arrival.tensors(), sent)
         for send in sends:
             wait(send.done)
@@ -84,9 +84,9 @@ def exchange_bytes(wire: MpiWire, world: World, peer: int) -> None:
 
 
 def main() -> None:
-    """Do it all on a rank; the one with number 1 is late with its bell."""
+    """Run all checks on a rank; rank 1 opens its wake-up socket late."""
     if environment.rank() == 1:
-        trainer.distributed.world.open_wakeup_socket = hang_up_late
+        trainer.distributed.world.open_wakeup_socket = open_late
     world = World()
     peer, wire = 1 - world.rank, MpiWire(world, tags=3)
     exchange(wire, world, peer)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trainer import __version__
 from trainer.distributed import environment
 from trainer.distributed.oversubscription import sleep_in_background_threads
-from trainer.distributed.waiting import WaitMeter, hears, listen, ring
+from trainer.distributed.waiting import WaitMeter, can_be_woken_by, use_wakeup_socket, wake
 from trainer.distributed.wakeup import open_wakeup_socket
 from trainer.errors import UserError
 
@@ -48,11 +48,11 @@ class Communicator:
 
     def wake(self, *ranks: int) -> None:
         """Wake ranks of the group that may be waiting for what this one has sent them."""
-        ring(self._members[rank] for rank in ranks)
+        wake(self._members[rank] for rank in ranks)
 
-    def hears(self, rank: int) -> bool:
-        """Return whether a rank of the group wakes this one when it has sent something."""
-        return hears(self._members[rank])
+    def can_be_woken_by(self, rank: int) -> bool:
+        """Return whether a rank of the group wakes this one after it has sent a message."""
+        return can_be_woken_by(self._members[rank])
 
     def barrier(self) -> None:
         """Return when every rank of the group has called this."""
@@ -67,9 +67,9 @@ class Communicator:
         gathered = np.empty(sum(counts), dtype=values.dtype)
         request = self.comm.Iallgatherv(values, [gathered, counts])
         self.wake(*range(self.size))
-        # Open MPI's is one round: whoever comes last rings, and everything is there.
-        rings = all(self.hears(rank) for rank in range(self.size) if rank != self.rank)
-        self.meter.wait(request.Test, rings=rings)
+        # Open MPI's is a single round: when the last rank to join wakes this one, everything has arrived.
+        expects_wakeup = all(self.can_be_woken_by(rank) for rank in range(self.size) if rank != self.rank)
+        self.meter.wait(request.Test, expects_wakeup=expects_wakeup)
         return gathered
 
     def all_gather_objects(self, value: Any) -> list[Any]:
@@ -109,17 +109,18 @@ class World(Communicator):
         self.local_rank: int = node.Get_rank()
         self.local_size: int = node.Get_size()
         if self.local_size > 1:
-            self._hang_up_bell(Communicator(node, self.meter))
+            self._enable_wakeups(Communicator(node, self.meter))
         node.Free()
 
-    def _hang_up_bell(self, node: Communicator) -> None:
-        """Let ranks of a node wake each other from waiting; where they cannot, they look by themselves."""
-        told = node.all_gather_objects((self.rank, uuid4().hex))
-        bell = open_wakeup_socket(job=told[0][1], rank=self.rank, neighbours=[rank for rank, _ in told])
-        # A neighbour that is woken before its bell is there would be taken for one that has ended.
+    def _enable_wakeups(self, node: Communicator) -> None:
+        """Let the ranks of a node wake one another from waiting; where they cannot, they poll."""
+        gathered = node.all_gather_objects((self.rank, uuid4().hex))
+        ranks, job = [rank for rank, _ in gathered], gathered[0][1]
+        wakeup_socket = open_wakeup_socket(job=job, rank=self.rank, neighbours=ranks)
+        # Without a barrier, a neighbour whose socket is not open yet would be taken for one that has exited.
         node.barrier()
-        if bell is not None:
-            listen(bell)
+        if wakeup_socket is not None:
+            use_wakeup_socket(wakeup_socket)
 
     def split(self, layout: "Layout", threads: int = 1) -> "Groups":
         """Return this rank's model-parallel and data-parallel group.
