@@ -83,8 +83,8 @@ def test_auto(world: int, devices: int, layers: int, stages: int) -> None:
             3,
             2,
             10,
-            "layout.stages=3 is not divisible by layout.devices_per_rank=2: a rank drives whole workers of "
-            "one replica; layout.stages can be 2, 4, 8",
+            "layout.stages=3 is not divisible by layout.devices_per_rank=2: the workers of a rank belong "
+            "to one replica; layout.stages can be 2, 4, 8",
         ),
         (
             12,
@@ -100,7 +100,7 @@ def test_auto(world: int, devices: int, layers: int, stages: int) -> None:
             4,
             3,
             "layout.stages=4 but the model has 3 layers: every stage needs one; "
-            "with layout.devices_per_rank=4 no number of stages fits; lower it",
+            "no number of stages fits layout.devices_per_rank=4, so lower it",
         ),
         (4, 0, 1, 10, 'layout.stages=0 must be "auto" or at least 1'),
         (4, -2, 1, 10, 'layout.stages=-2 must be "auto" or at least 1'),
@@ -108,7 +108,7 @@ def test_auto(world: int, devices: int, layers: int, stages: int) -> None:
         (4, 2, 0, 10, "layout.devices_per_rank=0 must be at least 1"),
     ],
 )
-def test_a_layout_that_does_not_fit_says_what_would(
+def test_a_layout_that_does_not_fit_is_refused_with_those_that_do(
     world: int, stages: int | str, devices: int, layers: int, message: str
 ) -> None:
     with pytest.raises(UserError) as error:
@@ -135,7 +135,7 @@ def test_seven_micro_batches_for_three_replicas() -> None:
 
 
 @given(st.integers(1, 40), st.integers(0, 200))
-def test_dealing_gives_every_micro_batch_once_in_order_and_evenly(replicas: int, more: int) -> None:
+def test_every_micro_batch_is_assigned_once_in_order_and_evenly(replicas: int, more: int) -> None:
     runs = [assign_micro_batches(replicas + more, replicas, replica) for replica in range(replicas)]
     assert [i for run in runs for i in run] == list(range(replicas + more))
     lengths = [len(run) for run in runs]
