@@ -324,7 +324,7 @@ def test_learns_a_sequence_by_heart(positions: str) -> None:
         ({"context": 4}, VOCABULARY, ["model.context=4", "8 tokens", "data.context"]),
     ],
 )
-def test_what_does_not_fit_is_told(
+def test_what_does_not_fit_is_refused(
     values: dict[str, object], vocabulary: int | None, words: list[str]
 ) -> None:
     with pytest.raises(UserError) as caught:

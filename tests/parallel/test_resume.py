@@ -19,13 +19,13 @@ LONG = ["train.steps=14", "eval.every=0", "checkpoint.every=14"]
 def test_stopped_run_goes_on_with_other_stages(
     trained: Trained, small: list[str], pools: Pools, tmp_path: Path
 ) -> None:
-    """It was stopped behind step 6, while its checkpoint was written: what is whole is that of step 3."""
+    """It stopped after step 6 while writing the checkpoint, so the last complete one is that of step 3."""
     whole = trained(2)
     stopped = Finished(whole.result, shutil.copytree(whole.folder, tmp_path / "run"))
     stopped.checkpoint(6).rename(stopped.checkpoint(6).with_suffix(".partial"))
     overrides = ["layout.stages=3", "checkpoint.every=1", "checkpoint.keep=2"]
     result = pools.run(3, [*small, *GPT, *overrides], tmp_path).check()
-    assert "resumed behind step 3" in result.out
+    assert "resumed after step 3" in result.out
     resumed = Finished(result, stopped.folder)
     assert [step["step"] for step in resumed.steps] == [1, 2, 3, 4, 5, 6]
     superseded = (resumed.folder / "superseded.jsonl").read_text().splitlines()
@@ -62,7 +62,7 @@ def test_run_that_is_done_has_nothing_to_do(
 def test_interrupted_again_and_again(
     trained: Trained, small: list[str], pools: Pools, tmp_path: Path
 ) -> None:
-    """A rank is killed, and each time another number of stages goes on, from behind steps 1, 5 and 9."""
+    """A rank is killed after steps 1, 5 and 9; each time the run resumes with another number of stages."""
     whole = trained(2, *LONG)
     run = tmp_path / "run"
     for stages, step in ((2, 1), (3, 5), (1, 9)):
@@ -73,7 +73,7 @@ def test_interrupted_again_and_again(
                 shutil.rmtree(later)
     overrides = [*small, *GPT, *LONG, "layout.stages=5"]
     resumed = Finished(pools.run(5, overrides, tmp_path).check(), run)
-    assert "resumed behind step 9" in resumed.result.out
+    assert "resumed after step 9" in resumed.result.out
     assert [step["step"] for step in resumed.steps] == list(range(1, 15))
     assert resumed.losses == whole.losses
     assert resumed.grad_norms == whole.grad_norms

@@ -1,8 +1,8 @@
 """Wake-ups between the ranks of a node: the sender wakes the receiver, so waiting is low-latency and idle.
 
-MPI can only be polled for a message. Polling seldom adds latency; polling often takes a core that another
-rank computes on. So a waiting rank sleeps on a socket, and a rank that has sent a message also sends a byte
-to that socket. There are no wake-ups between nodes: there the receiver polls.
+MPI can only be polled for a message. Infrequent polling adds latency; frequent polling takes a core that
+another rank computes on. So a waiting rank sleeps on a socket, and a rank that has sent a message also sends
+a byte to that socket. Between nodes there are no wake-ups, and the receiver polls.
 """
 
 import contextlib
