@@ -134,7 +134,7 @@ def test_progress_saved_before_it_had_the_data_and_the_loss_scale(saved: Saved) 
 def test_a_missing_buffer(saved: Saved) -> None:
     norm = nn.BatchNorm1d(3)
     norm.register_buffer("more", torch.zeros(2))
-    with pytest.raises(UserError, match=r"norm: more has no such buffer there, and shape \(2,\) here"):
+    with pytest.raises(UserError, match=r"norm/more: no such buffer in the checkpoint, shape \(2,\) in this"):
         Checkpoint(saved[0]).restore([BuiltLayer(1, "norm", norm)], None, "adamw")
 
 
@@ -154,13 +154,13 @@ def test_damaged_file(saved: Saved, name: str, damage: str) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data if damage == "flip" else data[:-1])
-    with pytest.raises(UserError, match=rf"damaged: {name} is not what its manifest says"):
+    with pytest.raises(UserError, match=rf"damaged: {name} does not match its manifest"):
         Checkpoint(saved[0]).restore(built(seed=2), None, "adamw")
 
 
 def test_missing_file(saved: Saved) -> None:
     (saved[0] / "layers" / "last.safetensors").unlink()
-    with pytest.raises(UserError, match=r"not whole: layers/last\.safetensors"):
+    with pytest.raises(UserError, match=r"incomplete: layers/last\.safetensors"):
         Checkpoint(saved[0]).restore(built(seed=2), None, "adamw")
 
 
@@ -186,7 +186,7 @@ def test_other_layers(saved: Saved) -> None:
 
 def test_other_shape(saved: Saved) -> None:
     wider = BuiltLayer(0, "first", nn.Linear(3, 4))
-    with pytest.raises(UserError, match=r"first: weight has shape \(3, 3\) there, and shape \(4, 3\) here"):
+    with pytest.raises(UserError, match=r"first/weight: shape \(3, 3\) in the checkpoint, shape \(4, 3\) in"):
         Checkpoint(saved[0]).restore([wider], None, "adamw")
 
 
@@ -210,7 +210,7 @@ def test_newest_complete_checkpoint_is_found(saved: Saved) -> None:
 
 
 def test_path_without_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoint\.resume=.* is no checkpoint"):
+    with pytest.raises(UserError, match=r"checkpoint\.resume=.* is not a checkpoint"):
         find_checkpoint(str(tmp_path), tmp_path)
 
 

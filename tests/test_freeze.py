@@ -155,7 +155,7 @@ def test_the_owner_decides_whether_a_tied_parameter_is_frozen(freezes: str) -> N
         (["embeding/tokens.weight"], ["did you mean embedding/tokens.weight?"]),
         (["block.0/attention.proj.weight"], ["did you mean block.0/attention.project.weight?"]),
         (["*bias"], ["'*bias' matches no parameter", "'block.*/*.bias'"]),
-        ([f"head/{WEIGHT}"], [f"matches head/{WEIGHT} alone", "tied to embedding/tokens.weight"]),
+        ([f"head/{WEIGHT}"], [f"matches only head/{WEIGHT}", "tied to embedding/tokens.weight"]),
         (["*"], ["train.freeze=[*] freezes every parameter"]),
         (["[be]*", "head"], ["train.freeze=[[be]*,head] freezes every parameter"]),
     ],

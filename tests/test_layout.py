@@ -83,8 +83,8 @@ def test_auto(world: int, devices: int, layers: int, stages: int) -> None:
             3,
             2,
             10,
-            "layout.stages=3 is not divisible by layout.devices_per_rank=2: a rank drives whole workers of "
-            "one replica; layout.stages can be 2, 4, 8",
+            "layout.stages=3 is not divisible by layout.devices_per_rank=2: the workers of a rank belong "
+            "to one replica; layout.stages can be 2, 4, 8",
         ),
         (
             12,
@@ -100,7 +100,7 @@ def test_auto(world: int, devices: int, layers: int, stages: int) -> None:
             4,
             3,
             "layout.stages=4 but the model has 3 layers: every stage needs one; "
-            "with layout.devices_per_rank=4 no number of stages fits; lower it",
+            "no number of stages fits layout.devices_per_rank=4, so lower it",
         ),
         (4, 0, 1, 10, 'layout.stages=0 must be "auto" or at least 1'),
         (4, -2, 1, 10, 'layout.stages=-2 must be "auto" or at least 1'),

@@ -176,7 +176,7 @@ def layer(name: str, *ties: Tie) -> Layer:
         ),
         (
             (layer("a"), layer("b", Tie("x", "a", "y")), layer("c"), layer("d", Tie("z", "b", "x"))),
-            "'d' ties its 'z' to 'x' of layer 'b'.*tied itself: tie it to .* 'y' of layer 'a'",
+            "'d' ties its 'z' to 'x' of layer 'b'.*itself tied: tie it to .* 'y' of layer 'a'",
         ),
     ],
 )

@@ -392,7 +392,7 @@ def test_text_shorter_than_a_sample(tmp_path: Path, build: Callable[..., Data]) 
         f"data.path={path}",
         "199 tokens",
         "data.context=9",
-        "200 in all",
+        "200 in total",
         "190 for training",
         "9 for val",
     ]

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from trainer.distributed import waiting
-from trainer.distributed.waiting import WaitMeter, hears, listen, wait
+from trainer.distributed.waiting import WaitMeter, can_be_woken_by, use_wakeup_socket, wait
 from trainer.distributed.wakeup import WakeupSocket
 
 LONG = 0.3  # seconds
@@ -64,9 +64,9 @@ class TestWakeup:
     def other(self) -> Iterator[WakeupSocket]:
         """Return the wakeup socket of rank 1; this process is rank 0 of the same node."""
         job = uuid4().hex
-        listen(WakeupSocket(job, 0, [0, 1]))
+        use_wakeup_socket(WakeupSocket(job, 0, [0, 1]))
         yield WakeupSocket(job, 1, [0, 1])
-        waiting._bells.clear()
+        waiting._sockets.clear()
 
     def test_it_hears_the_ranks_of_its_node(self) -> None:
         assert hears(1)
@@ -81,15 +81,15 @@ class TestWakeup:
     def test_a_wakeup_ends_the_wait_at_once(
         self, other: WakeupSocket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(waiting, "_SELDOM", 100 * LONG)
+        monkeypatch.setattr(waiting, "_LONG_SLEEP", 100 * LONG)
         sent = threading.Event()
 
         def send() -> None:
             sent.set()
-            other.ring([0])
+            other.wake([0])
 
         threading.Timer(LONG, send).start()
-        assert wait(sent.is_set, rings=True) < 10 * LONG
+        assert wait(sent.is_set, expects_wakeup=True) < 10 * LONG
 
     def test_it_polls_often_after_a_wakeup(
         self, other: WakeupSocket, monkeypatch: pytest.MonkeyPatch
@@ -102,10 +102,10 @@ class TestWakeup:
     def test_it_polls_often_after_an_earlier_wakeup(
         self, other: WakeupSocket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(waiting, "_SELDOM", 100 * LONG)
+        monkeypatch.setattr(waiting, "_LONG_SLEEP", 100 * LONG)
         monkeypatch.setattr(waiting, "_ALERT", 10 * LONG)
-        other.ring([0])  # for a message that is under way
-        assert LONG <= wait(Looked(LONG), rings=True) < 10 * LONG
+        threading.Timer(LONG, other.wake, [[0]]).start()  # the rest of the message comes later
+        assert 2 * LONG <= wait(Polled(2 * LONG), expects_wakeup=True) < 10 * LONG
 
     def test_an_earlier_wakeup_does_not_keep_it_awake(self, other: WakeupSocket) -> None:
         other.ring([0])

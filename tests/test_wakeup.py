@@ -18,10 +18,10 @@ def job() -> str:
     return uuid4().hex
 
 
-def test_it_wakes_a_sleeper(job: str) -> None:
-    sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
+def test_wakes_a_sleeper(job: str) -> None:
+    sleeper, waker = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
     start = time.monotonic()
-    threading.Timer(0.1, ringer.ring, [[0]]).start()
+    threading.Timer(0.1, waker.wake, [[0]]).start()
     sleeper.sleep(LONG)
     assert 0.1 <= time.monotonic() - start < LONG
 
@@ -37,7 +37,7 @@ def test_it_is_not_lost_when_it_comes_early(job: str) -> None:
 def test_many_wakeups_wake_once(job: str) -> None:
     sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
     for _ in range(1000):  # more than the socket holds
-        ringer.ring([0])
+        waker.wake([0])
     sleeper.sleep(LONG)
     start = time.monotonic()
     sleeper.sleep(0.05)

@@ -160,15 +160,15 @@ FIRST, NORM, LAST = MODEL.layers
         ((FIRST, NORM, LAST, Layer("new", nn.ReLU)), "there is no layer 'new' among its 3"),
         (
             (FIRST, NORM, Layer("last", lambda: nn.Linear(3, 4))),
-            "last: weight is no parameter there, and of shape (4, 3) here",
+            "last/weight: no such parameter in the checkpoint, shape (4, 3) in this model",
         ),
         (
             (FIRST, NORM, Layer("last", lambda: nn.Linear(3, 3, bias=False), (TIE,))),
-            "last: bias is of shape (3,) there, and no parameter here",
+            "last/bias: shape (3,) in the checkpoint, no such parameter in this model",
         ),
         (
             (Layer("first", lambda: nn.Linear(2, 3)), NORM),
-            "first: weight is of shape (3, 3) there, and of shape (3, 2) here",
+            "first/weight: shape (3, 3) in the checkpoint, shape (3, 2) in this model",
         ),
     ],
 )
@@ -198,14 +198,14 @@ def test_a_rank_with_only_the_use_reports_the_owner_s_shape(source: Source) -> N
         BinaryLoss(),
     )
     with pytest.raises(
-        UserError, match=r"first: weight is of shape \(3, 3\) there, and of shape \(3, 5\) here"
+        UserError, match=r"first/weight: shape \(3, 3\) in the checkpoint, shape \(3, 5\) in this model"
     ):
         warm_start(config(source[0]), built(wide, seed=2)[1:], wide)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"checkpoint\.warm_start=.* is no checkpoint: there is no manifest\.json"
+        UserError, match=r"checkpoint\.warm_start=.* is not a checkpoint: it has no manifest\.json"
     ):
         warm_start(config(tmp_path), built(MODEL, seed=2), MODEL)
 

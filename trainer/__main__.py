@@ -16,7 +16,7 @@ def main() -> None:
 
 def _train(config: Config, world: "World") -> None:
     from trainer.run import Run  # noqa: PLC0415
-    from trainer.train import train  # noqa: PLC0415  (after the configuration is known to be right)
+    from trainer.train import train  # noqa: PLC0415  (imports torch: only once the configuration is valid)
 
     train(Run(config, world))
 

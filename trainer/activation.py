@@ -1,4 +1,4 @@
-"""Activations as flat lists of tensors and a structure: the only code that knows they may be nested."""
+"""Activations as pytrees: a flat list of tensors and a spec. No other code knows that they may be nested."""
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 # What passes between two layers: a tensor, or a nested tuple or dict of tensors and None.
-# (Recursive aliases are not understood at run time by Python 3.10, hence Any inside.)
+# (Python 3.10 does not support recursive aliases at run time, hence Any inside.)
 Activation: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What a receiver must know of a tensor before it comes."""
+    """What a receiver must know about a tensor before it arrives."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -33,13 +33,13 @@ class TensorSpec:
         return count
 
 
-# The shape of the nest: a place in the flat list, None, ("tuple", parts) or ("dict", keys, parts).
+# How tensors nest: an index into the flat list, None, ("tuple", parts) or ("dict", keys, parts).
 TreeSpec: TypeAlias = int | tuple[Any, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationSpec:
-    """Everything about an activation but its numbers; hashable, comparable, small to send."""
+    """Everything about an activation except its values; hashable, comparable and small to send."""
 
     nest: TreeSpec
     tensors: tuple[TensorSpec, ...]
@@ -51,17 +51,17 @@ class ActivationSpec:
 
     @property
     def differentiable(self) -> tuple[TensorSpec, ...]:
-        """Return the specs of the tensors that a gradient comes back for."""
+        """Return the specs of the tensors that receive a gradient."""
         return tuple(spec for spec in self.tensors if spec.requires_grad)
 
 
 def flatten(activation: Activation) -> tuple[list[Tensor], TreeSpec]:
-    """Return the tensors of an activation in a fixed order, and how they nest.
+    """Return the tensors of an activation in a fixed order, and their nesting.
 
     Raises:
-        TypeError: It holds something that is neither a tensor, None, a tuple nor a dict.
+        TypeError: It contains something other than tensors, None, tuples and dicts.
     """
-    if isinstance(activation, Tensor):  # as nearly all are, and this is called for every layer
+    if isinstance(activation, Tensor):  # the common case, and this runs for every layer
         return [activation], 0
     tensors: list[Tensor] = []
     return tensors, _flatten(activation, tensors)
@@ -79,13 +79,13 @@ def _flatten(activation: Activation, tensors: list[Tensor]) -> TreeSpec:
         parts = tuple(_flatten(part, tensors) for part in activation.values())
         return ("dict", tuple(activation), parts)
     raise TypeError(
-        f"what passes between layers is a tensor or a nested tuple or dict of tensors and None, "
+        f"an activation must be a tensor, or a nested tuple or dict of tensors and None, "
         f"not {type(activation).__name__}"
     )
 
 
 def unflatten(tensors: list[Tensor], nest: TreeSpec) -> Activation:
-    """Return the activation that `flatten` took apart."""
+    """Return the activation that `flatten` flattened."""
     if isinstance(nest, int):
         return tensors[nest]
     if nest is None:
@@ -95,5 +95,5 @@ def unflatten(tensors: list[Tensor], nest: TreeSpec) -> Activation:
 
 
 def spec_of(tensors: list[Tensor], nest: TreeSpec) -> ActivationSpec:
-    """Return the structure of a flattened activation."""
+    """Return the spec of a flattened activation."""
     return ActivationSpec(nest, tuple(TensorSpec.of(tensor) for tensor in tensors))

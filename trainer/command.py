@@ -1,6 +1,6 @@
-"""What all commands share: the configuration, the world, one end for all ranks.
+"""What all commands share: the environment, the configuration, the world, and one exit for all ranks.
 
-[1] the environment    before anything that reads it is imported
+[1] the environment    set before any library that reads it is imported
 [2] the configuration  composed by Hydra and checked, without torch or MPI
 [3] the world          MPI starts
 [4] the job
@@ -24,13 +24,13 @@ Job = Callable[[Config, Any], None]
 
 
 def run_command(job: Job, *, with_ranks: bool = True) -> None:
-    """Run a job on every rank with the configuration of the command line; end the process.
+    """Run a job on every rank with the configuration of the command line; on failure, exit the process.
 
     Args:
-        job: What to run.
-        with_ranks: Whether it needs the other ranks; else MPI is not started, and the job gets no world.
+        job: Called with each configuration and the world.
+        with_ranks: Whether it needs the other ranks; if not, MPI does not start, and the job gets no world.
 
-    Exit codes: 0 done; 2 the user's input is wrong; 1 anything else that failed; 130 interrupted.
+    Exit codes: 0 success; 2 invalid user input; 1 any other failure; 130 interrupted.
     """
     try:
         run_jobs(job, with_ranks=with_ranks)
@@ -41,14 +41,14 @@ def run_command(job: Job, *, with_ranks: bool = True) -> None:
 
 
 def run_jobs(job: Job, *, with_ranks: bool = True) -> None:
-    """Run a job on this rank with the configuration of the command line; raise whatever goes wrong.
+    """Run a job on this rank with the configuration of the command line; raise any error.
 
     Args:
-        job: What to run.
+        job: Called with each configuration and the world.
         with_ranks: As of `run_command`.
 
     Raises:
-        UserError: The command line, the configuration or the job's input is wrong.
+        UserError: The command line, the configuration or the job's input is invalid.
     """
     try:
         environment.prepare()  # [1]
@@ -66,7 +66,7 @@ def run_jobs(job: Job, *, with_ranks: bool = True) -> None:
 
 @lru_cache(maxsize=1)
 def _world() -> "World":
-    """Start MPI, once a process: a sweep's runs share it."""
-    from trainer.distributed.world import World  # noqa: PLC0415  (imports torch: not before the configuration is right)
+    """Start MPI, once per process: the runs of a sweep share it."""
+    from trainer.distributed.world import World  # noqa: PLC0415  (imports torch: only once the configuration is valid)
 
     return World()

@@ -1,4 +1,4 @@
-"""The loss on samples that are held out: forward passes, by a schedule of the same actions."""
+"""Validation loss: forward passes over held-out samples, by a schedule of the same actions."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def evaluate(run: Run, samples: int) -> float:
 
     Args:
         run: The run.
-        samples: How many of them, the first ones; 0 for all.
+        samples: The number of validation samples, from the first on; 0 for all.
     """
     dataset = run.data.validation
     number = min(samples, len(dataset)) if samples else len(dataset)
@@ -33,11 +33,11 @@ def evaluate(run: Run, samples: int) -> float:
 
 
 def _mean(run: Run, losses: list[float], counts: list[int]) -> float:
-    """Add up over all ranks, in the order of micro-batches; ranks without the last stage add nothing."""
+    """Return the mean over all ranks, summed in micro-batch order; only last stages contribute."""
     everyone = run.world.all_gather_objects((losses, counts))
     total = 0.0
     for theirs, _ in everyone:
-        for loss in theirs:  # not by the builtin `sum`, which compensates from Python 3.12 on
+        for loss in theirs:  # not the builtin `sum`, which uses compensated summation from Python 3.12 on
             total += loss
     count = sum(count for _, theirs in everyone for count in theirs)
     return total / count if count else 0.0

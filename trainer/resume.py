@@ -1,4 +1,4 @@
-"""Where a run starts from, and what it saves to start from again."""
+"""Restores the state that a run starts from, and saves checkpoints to resume from."""
 
 import logging
 from dataclasses import asdict
@@ -16,16 +16,16 @@ _log = logging.getLogger(__name__)
 
 
 def restore(run: Run, folder: RunFolder) -> tuple[int, int, str]:
-    """Load the checkpoint that the run starts from.
+    """Load the checkpoint that the run starts from, if any.
 
     Returns:
-        The steps done, the samples seen, and words on where they come from; empty for new weights.
+        The steps done, the samples seen, and a phrase on their origin for the log; empty for new weights.
 
     Raises:
         UserError: The checkpoint does not fit the run.
     """
     path = find_checkpoint(run.config.checkpoint.resume, folder.checkpoints)
-    # Every rank must start from the same one, also where a file system shows files late.
+    # All ranks must start from the same one, even if a network file system lists files late.
     run.world.agree("checkpoint", {"checkpoint.resume": path and path.name})
     if path is None:
         folder.forget_after(0)
@@ -42,29 +42,29 @@ def restore(run: Run, folder: RunFolder) -> tuple[int, int, str]:
     run.replication.restore(progress.replication)
     folder.forget_after(progress.step)
     _log.info("resumed from %s", path)
-    return progress.step, progress.samples, f", resumed behind step {progress.step}"
+    return progress.step, progress.samples, f", resumed after step {progress.step}"
 
 
 def _check_data(run: Run, path: Path, progress: Progress) -> None:
-    """Raise a UserError unless a position in the checkpoint's data is the same place in this run's."""
+    """Raise a UserError unless the checkpoint's position in its data is the same in this run's data."""
     seed, data = run.config.train.seed, run.data.fingerprint
     if progress.seed != seed:
         raise UserError(
             f"the checkpoint {path} was made with train.seed={progress.seed}, but this run has "
-            f"train.seed={seed}: its data would come in another order"
+            f"train.seed={seed}, which orders the data differently: set train.seed={progress.seed}"
         )
     if progress.data not in (data, None):
         raise UserError(
             f"the checkpoint {path} was made with other data (fingerprint {progress.data}, here {data}): "
-            f"its position there, behind {progress.samples} samples, would mean nothing here; to train its "
-            f"weights on new data, start a new run (another run.dir) with checkpoint.warm_start={path}"
+            f"its position, after {progress.samples} samples, is meaningless here; to train its weights on "
+            f"new data, start a new run (another run.dir) with checkpoint.warm_start={path}"
         )
 
 
 def save(run: Run, folder: RunFolder, step: int, samples_seen: int) -> Path:
     """Write a checkpoint; return its folder.
 
-    The first replica writes it: the others hold the same, but for what the replication strategy divides.
+    The first replica writes it: the others hold the same state, except for sharded state.
     """
     config, gathers = run.config, run.replication.gathers_state
     progress = Progress(

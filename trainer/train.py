@@ -66,4 +66,4 @@ def _how_to_resume(config: Config, checkpoints: Path) -> str:
     if newest is None:
         return f"no checkpoint was saved yet (checkpoint.every={config.checkpoint.every})"
     resume = "" if config.checkpoint.resume == "auto" else " checkpoint.resume=auto"
-    return f"the same command with run.dir={checkpoints.parent}{resume} goes on from {newest.name}"
+    return f"rerun with run.dir={checkpoints.parent}{resume} to resume from {newest.name}"

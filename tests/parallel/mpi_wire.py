@@ -56,8 +56,8 @@ def exchange(wire: MpiWire, world: World, peer: int) -> None:
         sends = [wire.send(each, peer, 1) for each in (first, second)]
         for arrival, sent in zip(arrivals, (first, second), strict=True):
             size = sum(tensor.nbytes for tensor in sent)
-            assert arrival.rings == (size <= environment.AT_ONCE), size
-            wait(arrival.done, rings=arrival.rings)
+            assert arrival.expects_wakeup == (size <= environment.AT_ONCE), size
+            wait(arrival.done, expects_wakeup=arrival.expects_wakeup)
             assert same(arrival.tensors(), sent)
         for send in sends:
             wait(send.done)

@@ -53,4 +53,4 @@ def test_horovod_of_another_torch(small: list[str], tmp_path: Path) -> None:
     assert count > 0
     library.write_bytes(renamed)
     result = run(mpirun(small), tmp_path, env=python_path(tmp_path))
-    assert_refused(result, tmp_path, "built for another torch", "undefined symbol", "make setup")
+    assert_refused(result, tmp_path, "built against another torch", "undefined symbol", "make setup")

@@ -126,6 +126,6 @@ def test_warm_start_with_other_stages(tuned: Trained, small: list[str], pools: P
     resumed = Finished(three.result, shutil.copytree(three.folder, tmp_path / "run"))
     shutil.rmtree(resumed.checkpoint(4))
     result = pools.run(1, [*small, *GPT, *overrides, "checkpoint.warm_start=gone"], tmp_path).check()
-    assert "resumed behind step 2" in result.out
+    assert "resumed after step 2" in result.out
     assert resumed.losses == three.losses
     assert resumed.layer_files(4) == three.layer_files(4)

@@ -25,7 +25,7 @@ def test_stopped_run_resumes_with_other_stages(
     stopped.checkpoint(6).rename(stopped.checkpoint(6).with_suffix(".partial"))
     overrides = ["layout.stages=3", "checkpoint.every=1", "checkpoint.keep=2"]
     result = pools.run(3, [*small, *GPT, *overrides], tmp_path).check()
-    assert "resumed behind step 3" in result.out
+    assert "resumed after step 3" in result.out
     resumed = Finished(result, stopped.folder)
     assert [step["step"] for step in resumed.steps] == [1, 2, 3, 4, 5, 6]
     superseded = (resumed.folder / "superseded.jsonl").read_text().splitlines()
@@ -71,7 +71,7 @@ def test_interrupted_repeatedly(trained: Trained, small: list[str], pools: Pools
                 shutil.rmtree(later)
     overrides = [*small, *GPT, *LONG, "layout.stages=5"]
     resumed = Finished(pools.run(5, overrides, tmp_path).check(), run)
-    assert "resumed behind step 9" in resumed.result.out
+    assert "resumed after step 9" in resumed.result.out
     assert [step["step"] for step in resumed.steps] == list(range(1, 15))
     assert resumed.losses == whole.losses
     assert resumed.grad_norms == whole.grad_norms

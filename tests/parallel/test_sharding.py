@@ -56,7 +56,7 @@ def test_resumed_with_other_replicas_and_stages(
         overrides = ["layout.stages=2", f"optimizer.sharded={after}"]
         resume = f"checkpoint.resume={source.checkpoint(3)}"
         result = pools.run(4, [*small, *GPT, *overrides, resume], folder).check()
-        assert "resumed behind step 3" in result.out
+        assert "resumed after step 3" in result.out
         resumed.append(Finished(result, folder / "run"))
     whole, sharded = resumed
     assert len(sharded.losses) == 3

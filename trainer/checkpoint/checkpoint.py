@@ -1,13 +1,13 @@
-"""Checkpoints: one safetensors file a layer, and a manifest that is written last.
+"""Checkpoints: one safetensors file per layer, and a manifest that is written last.
 
     checkpoints/step-00000100/
-        layers/embedding.safetensors    weights, buffers and optimizer state of the layer
+        layers/embedding.safetensors    the layer's weights, buffers and optimizer state
         layers/...
-        progress.json                   step, position in the data (samples), seed, versions
-        manifest.json                   the model's layers, and size and SHA-256 of every file
+        progress.json                   steps and samples so far, seed, versions
+        manifest.json                   the model's layers, and the size and SHA-256 of every file
 
-Nothing in it depends on the layout, and nothing needs unpickling. A folder without its manifest is not a
-checkpoint: it is written under another name and renamed when it is whole.
+A checkpoint does not depend on the layout, and loading it unpickles nothing. It is written under another name
+and renamed when complete; a folder without a manifest is not a checkpoint.
 """
 
 import hashlib
@@ -36,17 +36,17 @@ _PARTIAL = ".partial"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         step: Optimizer steps done.
-        samples: Position in the data: samples trained on since the beginning.
+        samples: Samples trained on since the start of the run: the position in the data.
         seed: The run's seed.
-        optimizer: The optimizer's name; its state fits no other.
-        versions: What it was made with.
-        data: The data's fingerprint; None in checkpoints of before it was kept.
-        loss_scale: The attributes of the run's `LossScale`; None where it has none, and in older checkpoints.
-        replication: What the replication strategy keeps of itself.
+        optimizer: The optimizer's name; its state fits no other optimizer.
+        versions: The versions of the software that made it.
+        data: The data's fingerprint; None in checkpoints from before it was saved.
+        loss_scale: The attributes of the run's `LossScale`; None without one, and in older checkpoints.
+        replication: The state of the replication strategy.
     """
 
     step: int
@@ -68,16 +68,16 @@ def save_checkpoint(
     *,
     replicas: Communicator | None = None,
 ) -> Path:
-    """Write a checkpoint together: every rank of one model-parallel group its own layers.
+    """Write a checkpoint together: each rank of one model-parallel group writes its own layers.
 
     Args:
-        folder: The folder of checkpoints, one and the same for all ranks.
+        folder: The folder of checkpoints; all ranks must share it.
         layers: This rank's layers.
-        optimizer: Its optimizer.
-        progress: How far the run is.
+        optimizer: This rank's optimizer.
+        progress: The run's progress.
         group: The model-parallel group; all its ranks call this.
-        replicas: The data-parallel group, if the optimizer is sharded: all its ranks call this, and all but
-            the first send it their shards, a layer at a time.
+        replicas: The data-parallel group, if the optimizer is sharded: all its ranks call this, and all
+            others send their shards to the first, layer by layer.
 
     Returns:
         The checkpoint's folder.
@@ -115,7 +115,7 @@ def save_checkpoint(
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
-    """Return where a step's checkpoint is, in a folder of them."""
+    """Return the path of a step's checkpoint in a folder of checkpoints."""
     return folder / f"step-{step:08d}"
 
 
@@ -127,14 +127,14 @@ def remove_old(folder: Path, keep: int) -> None:
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path | None:
-    """Return the checkpoint that a run starts from, or None.
+    """Return the checkpoint to start a run from, or None.
 
     Args:
-        resume: "auto" (the newest in the folder), "none", or the path of a checkpoint or of a folder of them.
+        resume: "auto" (the newest in the folder), "none", or the path of a checkpoint or a folder of them.
         folder: The run's folder of checkpoints.
 
     Raises:
-        UserError: A path was given, and no whole checkpoint is there.
+        UserError: A path is given, but there is no complete checkpoint.
     """
     if resume == "none":
         return None
@@ -142,29 +142,29 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
 
 
 def checkpoint_at(path: str, key: str) -> Path:
-    """Return the checkpoint at a path: it, the newest of a folder of them, or of a run's folder.
+    """Return the checkpoint at a path, or the newest in a folder of checkpoints or of a run.
 
     Args:
         path: The path.
         key: The dotted key that it comes from, for messages.
 
     Raises:
-        UserError: No whole checkpoint is there.
+        UserError: There is no complete checkpoint.
     """
     found = _newest(Path(path))
     if found is None:
         raise UserError(
-            f"{key}={path} is no checkpoint: there is no manifest.json in it; "
-            "give the folder of a checkpoint (.../checkpoints/step-00000100), or of a run"
+            f"{key}={path} is not a checkpoint: it has no manifest.json; "
+            "give the folder of a checkpoint (.../checkpoints/step-00000100) or of a run"
         )
     return found
 
 
 class Checkpoint:
-    """A checkpoint to read from.
+    """A saved checkpoint, for reading.
 
     Raises:
-        UserError: The manifest cannot be read, or is of another format.
+        UserError: The manifest cannot be read, or has another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -182,7 +182,7 @@ class Checkpoint:
             )
 
     def progress(self) -> Progress:
-        """Return how far its run was."""
+        """Return the progress of its run."""
         return Progress(**json.loads(self._read("progress.json")))
 
     @property
@@ -195,7 +195,7 @@ class Checkpoint:
         return {name: tuple(shape) for name, shape in self._layers[layer]["parameters"].items()}
 
     def check_model(self, layers: Sequence[Layer]) -> None:
-        """Raise a UserError unless it is of a model with these layers."""
+        """Raise a UserError unless its model has these layers."""
         theirs, ours = self.layers, [layer.name for layer in layers]
         if theirs != ours:
             raise UserError(
@@ -206,12 +206,12 @@ class Checkpoint:
     def restore(
         self, layers: Sequence[BuiltLayer], optimizer: torch.optim.Optimizer | None, optimizer_name: str
     ) -> None:
-        """Load weights, buffers and optimizer state into a rank's layers, whatever layout they were saved in.
+        """Load weights, buffers and optimizer state into a rank's layers, whatever layout saved them.
 
-        An optimizer gets the state of its own parameters.
+        The optimizer gets the state of those parameters that it updates.
 
         Raises:
-            UserError: A parameter has another shape, the optimizer is another, or a file is damaged.
+            UserError: A parameter has another shape, the optimizer is different, or a file is damaged.
         """
         saved_with = self.progress().optimizer
         if saved_with != optimizer_name:
@@ -229,9 +229,9 @@ class Checkpoint:
                     self._restore_state(own_name(layer.name, name, layer.ties), parameter, optimizer)
 
     def restore_weights(self, layers: Sequence[BuiltLayer], chosen: Collection[str]) -> None:
-        """Load weights and buffers alone, of the layers whose names are chosen.
+        """Load only weights and buffers, of the layers whose names are chosen.
 
-        A tied parameter takes its owner's weight, if the owner is chosen.
+        A tied parameter gets its owner's weight if the owner is chosen.
 
         Raises:
             UserError: A parameter or a buffer has another shape, or a file is damaged.
@@ -251,8 +251,8 @@ class Checkpoint:
         if saved is None or saved.shape != target.shape:
             theirs = f"no such {kind}" if saved is None else f"shape {tuple(saved.shape)}"
             raise UserError(
-                f"the checkpoint {self.path} is of another model: {layer}: {name} has {theirs} there, "
-                f"and shape {tuple(target.shape)} here"
+                f"the checkpoint {self.path} is of another model: {layer}/{name}: {theirs} in the "
+                f"checkpoint, shape {tuple(target.shape)} in this model"
             )
         target.copy_(saved)
 
@@ -260,7 +260,7 @@ class Checkpoint:
         packed = self._open(name[0])
         prefix = f"optimizer.{name[1]}."
         state: dict[str, Any] = {
-            key.removeprefix(prefix): tensor.to(parameter.device, copy=True)  # a tie's copies have their own
+            key.removeprefix(prefix): tensor.to(parameter.device, copy=True)  # one copy per tied parameter
             for key, tensor in packed.tensors.items()
             if key.startswith(prefix)
         }
@@ -274,16 +274,16 @@ class Checkpoint:
         return self._opened[layer]
 
     def _read(self, name: str) -> bytes:
-        """Return a file's content, held against the manifest."""
+        """Return a file's content, checked against the manifest."""
         try:
             data = (self.path / name).read_bytes()
             expected = self._files[name]
         except (OSError, KeyError) as error:
-            raise UserError(f"the checkpoint {self.path} is not whole: {name}: {error}") from error
+            raise UserError(f"the checkpoint {self.path} is incomplete: {name}: {error}") from error
         if _entry(data) != expected:
             raise UserError(
-                f"the checkpoint {self.path} is damaged: {name} is not what its manifest says "
-                f"({len(data)} bytes, expected {expected['bytes']}; SHA-256 differs): take an older one"
+                f"the checkpoint {self.path} is damaged: {name} does not match its manifest "
+                f"({len(data)} bytes, expected {expected['bytes']}; SHA-256 differs): use an older one"
             )
         return data
 
@@ -291,11 +291,11 @@ class Checkpoint:
 @dataclass(frozen=True)
 class _Packed:
     tensors: Mapping[str, Tensor]
-    scalars: Mapping[str, Mapping[str, Any]]  # optimizer state that is no tensor, by parameter
+    scalars: Mapping[str, Mapping[str, Any]]  # optimizer state other than tensors, by parameter
 
 
 def _state(layer: BuiltLayer, optimizer: torch.optim.Optimizer | None) -> _Packed:
-    """Return what an optimizer has of the state of a layer's parameters."""
+    """Return the optimizer's state of a layer's parameters."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
     for name, parameter in layer.owned():
@@ -309,7 +309,7 @@ def _state(layer: BuiltLayer, optimizer: torch.optim.Optimizer | None) -> _Packe
 
 
 def _joined(state: _Packed, replicas: Communicator) -> _Packed:
-    """Return a layer's optimizer state with what the other replicas send of it."""
+    """Return a layer's optimizer state, joined with the shards that the other replicas send."""
     for rank in range(1, replicas.size):
         theirs = _unpack(replicas.receive_bytes(rank))
         state = _Packed({**state.tensors, **theirs.tensors}, {**state.scalars, **theirs.scalars})
@@ -336,8 +336,8 @@ def _unpack(data: bytes) -> _Packed:
 
 
 def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    kept = module.state_dict(keep_vars=True)
-    return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
+    saved = module.state_dict(keep_vars=True)
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in saved]
 
 
 def _describe(layer: BuiltLayer, file: str) -> dict[str, Any]:
@@ -346,7 +346,7 @@ def _describe(layer: BuiltLayer, file: str) -> dict[str, Any]:
 
 
 def _write(path: Path, data: bytes) -> dict[str, Any]:
-    """Write a file through to the disk; return its entry for the manifest."""
+    """Write a file and sync it to disk; return its entry for the manifest."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -371,7 +371,7 @@ def _sync(folder: Path) -> None:
 
 
 def _newest(path: Path) -> Path | None:
-    """Return the checkpoint that `checkpoint_at` describes, or None."""
+    """Return the checkpoint as `checkpoint_at` does, or None."""
     if (path / "manifest.json").is_file():
         return path
     found = _complete(path) or _complete(path / "checkpoints")
@@ -379,7 +379,7 @@ def _newest(path: Path) -> Path | None:
 
 
 def _complete(folder: Path) -> list[Path]:
-    """Return the whole checkpoints of a folder, oldest first."""
+    """Return the complete checkpoints of a folder, oldest first."""
     return sorted(
         path.parent for path in folder.glob("step-*/manifest.json") if path.parent.suffix != _PARTIAL
     )

@@ -1,4 +1,4 @@
-"""A warm start: step 0 with the weights of a checkpoint and nothing else of it, for new data or new tasks."""
+"""Warm starts: step 0 with only the weights of a checkpoint, for new data or new tasks."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,23 +12,23 @@ from trainer.pipeline.layer import BuiltLayer
 
 
 def warm_start(config: CheckpointConfig, layers: Sequence[BuiltLayer], model: Model) -> Path | None:
-    """Put the weights and buffers of `checkpoint.warm_start`, if there is one, into layers.
+    """Load the weights and buffers of `checkpoint.warm_start`, if it is set, into layers.
 
-    `checkpoint.warm_start_layers` says which layers take theirs; the others keep what they have. A tied
-    parameter goes with its owner: it takes the owner's weight if the owner takes it, and only then. The
-    checkpoint may be of another layout, optimizer, seed or data.
+    `checkpoint.warm_start_layers` chooses the layers that load theirs; the others keep their own. A tied
+    parameter follows its owner: it gets the owner's weight if and only if the owner is chosen. The checkpoint
+    may come from another layout, optimizer, seed or data.
 
     Args:
         config: The run's.
-        layers: What this process holds of the model, as `build_layer` makes them.
+        layers: The layers that this process holds, from `build_layer`.
         model: The model.
 
     Returns:
-        The checkpoint, or None if the configuration has none.
+        The checkpoint's path, or None if none is configured.
 
     Raises:
-        UserError: There is no checkpoint, a pattern matches no layer, or a layer that is to take its weights
-            is not in the checkpoint or has other parameters there.
+        UserError: There is no checkpoint, a pattern matches no layer, or a chosen layer is missing from the
+            checkpoint or has other parameters there.
     """
     if config.warm_start is None:
         return None
@@ -38,7 +38,9 @@ def warm_start(config: CheckpointConfig, layers: Sequence[BuiltLayer], model: Mo
     checkpoint = Checkpoint(checkpoint_at(config.warm_start, "checkpoint.warm_start"))
     for name in names:
         if name in chosen and name not in checkpoint.layers:
-            raise _differs(checkpoint, f"there is no layer {name!r} among its {len(checkpoint.layers)}")
+            raise _differs(
+                checkpoint, f"there is no layer {name!r} among its {len(checkpoint.layers)} layers"
+            )
     for layer in layers:
         _check(layer, checkpoint, chosen)
     checkpoint.restore_weights(layers, chosen)
@@ -46,25 +48,25 @@ def warm_start(config: CheckpointConfig, layers: Sequence[BuiltLayer], model: Mo
 
 
 def _check(layer: BuiltLayer, checkpoint: Checkpoint, chosen: Collection[str]) -> None:
-    """Raise a UserError unless the layer has the parameters that it takes, and no others are left behind."""
+    """Raise a UserError unless a chosen layer has exactly the parameters that the checkpoint has for it."""
     for name, parameter in layer.module.named_parameters():
         owner, owner_name = own_name(layer.name, name, layer.ties)
         if owner in chosen:
-            there = checkpoint.shapes(owner).get(owner_name)
-            _compare(checkpoint, f"{owner}: {owner_name}", there, tuple(parameter.shape))
+            saved = checkpoint.shapes(owner).get(owner_name)
+            _compare(checkpoint, f"{owner}/{owner_name}", saved, tuple(parameter.shape))
     if layer.name in chosen:
-        ours = [name for name, _ in layer.owned()]
-        for name, there in checkpoint.shapes(layer.name).items():
-            if name not in ours:
-                _compare(checkpoint, f"{layer.name}: {name}", there, None)
+        owned = [name for name, _ in layer.owned()]
+        for name, saved in checkpoint.shapes(layer.name).items():
+            if name not in owned:
+                _compare(checkpoint, f"{layer.name}/{name}", saved, None)
 
 
 def _compare(
-    checkpoint: Checkpoint, name: str, there: tuple[int, ...] | None, here: tuple[int, ...] | None
+    checkpoint: Checkpoint, name: str, saved: tuple[int, ...] | None, ours: tuple[int, ...] | None
 ) -> None:
-    if there != here:
-        words = ["no parameter" if shape is None else f"of shape {shape}" for shape in (there, here)]
-        raise _differs(checkpoint, f"{name} is {words[0]} there, and {words[1]} here")
+    if saved != ours:
+        words = ["no such parameter" if shape is None else f"shape {shape}" for shape in (saved, ours)]
+        raise _differs(checkpoint, f"{name}: {words[0]} in the checkpoint, {words[1]} in this model")
 
 
 def _differs(checkpoint: Checkpoint, what: str) -> UserError:

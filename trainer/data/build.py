@@ -1,4 +1,4 @@
-"""From the configuration to the data it names, in two phases: prepare once a node, load on every rank."""
+"""Builds the configured data in two phases: prepare once per node, then load on every rank."""
 
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from trainer.errors import UserError
 
 
 class Ranks(Protocol):
-    """All ranks of a launch, as far as loading data takes them.
+    """The part of all ranks of a launch that loading data needs.
 
     Attributes:
         local_rank: This rank's number on its node.
@@ -19,22 +19,22 @@ class Ranks(Protocol):
     local_rank: int
 
     def all_gather_objects(self, value: Any) -> list[Any]:
-        """Return the values of all ranks by rank."""
+        """Return the values of all ranks, by rank."""
 
 
 def load_data(config: DataConfig, ranks: Ranks | None = None) -> Data:
-    """Return the configured data. Called by every rank.
+    """Return the configured data; every rank calls this.
 
-    Where the kind of data has something to prepare, such as files that the ranks of a node share, one rank
-    of each node does so while the others wait: here, and nowhere else.
+    Some kinds of data need preparation, such as writing files that the ranks of a node share. One rank of
+    each node does that while the others wait, here and nowhere else.
 
     Args:
-        config: Which data.
-        ranks: All ranks; None where this process is alone.
+        config: The data's configuration.
+        ranks: All ranks; None if this process is alone.
 
     Raises:
-        UserError: The data is missing, unreadable or too short, or a custom target is not sound. If it is
-            raised while a rank prepares, every rank raises the same.
+        UserError: The data is missing, unreadable or too short, or a custom target is invalid. If a rank
+            raises it while preparing, every rank raises it.
     """
     choice = chosen("data", config)
     check_part(config, "data.")
@@ -48,13 +48,13 @@ def load_data(config: DataConfig, ranks: Ranks | None = None) -> Data:
 
 
 def example_data(config: DataConfig, vocabulary: int | None = None) -> Data:
-    """Return a few samples of the types and shapes of the configured data.
+    """Return a few samples with the types and shapes of the configured data.
 
-    Where the kind of data can make them without its files, it reads none; else this is `load_data`.
+    Reads no files if the kind of data can make examples without them; else this is `load_data`.
 
     Args:
-        config: Which data.
-        vocabulary: The number of distinct tokens that it will have; None: what its tokenizer has.
+        config: The data's configuration.
+        vocabulary: The number of distinct tokens of the data; None: that of its tokenizer.
 
     Raises:
         UserError: As `load_data`.
@@ -67,9 +67,9 @@ def example_data(config: DataConfig, vocabulary: int | None = None) -> Data:
 
 
 def _prepare(path: str, config: DataConfig) -> str | None:
-    """Prepare the data on this node; return what the user got wrong, for all ranks to raise.
+    """Prepare the data on this node; return the message of a `UserError`, for all ranks to raise.
 
-    Any other exception is raised at once, and ends the other ranks although they wait.
+    Any other exception is raised at once, and aborts the other ranks even though they wait.
     """
     try:
         import_builder(path)(config)

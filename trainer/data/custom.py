@@ -8,10 +8,10 @@ from trainer.errors import UserError
 
 
 def prepare(config: CustomDataConfig) -> None:
-    """Call the configured `prepare`, if there is one, with the options of the target.
+    """Call the configured `prepare`, if any, with the options of the target.
 
     Raises:
-        UserError: It cannot be imported, or does not take the options.
+        UserError: It cannot be imported, or does not accept the options.
     """
     if config.prepare is not None:
         function = load_target(config.prepare, "data.prepare")
@@ -19,7 +19,7 @@ def prepare(config: CustomDataConfig) -> None:
 
 
 def load(config: CustomDataConfig) -> Data:
-    """Return what the configured target makes.
+    """Return the data that the configured target makes.
 
     Raises:
         UserError: The target cannot be imported or called, or does not return data.

@@ -1,4 +1,4 @@
-"""Text as samples: consecutive windows of tokens, each token the target of those before it."""
+"""Text as samples: consecutive windows of tokens; each token is the target of those before it."""
 
 import hashlib
 import json
@@ -23,10 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 class Windows:
-    """Samples of `context` inputs and as many targets, one token later.
+    """Samples of `context` inputs and `context` targets, shifted by one token.
 
-    Sample i is the tokens [i * context, i * context + context + 1): windows share the one token that is the
-    last target of the first and the first input of the second. What is left at the end is not used.
+    Sample i is the tokens [i * context, i * context + context + 1). Neighbouring windows share one token: the
+    last target of the first is the first input of the second. Tokens after the last full window are not used.
     """
 
     def __init__(self, tokens: NDArray[Any], context: int) -> None:
@@ -34,7 +34,7 @@ class Windows:
         self._context = context
 
     def __len__(self) -> int:
-        """Return the number of whole windows."""
+        """Return the number of full windows."""
         return max(0, len(self._tokens) - 1) // self._context
 
     def inputs(self, samples: NDArray[np.int64]) -> Tensor:
@@ -42,7 +42,7 @@ class Windows:
         return self._window(samples, 0)
 
     def targets(self, samples: NDArray[np.int64]) -> Tensor:
-        """Return int64 tokens [samples, context], one later than the inputs."""
+        """Return int64 tokens [samples, context], one position after the inputs."""
         return self._window(samples, 1)
 
     def _window(self, samples: NDArray[np.int64], shift: int) -> Tensor:
@@ -52,7 +52,7 @@ class Windows:
 
 
 def prepare(config: TextConfig) -> None:
-    """Tokenise the text, unless `config.cache` has its tokens already. Called by one rank of each node.
+    """Tokenise the text, unless `config.cache` already has its tokens; one rank of each node calls this.
 
     Raises:
         UserError: The text or the tokenizer cannot be read, or the cache cannot be written.
@@ -69,11 +69,11 @@ def prepare(config: TextConfig) -> None:
 
 
 def load(config: TextConfig) -> Data:
-    """Return the text's samples: the last `config.validation` of the tokens held out, the rest trained on.
+    """Return the text's samples; the last fraction `config.validation` of the tokens is held out.
 
     Raises:
-        UserError: The text or the tokenizer cannot be read, nobody prepared the tokens, or the text is too
-            short.
+        UserError: The text or the tokenizer cannot be read, the tokens were not prepared, or the text is
+            too short.
     """
     tokenizer = build_tokenizer(config.tokenizer)
     source = find_text(config.path, config.pattern)
@@ -82,8 +82,8 @@ def load(config: TextConfig) -> Data:
     description = describe(cache, key)
     if description is None:
         raise UserError(
-            f"the tokens of {source.title} are not in data.cache={cache}: its files changed meanwhile, or "
-            "the folder is not the same on all ranks of this node; run again"
+            f"the tokens of {source.title} are not in data.cache={cache}: its files have changed since, or "
+            "the ranks of this node do not share the folder; run again"
         )
     tokens = map_tokens(cache, key, description)
     training, validation = _split(tokens, config, source.title)
@@ -98,11 +98,11 @@ def load(config: TextConfig) -> Data:
 
 
 def example(config: TextConfig, vocabulary: int | None = None) -> Data:
-    """Return a few samples without numbers to speak of, with the types and shapes of the text's.
+    """Return a few samples of zeros, with the types and shapes of the text's samples.
 
     Args:
-        config: The text's; only its context, and where there is no vocabulary its tokenizer, matter.
-        vocabulary: The number of distinct tokens; None: the tokenizer's.
+        config: The text's; only its context matters, and without a vocabulary its tokenizer.
+        vocabulary: The number of distinct tokens; None: that of the tokenizer.
     """
     if vocabulary is None:
         vocabulary = build_tokenizer(config.tokenizer).vocabulary
@@ -111,7 +111,7 @@ def example(config: TextConfig, vocabulary: int | None = None) -> Data:
 
 
 def _split(tokens: NDArray[Any], config: TextConfig, title: str) -> tuple[Windows, Windows]:
-    """Return the training and the validation part, each of at least one sample."""
+    """Return the training part and the validation part, each with at least one sample."""
     held_out = int(len(tokens) * config.validation)
     cut = len(tokens) - held_out
     shortest = config.context + 1
@@ -120,7 +120,7 @@ def _split(tokens: NDArray[Any], config: TextConfig, title: str) -> tuple[Window
         raise UserError(
             f"{title} is too short: {len(tokens)} tokens, of which data.validation={config.validation:g} "
             f"leaves {cut} for training and {held_out} for validation, but data.context={config.context} "
-            f"needs {shortest} in each, {math.ceil(shortest / smaller_share)} in all: "
+            f"needs {shortest} in each, {math.ceil(shortest / smaller_share)} in total: "
             "give a longer text or a smaller data.context"
         )
     return Windows(tokens[:cut], config.context), Windows(tokens[cut:], config.context)

@@ -1,1 +1,1 @@
-"""Ranks: who they are, how they find, wake and wait for each other, and how they end."""
+"""Ranks: who they are, how they find, wake and wait for one another, and how they exit."""

@@ -1,4 +1,4 @@
-"""Which devices a rank drives."""
+"""The devices that a rank drives."""
 
 import torch
 
@@ -9,12 +9,12 @@ def devices_of_rank(device: str, local_rank: int, count: int) -> list[torch.devi
     """Return the devices of a rank.
 
     Args:
-        device: "auto" (GPUs where there are any), "cpu" or "cuda".
+        device: "auto" (GPUs if torch sees any, else the CPU), "cpu" or "cuda".
         local_rank: The rank's number on its node.
-        count: How many devices it drives. Ranks share GPUs where there are fewer than devices asked for.
+        count: The number of devices that it drives. If the node has fewer GPUs, ranks share them.
 
     Raises:
-        UserError: "cuda" was asked for, and torch sees no GPU.
+        UserError: The device is "cuda", but torch sees no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch sees no GPU here: use device=cpu or device=auto")
@@ -27,7 +27,7 @@ def devices_of_rank(device: str, local_rank: int, count: int) -> list[torch.devi
 
 
 def peak_memory(devices: list[torch.device]) -> int:
-    """Return the most bytes that this rank has held: of its GPUs, or of the process where it has none."""
+    """Return the peak memory of this rank in bytes: of its GPUs, or of the process if it has none."""
     if devices[0].type == "cuda":
         return sum(torch.cuda.max_memory_allocated(device) for device in set(devices))
     import resource  # noqa: PLC0415  (not on every platform)

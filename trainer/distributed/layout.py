@@ -1,13 +1,13 @@
-"""Who holds what: ranks, replicas, workers and stages; which micro-batches a replica gets. Pure arithmetic.
+"""The layout: which rank holds which stages, and which micro-batches each replica gets. Pure arithmetic.
 
-Eight ranks, `layout.stages=4`; a group's ranks are contiguous, so that it lands on one node:
+Eight ranks with `layout.stages=4`; a group's ranks are contiguous, so that they share a node:
 
     rank        0  1  2  3 | 4  5  6  7
-    replica     0  0  0  0 | 1  1  1  1       a model-parallel group each
-    group rank  0  1  2  3 | 0  1  2  3       equal ones make a data-parallel group
+    replica     0  0  0  0 | 1  1  1  1       each is a model-parallel group
+    group rank  0  1  2  3 | 0  1  2  3       ranks with equal ones are a data-parallel group
 
-A rank that drives several devices holds as many workers, consecutive ones. Worker w holds stage w, unless the
-schedule places several stages on each.
+A rank that drives n devices holds n consecutive workers. Worker w holds stage w, unless the schedule places
+several stages on each worker.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from trainer.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """How the world's ranks share the model and repeat it.
+    """How the world's ranks partition and replicate the model.
 
     Attributes:
         world: The number of ranks.
-        workers: The number of workers of a replica: what `layout.stages` asks for.
-        devices_per_rank: How many devices, and so workers, one rank drives.
-        placement: The worker that holds each stage; a stage each, in order, unless it is given.
+        workers: The number of workers of a replica, as `layout.stages` requests.
+        devices_per_rank: The number of devices, hence workers, that one rank drives.
+        placement: The worker that holds each stage; by default worker w holds stage w.
 
     Raises:
         UserError: The three numbers do not fit together.
@@ -46,7 +46,7 @@ class Layout:
         if self.workers % self.devices_per_rank:
             raise UserError(
                 f"layout.stages={self.workers} is not divisible by "
-                f"layout.devices_per_rank={self.devices_per_rank}: a rank drives whole workers of one "
+                f"layout.devices_per_rank={self.devices_per_rank}: the workers of a rank belong to one "
                 f"replica; {_choices(self.world, self.devices_per_rank)}"
             )
         if self.world % self.ranks_per_group:
@@ -65,15 +65,15 @@ class Layout:
         layers: int,
         place: Callable[[int], tuple[int, ...]] = lambda workers: tuple(range(workers)),
     ) -> "Layout":
-        """Return the layout that the user asks for.
+        """Return the layout that the user requests.
 
         Args:
             world: The number of ranks.
-            stages: A number, or "auto": as many stages as a rank has devices if it has several, else 2
-                where the world is even and the model has 2 layers, else 1.
-            devices_per_rank: How many devices one rank drives.
+            stages: A number, or "auto": the number of a rank's devices if it has several, else 2 if the
+                world's size is even and the model has 2 layers, else 1.
+            devices_per_rank: The number of devices that one rank drives.
             layers: The number of the model's layers.
-            place: Returns the worker that holds each stage, for so many workers.
+            place: Returns the worker that holds each stage, given the number of workers.
 
         Raises:
             UserError: The numbers do not fit together, or there are more stages than layers.
@@ -90,7 +90,7 @@ class Layout:
         layout = cls(world, number, devices_per_rank, place(number))
         if layout.stages > layers:
             each = layout.stages // number
-            held = f", {each} on each of them" if each > 1 else ""
+            held = f" with {each} stages per worker," if each > 1 else ""
             raise UserError(
                 f"layout.stages={number}{held} but the model has {layers} layers: every stage needs one; "
                 f"{_choices(world, devices_per_rank, layers // each)}"
@@ -104,16 +104,16 @@ class Layout:
 
     @property
     def ranks_per_group(self) -> int:
-        """Return the number of ranks that together hold one model."""
+        """Return the number of ranks that together hold one replica of the model."""
         return self.workers // self.devices_per_rank
 
     @property
     def replicas(self) -> int:
-        """Return how often the world holds the model."""
+        """Return the number of replicas."""
         return self.world // self.ranks_per_group
 
     def replica(self, rank: int) -> int:
-        """Return the replica that a rank of the world belongs to."""
+        """Return the replica of a rank of the world."""
         return rank // self.ranks_per_group
 
     def group_rank(self, rank: int) -> int:
@@ -121,11 +121,11 @@ class Layout:
         return rank % self.ranks_per_group
 
     def ranks_of_group(self, replica: int) -> range:
-        """Return the ranks of the world that hold a replica, by position."""
+        """Return the ranks of the world that hold a replica, by group rank."""
         return range(replica * self.ranks_per_group, (replica + 1) * self.ranks_per_group)
 
     def workers_of(self, group_rank: int) -> range:
-        """Return the workers of the group that one of its ranks drives, by device."""
+        """Return the workers that one rank of the group drives, by device."""
         return range(group_rank * self.devices_per_rank, (group_rank + 1) * self.devices_per_rank)
 
     def stages_of(self, group_rank: int) -> list[int]:
@@ -134,7 +134,7 @@ class Layout:
         return [stage for stage, worker in enumerate(self.placement) if worker in workers]
 
     def group_rank_of(self, stage: int) -> int:
-        """Return the position in the group of the rank that holds a stage."""
+        """Return the group rank that holds a stage."""
         return self.placement[stage] // self.devices_per_rank
 
     def device_of(self, stage: int) -> int:
@@ -160,7 +160,7 @@ def micro_batch_sizes(global_size: int, micro_size: int) -> tuple[int, ...]:
 
 
 def assign_micro_batches(micro_batches: int, replicas: int, replica: int) -> range:
-    """Return the micro-batches of the global batch that a replica trains on, at least one: see `share`.
+    """Return the micro-batches of the global batch that a replica trains on: at least one; see `share`.
 
     Raises:
         UserError: There are fewer micro-batches than replicas.
@@ -175,9 +175,9 @@ def assign_micro_batches(micro_batches: int, replicas: int, replica: int) -> ran
 
 
 def share(micro_batches: int, replicas: int, replica: int) -> range:
-    """Return a replica's share of some micro-batches, which may be none.
+    """Return a replica's share of the micro-batches, which may be empty.
 
-    Every replica gets a contiguous run; their lengths differ by at most one, longer runs first.
+    Every replica gets a contiguous range. Lengths differ by at most one; longer ranges come first.
     """
     each, longer = divmod(micro_batches, replicas)
     first = replica * each + min(replica, longer)
@@ -189,7 +189,7 @@ def _per_rank(devices_per_rank: int) -> str:
 
 
 def _choices(world: int, devices_per_rank: int, layers: int | None = None) -> str:
-    """Say which numbers of stages the world allows."""
+    """Return text that lists the numbers of stages that the world allows."""
     workers = world * devices_per_rank
     numbers = [
         stages
@@ -197,5 +197,5 @@ def _choices(world: int, devices_per_rank: int, layers: int | None = None) -> st
         if workers % stages == 0 and (layers is None or stages <= layers)
     ]
     if not numbers:
-        return f"with layout.devices_per_rank={devices_per_rank} no number of stages fits; lower it"
+        return f"no number of stages fits layout.devices_per_rank={devices_per_rank}, so lower it"
     return f"layout.stages can be {', '.join(map(str, numbers))}"

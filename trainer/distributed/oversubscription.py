@@ -1,7 +1,7 @@
-"""No core to spare: ranks that share one compute for longer at a time, and nothing spins while it waits.
+"""Oversubscribed nodes: ranks that share a core get longer time slices, and nothing spins while it waits.
 
-Measured on 8 ranks of a small GPT on 2 cores, against one process that does the same work: 1.16 to 1.30
-times its CPU time without these two, 1.05 to 1.10 with them.
+Measured with 8 ranks of a small GPT on 2 cores, against one process that does the same work: 1.16 to 1.30
+times its CPU time without these two measures, 1.05 to 1.10 with them.
 """
 
 import atexit
@@ -14,20 +14,20 @@ import threading
 import time
 from functools import lru_cache
 
-_TURN = 30_000_000  # nanoseconds; a forward of a stage, or several
-_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # the number of Linux's system call
-_RESET_ON_FORK = 1  # threads made later, such as Horovod's, have turns of the usual length
+_TIME_SLICE = 30_000_000  # nanoseconds; the forward of a stage, or of several
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # the system call's number on Linux
+_RESET_ON_FORK = 1  # threads created later, such as Horovod's, have time slices of the usual length
 
 _LIBRARY = "libopen-pal.so.40"  # of every Open MPI 4
-_NAP = 500e-6  # seconds
-_REST = 50e-3  # seconds, at most
+_SHORT_SLEEP = 500e-6  # seconds
+_LONGEST_SLEEP = 50e-3  # seconds
 
 
 def request_long_time_slices() -> None:
-    """Ask the kernel for longer turns of the calling thread, and not to interrupt others when it wakes.
+    """Ask the kernel for longer time slices for the calling thread, and not to preempt others when it wakes.
 
-    Every change of turns costs a refill of the core's caches. The length of a turn is a wish that Linux 6.12
-    and later grant (`man sched_setattr`); older kernels, and some sandboxes, grant none of it or a part.
+    Every context switch costs a refill of the core's caches. The length of the slice is a request that Linux
+    honours from 6.12 on (`man sched_setattr`); older kernels and some sandboxes do so in part or not at all.
     """
     number = _SCHED_SETATTR.get(platform.machine())
     if number is not None and _set_attributes(number):
@@ -37,26 +37,26 @@ def request_long_time_slices() -> None:
 
 
 def _set_attributes(system_call: int) -> bool:
-    """Return whether the kernel took the policy and the length of a turn."""
+    """Return whether the kernel accepted the policy and the length of the time slice."""
     layout = "=IIQiIQQQ"  # size, policy, flags, nice, priority, runtime, deadline, period
     size = struct.calcsize(layout)
-    attributes = struct.pack(layout, size, os.SCHED_BATCH, _RESET_ON_FORK, 0, 0, _TURN, 0, 0)
+    attributes = struct.pack(layout, size, os.SCHED_BATCH, _RESET_ON_FORK, 0, 0, _TIME_SLICE, 0, 0)
     return bool(ctypes.CDLL(None).syscall(system_call, 0, attributes, 0) == 0)
 
 
-horovod_has_work = threading.Event()  # set while Horovod's thread has something to do
+horovod_has_work = threading.Event()  # set while Horovod's thread has work
 
 
 @lru_cache(maxsize=1)
 def sleep_in_background_threads() -> bool:
-    """Let Horovod's thread sleep where it waits in MPI; return whether this MPI has a way.
+    """Let Horovod's background thread sleep while it waits inside MPI; return whether this MPI allows that.
 
-    Every few milliseconds the thread meets those of the other replicas in a small all-reduce, and the first
-    to come spins until the last is there. Open MPI's progress loop calls functions of low priority every
-    eighth time around. Ours sleeps, on any thread but the main one, which never waits inside MPI (see
-    `trainer.distributed.waiting`). While `horovod_has_work` is set it sleeps briefly; otherwise it sleeps
-    until it is set: the all-reduces alone took 15 ms of every 600 from the computing. Call this once MPI has
-    started.
+    Every few milliseconds the threads of all replicas join in a small all-reduce, and the first to arrive
+    spins until the last does. Open MPI's progress loop calls low-priority callbacks every eighth iteration.
+    Ours sleeps on every thread but the main one, which never waits inside MPI (see
+    `trainer.distributed.waiting`). While `horovod_has_work` is set, it sleeps briefly; otherwise it sleeps
+    until the event is set: the small all-reduces alone took 15 ms of computing time out of every 600. Call
+    this after MPI has started.
     """
     try:
         library = ctypes.CDLL(_LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
@@ -65,19 +65,19 @@ def sleep_in_background_threads() -> bool:
         return False
     main = threading.get_ident()
 
-    def nap() -> int:
+    def sleep() -> int:
         if threading.get_ident() != main:
             if horovod_has_work.is_set():
-                time.sleep(_NAP)
+                time.sleep(_SHORT_SLEEP)
             else:
-                horovod_has_work.wait(_REST)
+                horovod_has_work.wait(_LONGEST_SLEEP)
         return 0
 
-    callback = ctypes.CFUNCTYPE(ctypes.c_int)(nap)
+    callback = ctypes.CFUNCTYPE(ctypes.c_int)(sleep)
     register(callback)
 
     def remove() -> None:
-        unregister(callback)  # refers to it, too: it lives for as long as it may be called
+        unregister(callback)  # also keeps the callback alive for as long as it may be called
 
-    atexit.register(remove)  # registered after MPI's own end, so it runs before
+    atexit.register(remove)  # registered after MPI_Finalize, so it runs before it
     return True

@@ -1,6 +1,6 @@
-"""The MPI world: its ranks, its two splits, Horovod on one of them, and agreement between ranks.
+"""The MPI world: its ranks, its split into groups, Horovod on one of them, and agreement between ranks.
 
-MPI is imported when a `World` starts, not before, so that what needs no ranks needs no MPI.
+MPI is imported when a `World` is created, not before, so that code without ranks needs no MPI.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trainer import __version__
 from trainer.distributed import environment
 from trainer.distributed.oversubscription import sleep_in_background_threads
-from trainer.distributed.waiting import WaitMeter, hears, listen, ring
+from trainer.distributed.waiting import WaitMeter, can_be_woken_by, use_wakeup_socket, wake
 from trainer.distributed.wakeup import open_wakeup_socket
 from trainer.errors import UserError
 
@@ -30,12 +30,12 @@ _LONGEST_MESSAGE = 1 << 30  # bytes; MPI counts in 32 bits
 
 
 class Communicator:
-    """A group of ranks. Every call waits without spinning, so that signals and neighbours get their turn.
+    """A group of ranks. Calls wait without spinning, so that signals are handled and neighbours can compute.
 
     Attributes:
         rank: This rank's number in the group.
         size: The number of its ranks.
-        meter: Counts the time that this rank waits in calls.
+        meter: Adds up the seconds that this rank waits in calls.
     """
 
     def __init__(self, comm: "MPI.Comm", meter: WaitMeter) -> None:
@@ -47,12 +47,12 @@ class Communicator:
         self._members: list[int] = comm.Get_group().Translate_ranks(range(self.size), world)
 
     def wake(self, *ranks: int) -> None:
-        """Wake ranks of the group that may be waiting for what this one has sent them."""
-        ring(self._members[rank] for rank in ranks)
+        """Wake ranks of the group, which may wait for what this one has just sent."""
+        wake(self._members[rank] for rank in ranks)
 
-    def hears(self, rank: int) -> bool:
-        """Return whether a rank of the group wakes this one when it has sent something."""
-        return hears(self._members[rank])
+    def can_be_woken_by(self, rank: int) -> bool:
+        """Return whether a rank of the group wakes this one after it has sent a message."""
+        return can_be_woken_by(self._members[rank])
 
     def barrier(self) -> None:
         """Return when every rank of the group has called this."""
@@ -61,19 +61,19 @@ class Communicator:
         self.meter.wait(request.Test)
 
     def all_gather(self, values: NDArray[Any], counts: list[int]) -> NDArray[Any]:
-        """Return the vectors of all ranks behind one another; `counts` are their lengths by rank."""
+        """Return the vectors of all ranks, concatenated by rank; `counts` are their lengths by rank."""
         if self.size == 1:
             return values
         gathered = np.empty(sum(counts), dtype=values.dtype)
         request = self.comm.Iallgatherv(values, [gathered, counts])
         self.wake(*range(self.size))
-        # Open MPI's is one round: whoever comes last rings, and everything is there.
-        rings = all(self.hears(rank) for rank in range(self.size) if rank != self.rank)
-        self.meter.wait(request.Test, rings=rings)
+        # Open MPI's is a single round: when the last rank to join wakes this one, everything has arrived.
+        expects_wakeup = all(self.can_be_woken_by(rank) for rank in range(self.size) if rank != self.rank)
+        self.meter.wait(request.Test, expects_wakeup=expects_wakeup)
         return gathered
 
     def all_gather_objects(self, value: Any) -> list[Any]:
-        """Return the values of all ranks by rank: small ones, of plain types."""
+        """Return the values of all ranks, by rank; they are small and of plain types."""
         data = np.frombuffer(pickle.dumps(value), dtype=np.uint8)
         sizes = self.all_gather(np.array([data.size]), [1] * self.size).tolist()
         gathered = self.all_gather(data, sizes).tobytes()
@@ -81,7 +81,7 @@ class Communicator:
         return [pickle.loads(gathered[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
     def send_bytes(self, data: bytes, target: int) -> None:
-        """Send bytes, however many, to a rank that calls `receive_bytes`."""
+        """Send any number of bytes to a rank that calls `receive_bytes`."""
         parts = [data[start : start + _LONGEST_MESSAGE] for start in range(0, len(data), _LONGEST_MESSAGE)]
         for part in (np.array([len(data)]), *parts):
             request = self.comm.Isend(part, target)
@@ -89,7 +89,7 @@ class Communicator:
             self.meter.wait(request.Test)
 
     def receive_bytes(self, source: int) -> bytes:
-        """Return what a rank sends with `send_bytes`."""
+        """Return the bytes that a rank sends with `send_bytes`."""
         length = np.zeros(1, dtype=np.int64)
         self.meter.wait(self.comm.Irecv(length, source).Test)
         data = np.empty(length[0], dtype=np.uint8)
@@ -102,34 +102,35 @@ class World(Communicator):
     """All ranks of the run."""
 
     def __init__(self) -> None:
-        # Before Horovod, so that mpi4py owns MPI and asks for the threads that both need.
+        # Before Horovod, so that mpi4py initialises MPI with the thread support that both need.
         MPI = importlib.import_module("mpi4py.MPI")  # noqa: N806
         super().__init__(MPI.COMM_WORLD, WaitMeter())
         node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank: int = node.Get_rank()
         self.local_size: int = node.Get_size()
         if self.local_size > 1:
-            self._hang_up_bell(Communicator(node, self.meter))
+            self._enable_wakeups(Communicator(node, self.meter))
         node.Free()
 
-    def _hang_up_bell(self, node: Communicator) -> None:
-        """Let ranks of a node wake each other from waiting; where they cannot, they look by themselves."""
-        told = node.all_gather_objects((self.rank, uuid4().hex))
-        bell = open_wakeup_socket(job=told[0][1], rank=self.rank, neighbours=[rank for rank, _ in told])
-        # A neighbour that is woken before its bell is there would be taken for one that has ended.
+    def _enable_wakeups(self, node: Communicator) -> None:
+        """Let the ranks of a node wake one another from waiting; where they cannot, they poll."""
+        gathered = node.all_gather_objects((self.rank, uuid4().hex))
+        ranks, job = [rank for rank, _ in gathered], gathered[0][1]
+        wakeup_socket = open_wakeup_socket(job=job, rank=self.rank, neighbours=ranks)
+        # Without a barrier, a neighbour whose socket is not open yet would be taken for one that has exited.
         node.barrier()
-        if bell is not None:
-            listen(bell)
+        if wakeup_socket is not None:
+            use_wakeup_socket(wakeup_socket)
 
     def split(self, layout: "Layout", threads: int = 1) -> "Groups":
-        """Return this rank's model-parallel and data-parallel group.
+        """Return this rank's model-parallel and data-parallel groups.
 
-        Horovod's whole world becomes the data-parallel group, so that equal stages share one ring. It is
-        left out where there is one replica only, with nothing to average.
+        The data-parallel group becomes Horovod's world, so that equal stages share one ring. With a single
+        replica there is nothing to average, and Horovod does not start.
 
         Args:
-            layout: Who holds what.
-            threads: How many each rank computes with; Horovod naps where that leaves it no core.
+            layout: The layout.
+            threads: The number each rank computes with; if they leave no core free, Horovod's thread sleeps.
         """
         replica, position = layout.replica(self.rank), layout.group_rank(self.rank)
         model_parallel = self.comm.Split(replica, position)
@@ -145,7 +146,7 @@ class World(Communicator):
         """Return if every rank has the same facts.
 
         Raises:
-            UserError: On every rank alike, naming a fact, the ranks that differ from rank 0, and both values.
+            UserError: On every rank alike. Names a fact, both values, and the ranks that differ from rank 0.
         """
         everyone = self.all_gather_objects({key: str(value) for key, value in facts.items()})
         for key, value in everyone[0].items():
@@ -159,11 +160,11 @@ class World(Communicator):
 
 
 class Groups:
-    """The two groups of a rank.
+    """The two groups that a rank belongs to.
 
     Attributes:
-        model_parallel: The ranks that together hold one model.
-        data_parallel: The ranks that hold the same stages of every replica.
+        model_parallel: The ranks that together hold one replica of the model.
+        data_parallel: The ranks that hold the same stages, one of each replica.
     """
 
     def __init__(self, model_parallel: Communicator, data_parallel: Communicator) -> None:
@@ -172,7 +173,7 @@ class Groups:
 
 
 def _start_horovod(comm: "MPI.Comm") -> None:
-    """Make a data-parallel group Horovod's world; a process can do so only once.
+    """Make a data-parallel group Horovod's world, which a process can do only once.
 
     Raises:
         UserError: An earlier run of a sweep had another layout.
@@ -182,7 +183,7 @@ def _start_horovod(comm: "MPI.Comm") -> None:
         library.init(comm=comm)
     elif (library.size(), library.rank()) != (comm.Get_size(), comm.Get_rank()):
         raise UserError(
-            "a sweep cannot change the number of replicas: Horovod starts once a process; "
+            "a sweep cannot change the number of replicas, because Horovod starts once per process: "
             "launch once for each value of layout.stages"
         )
 
@@ -191,7 +192,7 @@ def horovod() -> Any:
     """Return Horovod's module for torch.
 
     Raises:
-        UserError: It is not installed, or was built for another torch or MPI.
+        UserError: It is not installed, or was built against another torch or MPI.
     """
     importlib.import_module("mpi4py.MPI")
     rebuild = "`make setup` builds it for this torch (see README.md, Installation)"
@@ -204,13 +205,13 @@ def horovod() -> Any:
     except (ImportError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"Horovod was built for another torch or MPI; here is torch {torch.__version__} ({reason}): "
+            f"Horovod was built against another torch or MPI; this torch is {torch.__version__} ({reason}): "
             f"{rebuild}"
         ) from error
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that can change a result, by name."""
+    """Return the versions of everything that can change a result, by name."""
     return {
         "trainer": __version__,
         "python": platform.python_version(),

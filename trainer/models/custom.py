@@ -8,7 +8,7 @@ from trainer.models.model import Model
 
 
 def custom(config: CustomModelConfig, data: Data) -> Model:
-    """Return what the configured target makes of the data.
+    """Return the model that the configured target makes for the data.
 
     Raises:
         UserError: The target cannot be imported or called, or does not return a model.

@@ -172,7 +172,7 @@ class Messages:
                 inlet.known[key] = pickle.loads(self._receive_bytes(inlet.source, inlet.tag))
             self._post(inlet)
         shape, arrival = inlet.posted.popleft()
-        self._meter.wait(arrival.done, rings=arrival.rings)
+        self._meter.wait(arrival.done, expects_wakeup=arrival.expects_wakeup)
         self._drained.append(inlet)
         tensors = arrival.tensors()
         for tensor, spec in zip(tensors, shape.tensors, strict=True):

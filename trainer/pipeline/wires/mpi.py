@@ -59,9 +59,9 @@ class MpiWire:
             requests.append(self._comm.Irecv([memory, self._mpi.BYTE], source, tag))
             buffers.append(buffer)
             size += memory.nbytes
-        # The rest of a message that is not sent eagerly arrives only after both ends have looked again.
-        rings = size <= environment.AT_ONCE and self._group.hears(source)
-        return _Arrival(self._mpi.Request.Testall, requests, buffers, device, rings)
+        # The rest of a message that is not sent eagerly arrives only after both ends have polled again.
+        expects_wakeup = size <= environment.AT_ONCE and self._group.can_be_woken_by(source)
+        return _Arrival(self._mpi.Request.Testall, requests, buffers, device, expects_wakeup)
 
     def probe(self, source: int, tag: int) -> bytes | None:
         """Return the next message with this tag if it has come."""
@@ -99,10 +99,10 @@ class _Arrival:
     """Requests of MPI's, and the buffers that they fill.
 
     Attributes:
-        rings: Whether the sender wakes this rank, and has sent everything by then.
+        expects_wakeup: Whether the sender wakes this rank, and has sent everything by then.
     """
 
-    __slots__ = ("_buffers", "_device", "_requests", "_test_all", "rings")
+    __slots__ = ("_buffers", "_device", "_requests", "_test_all", "expects_wakeup")
 
     def __init__(
         self,
@@ -110,9 +110,9 @@ class _Arrival:
         requests: "list[MPI.Request]",
         buffers: list[Tensor],
         device: torch.device,
-        rings: bool,
+        expects_wakeup: bool,
     ) -> None:
-        self.rings = rings
+        self.expects_wakeup = expects_wakeup
         self._test_all = test_all
         self._requests = requests
         self._buffers = buffers

@@ -30,10 +30,10 @@ class Arrival(Protocol):
     """A receive that is posted."""
 
     @property
-    def rings(self) -> bool:
+    def expects_wakeup(self) -> bool:
         """Return whether the whole message is here when the sender wakes this rank.
 
-        Then the receiver may sleep until it is woken; else it looks from time to time.
+        Then the receiver may sleep until it is woken; else it polls.
         """
 
     def done(self) -> bool:
