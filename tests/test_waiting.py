@@ -1,4 +1,4 @@
-"""Waiting neither spins nor wakes up late."""
+"""Waiting neither spins nor returns late."""
 
 import sys
 import threading
@@ -16,9 +16,9 @@ LONG = 0.3  # seconds
 
 
 def test_ready_at_once() -> None:
-    asked = []
-    assert 0.0 <= wait(lambda: asked.append(1) is None) < 0.05  # the time of one poll, without a sleep
-    assert len(asked) == 1
+    polls = []
+    assert 0.0 <= wait(lambda: polls.append(1) is None) < 0.05  # one poll, and no sleep
+    assert len(polls) == 1
 
 
 def test_idle_wait_costs_little() -> None:
@@ -32,7 +32,7 @@ def test_idle_wait_costs_little() -> None:
 def test_returns_the_seconds_until_it_was_ready() -> None:
     answers = iter([False] * 5 + [True])
     assert wait(lambda: next(answers)) > 0.0
-    assert list(answers) == []  # polled until the first True, and no more
+    assert list(answers) == []  # polled until the first true, and no more
 
 
 def test_a_meter_adds_up() -> None:
@@ -46,8 +46,8 @@ def test_a_meter_adds_up() -> None:
     assert before <= meter.seconds < before + 0.05
 
 
-class Looked:
-    """Becomes ready after some seconds, and counts how often it is polled."""
+class Polled:
+    """Becomes ready after some seconds, and counts the polls."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.perf_counter() + seconds
@@ -59,26 +59,26 @@ class Looked:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
-class TestWakeup:
+class TestWakeups:
     @pytest.fixture(autouse=True)
     def other(self) -> Iterator[WakeupSocket]:
-        """Return the wakeup socket of rank 1; this process is rank 0 of the same node."""
+        """Return the socket of rank 1, whose neighbour this process is."""
         job = uuid4().hex
         use_wakeup_socket(WakeupSocket(job, 0, [0, 1]))
         yield WakeupSocket(job, 1, [0, 1])
         waiting._sockets.clear()
 
-    def test_it_hears_the_ranks_of_its_node(self) -> None:
-        assert hears(1)
-        assert not hears(0)
-        assert not hears(2)
+    def test_ranks_of_its_node_can_wake_it(self) -> None:
+        assert can_be_woken_by(1)
+        assert not can_be_woken_by(0)
+        assert not can_be_woken_by(2)
 
-    def test_it_polls_rarely_where_a_wakeup_will_come(self) -> None:
-        seldom = Looked(LONG)
-        wait(seldom, rings=True)
-        assert seldom.times < LONG / waiting._SELDOM * waiting._QUESTIONS + 10
+    def test_it_polls_rarely_where_it_expects_a_wakeup(self) -> None:
+        polled = Polled(LONG)
+        wait(polled, expects_wakeup=True)
+        assert polled.times < LONG / waiting._LONG_SLEEP * waiting._POLLS + 10
 
-    def test_a_wakeup_ends_the_wait_at_once(
+    def test_it_returns_at_once_when_woken(
         self, other: WakeupSocket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(waiting, "_LONG_SLEEP", 100 * LONG)
@@ -94,21 +94,21 @@ class TestWakeup:
     def test_it_polls_often_after_a_wakeup(
         self, other: WakeupSocket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(waiting, "_SELDOM", 100 * LONG)
+        monkeypatch.setattr(waiting, "_LONG_SLEEP", 100 * LONG)
         monkeypatch.setattr(waiting, "_ALERT", 10 * LONG)
-        threading.Timer(LONG, other.ring, [[0]]).start()  # the rest of the message comes later
-        assert 2 * LONG <= wait(Looked(2 * LONG), rings=True) < 10 * LONG
+        threading.Timer(LONG, other.wake, [[0]]).start()  # the rest of the message comes later
+        assert 2 * LONG <= wait(Polled(2 * LONG), expects_wakeup=True) < 10 * LONG
 
     def test_it_polls_often_after_an_earlier_wakeup(
         self, other: WakeupSocket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(waiting, "_LONG_SLEEP", 100 * LONG)
         monkeypatch.setattr(waiting, "_ALERT", 10 * LONG)
-        threading.Timer(LONG, other.wake, [[0]]).start()  # the rest of the message comes later
-        assert 2 * LONG <= wait(Polled(2 * LONG), expects_wakeup=True) < 10 * LONG
+        other.wake([0])  # for a message that has arrived only in part
+        assert LONG <= wait(Polled(LONG), expects_wakeup=True) < 10 * LONG
 
     def test_an_earlier_wakeup_does_not_keep_it_awake(self, other: WakeupSocket) -> None:
-        other.ring([0])
-        looked = Looked(LONG)
-        wait(looked, rings=True)
-        assert looked.times < LONG / waiting._SELDOM * waiting._QUESTIONS + 50
+        other.wake([0])
+        polled = Polled(LONG)
+        wait(polled, expects_wakeup=True)
+        assert polled.times < LONG / waiting._LONG_SLEEP * waiting._POLLS + 50

@@ -1,4 +1,4 @@
-"""A wakeup wakes a sleeping rank, is not lost if it comes early, and is harmless without a receiver."""
+"""A wake-up wakes a sleeper, is not lost when it comes early, and does no harm where no rank is."""
 
 import sys
 import threading
@@ -26,16 +26,16 @@ def test_wakes_a_sleeper(job: str) -> None:
     assert 0.1 <= time.monotonic() - start < LONG
 
 
-def test_it_is_not_lost_when_it_comes_early(job: str) -> None:
-    sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
-    ringer.ring([0])
+def test_an_early_wakeup_is_not_lost(job: str) -> None:
+    sleeper, waker = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
+    waker.wake([0])
     start = time.monotonic()
     sleeper.sleep(LONG)
     assert time.monotonic() - start < LONG
 
 
 def test_many_wakeups_wake_once(job: str) -> None:
-    sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
+    sleeper, waker = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
     for _ in range(1000):  # more than the socket holds
         waker.wake([0])
     sleeper.sleep(LONG)
@@ -44,18 +44,18 @@ def test_many_wakeups_wake_once(job: str) -> None:
     assert time.monotonic() - start >= 0.05
 
 
-def test_a_forgotten_wakeup_wakes_nobody(job: str) -> None:
-    sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
-    ringer.ring([0])
-    sleeper.forget()
+def test_drained_wakeups_wake_no_one(job: str) -> None:
+    sleeper, waker = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
+    waker.wake([0])
+    sleeper.drain()
     start = time.monotonic()
     sleeper.sleep(0.05)
     assert time.monotonic() - start >= 0.05
 
 
-def test_ranks_of_other_nodes_and_ranks_that_are_gone(job: str) -> None:
-    ringer = WakeupSocket(job, 1, [0, 1])
-    ringer.ring([0, 5])  # 0 was never opened, 5 is on another node
+def test_ranks_of_other_nodes_and_ranks_that_have_exited(job: str) -> None:
+    waker = WakeupSocket(job, 1, [0, 1])
+    waker.wake([0, 5])  # 0 never opened its socket, 5 is on another node
     late = WakeupSocket(job, 5, [5])
     start = time.monotonic()
     late.sleep(0.05)
