@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.one_process import Pipeline
+from tests.support.one_process import Given, Pipeline
 from trainer.config.schema import GenerateConfig, GPTConfig
 from trainer.data.dataset import Data
 from trainer.generation import Text
@@ -52,6 +52,13 @@ def test_most_likely_tokens_match_a_plain_loop() -> None:
         logits = network(torch.tensor([tokens[-GPT.context :]]))
         tokens.append(int(logits[0, -1].argmax()))
     assert written([5], GenerateConfig(temperature=0)) == tokens
+
+
+def test_a_source_without_tokens_cannot_generate() -> None:
+    pipeline = Pipeline(gpt(GPT, DATA), [2, 3])
+    actions = merge_for_rank(generation_schedule(range(2), 1), range(2))
+    with pytest.raises(TypeError, match="needs a TokenSource, not Given"):
+        pipeline.engine.infer(actions, Given([torch.tensor([PROMPT])], [None]))
 
 
 @pytest.mark.parametrize("sizes", CUTS)

@@ -224,7 +224,7 @@ def test_shapes_must_follow_from_the_signature() -> None:
     pair = Pair()
     pair.begin(["same"] * 2)
     pair.ends[0].send(sending(0), rows(2), 0)
-    with pytest.raises(RuntimeError, match=r"^sa0\.1.*was .*\(2, 3\).* and is .*\(4, 3\)"):
+    with pytest.raises(RuntimeError, match=r"^sa0\.1.*was .*\(2, 3\).* and is now .*\(4, 3\)"):
         pair.ends[0].send(sending(1), rows(4), 0)
 
 

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from trainer.activation import Activation
 from trainer.config.schema import GenerateConfig
-from trainer.pipeline.source import Source
+from trainer.pipeline.source import TokenSource
 from trainer.run import Run
 from trainer.schedule.assemble import generation_schedule
 from trainer.seeds import derive
 
 
-class Text(Source):
+class Text(TokenSource):
     """A text that grows token by token: the first stage holds it, and the last samples the next token.
 
     Args:

@@ -166,7 +166,7 @@ def layers_round_at_cuts_alone() -> Patch:
 
     def between_stages_only(self, *arguments, **options):
         init(self, *arguments, **options)
-        self._hand_on[:-1] = [lambda tensor: tensor for _ in self._hand_on[:-1]]
+        self._convert[:-1] = [lambda tensor: tensor for _ in self._convert[:-1]]
 
     return patch.object(Stage, "__init__", between_stages_only)
 

@@ -1,4 +1,4 @@
-"""The engine: a small interpreter of actions. It knows nothing of MPI, Horovod, CUDA or the model."""
+"""The engine: a small interpreter of actions, independent of MPI, Horovod, CUDA and the model."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.activation import Activation, TreeSpec, flatten, unflatten
 from trainer.distributed.waiting import WaitMeter
 from trainer.pipeline.layer import BuiltLayer
-from trainer.pipeline.source import Source
+from trainer.pipeline.source import Source, TokenSource
 from trainer.pipeline.stage import Stage
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.timings import StepTimings
@@ -21,19 +21,19 @@ from trainer.schedule.timeline import ActionTimes, AllReduce
 
 
 class Gradients(Protocol):
-    """What becomes of the gradients of a layer once they are complete, such as an average over replicas."""
+    """Processes the gradients of each layer once they are complete, such as averaging over replicas."""
 
     def begin(self, done: list[AllReduce]) -> None:
-        """Begin a step; `done` gets every all-reduce of it when it is done."""
+        """Begin a step; every all-reduce that completes in it is appended to `done`."""
 
     def start(self, layer: BuiltLayer) -> None:
-        """Start to average a layer's gradients; they are complete."""
+        """Start to average a layer's gradients, which are complete."""
 
     def progress(self) -> None:
-        """Record what is done; called after every layer."""
+        """Record completed all-reduces; called after every layer."""
 
     def finish(self, layer: BuiltLayer) -> None:
-        """Return when the layer's gradients are averaged."""
+        """Wait until the layer's gradients are averaged."""
 
 
 @dataclass
@@ -42,8 +42,8 @@ class _Run:
 
     source: Source
     scale: float | None
-    split: frozenset[tuple[int, int]]  # stage and micro-batch of backwards in two parts
-    last: Mapping[int, int]  # by stage: the micro-batch whose gradients complete it
+    split: frozenset[tuple[int, int]]  # stage and micro-batch of split backwards
+    last: Mapping[int, int]  # by stage: the micro-batch whose backward is its last
     inputs: dict[tuple[int, int], tuple[list[Tensor], TreeSpec]] = field(default_factory=dict)
     outputs: dict[tuple[int, int], tuple[list[Tensor], TreeSpec]] = field(default_factory=dict)
     gradients: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
@@ -58,15 +58,15 @@ class Engine:
     Args:
         stages: This rank's stages, by number.
         last_stage: The number of the model's last stage.
-        local: Carries what stays in this process.
-        remote: Carries what goes to other ranks of the group.
-        gradients: Averages over the replicas.
+        local: Carries messages within this process.
+        remote: Carries messages to and from other ranks of the group.
+        gradients: Averages gradients over the replicas.
         ties: The tied parameters of this rank's stages.
-        meter: What all of these count their waiting with.
+        meter: Adds up the waiting of all of these.
 
     Attributes:
-        remote: Carries what goes to other ranks of the group.
-        observed: The times of the actions that were run last, or are being run.
+        remote: Carries messages to and from other ranks of the group.
+        timings: The times of the actions of the latest run.
     """
 
     def __init__(
@@ -111,24 +111,24 @@ class Engine:
         }
 
     def train(self, actions: Sequence[Action], source: Source, scale: float) -> dict[int, Tensor]:
-        """Run a training step up to the update: forwards, backwards, averaging.
+        """Run a training step without its update: forwards, backwards, averaging.
 
-        The UPDATEs that end the list are the caller's: when this returns, the gradients of all stages of this
-        rank are averaged, and nothing that it has sent is under way.
+        The caller performs the UPDATEs at the end of the list. When this returns, the gradients of all stages
+        of this rank are averaged, and every send is complete.
 
         Args:
             actions: This rank's list.
             source: This replica's micro-batches.
-            scale: What every loss's sum is multiplied by before its backward: 1 / the global count,
-                times the loss scale if there is one.
+            scale: The factor of every loss's sum in its backward: 1 / the global count, times the loss scale
+                if there is one.
 
         Returns:
-            On the last stage's rank the sum of every micro-batch's losses, not scaled; elsewhere nothing.
+            The unscaled sum of the losses of every micro-batch; empty on ranks without the last stage.
         """
         return self._execute(actions, source, scale)
 
     def infer(self, actions: Sequence[Action], source: Source) -> dict[int, Tensor]:
-        """Run forward passes alone, of an evaluation or a generation; return the losses if it has targets."""
+        """Run the forward passes of an evaluation or a generation; return the losses if there are targets."""
         return self._execute(actions, source, None)
 
     def _execute(self, actions: Sequence[Action], source: Source, scale: float | None) -> dict[int, Tensor]:
@@ -188,7 +188,7 @@ class Engine:
         self._stages[action.stage].weight_gradients(action.micro_batch, self._completing(action))
 
     def _completing(self, action: Action) -> Callable[[BuiltLayer], None] | None:
-        """Return what to call with every layer whose gradients the action completes, if it does."""
+        """Return the callback for every layer that the action completes; None if it completes none."""
         last = action.kind in COMPLETES_WEIGHT_GRADIENT and self._run.last[action.stage] == action.micro_batch
         return self._complete if last else None
 
@@ -210,7 +210,7 @@ class Engine:
         self._route(action).send(action, tensors, ("tuple", tuple(range(len(tensors)))))
 
     def _complete(self, layer: BuiltLayer) -> None:
-        """Average a layer as soon as its own backwards are done, unless uses elsewhere still add to it."""
+        """Average a layer after its own last backward, unless uses elsewhere still add to its gradients."""
         if not self._ties.is_owner(layer):
             self._start_averaging(layer)
 
@@ -242,16 +242,22 @@ class Engine:
         self._ties.give_to_uses(received, owner=action.peer, use=action.stage)
 
     def _before_update(self, action: Action) -> None:
-        """Wait until every gradient that other ranks need has left: the caller's update changes them."""
+        """Wait until every gradient has been sent: the caller's update changes them."""
         self.remote.finish()
 
     def _sample(self, action: Action) -> None:
         tensors, nest = self._run.outputs.pop((action.stage, action.micro_batch))
-        self._run.tokens[action.micro_batch] = self._run.source.sample(unflatten(tensors, nest))
+        self._run.tokens[action.micro_batch] = self._token_source().sample(unflatten(tensors, nest))
 
     def _send_token(self, action: Action) -> None:
         self._send_list(action, [self._run.tokens.pop(action.micro_batch)])
 
     def _receive_token(self, action: Action) -> None:
         received, _ = self._route(action).receive(action)
-        self._run.source.append(received[0])
+        self._token_source().append(received[0])
+
+    def _token_source(self) -> TokenSource:
+        source = self._run.source
+        if not isinstance(source, TokenSource):
+            raise TypeError(f"a schedule that samples needs a TokenSource, not {type(source).__name__}")
+        return source

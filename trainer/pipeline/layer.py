@@ -1,4 +1,4 @@
-"""A layer that is built: what a rank has of one layer of the model."""
+"""A layer of the model that this rank has built."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from trainer.models.model import Tie
 
 @dataclass(frozen=True)
 class BuiltLayer:
-    """A layer whose module exists, on this rank.
+    """A layer with its module.
 
     Attributes:
-        index: Its place in the model, from 0.
+        index: Its index in the model, from 0.
         name: Its name in the model.
         module: The module.
-        ties: The parameters that are copies of an earlier layer's.
+        ties: Its parameters that are copies of an earlier layer's.
     """
 
     index: int
@@ -33,10 +33,10 @@ class BuiltLayer:
         return [(name, p) for name, p in self.module.named_parameters() if name not in self.tied]
 
     def trained(self) -> list[nn.Parameter]:
-        """Return the owned parameters that training changes."""
+        """Return the owned parameters that are not frozen."""
         return [parameter for _, parameter in self.owned() if parameter.requires_grad]
 
 
 def works_in_place(layer: nn.Module) -> bool:
-    """Return whether a part of a layer, such as `nn.ReLU(inplace=True)`, may write into its input."""
+    """Return whether a module within a layer, such as `nn.ReLU(inplace=True)`, may overwrite its input."""
     return any(getattr(module, "inplace", False) for module in layer.modules())

@@ -26,11 +26,11 @@ from trainer.pipeline.wires.wire import Arrival, ControlWire, Sending, Wire
 from trainer.schedule.actions import RECEIVE_OF, RECEIVES, Action, Kind
 
 _SIGNATURES_TAG = 0
-_POSTED_AHEAD = 2  # receives a channel; more would hold memory that 1F1B is there to save
+_POSTED_AHEAD = 2  # receives per channel; more would hold memory that 1F1B saves
 _KINDS = tuple(kind for kind in Kind if kind in RECEIVES)
 
-_End = tuple[Kind, int, int]  # what this rank does at its end of a channel, its stage, the other end's stage
-_Known = dict[tuple[str, int], ActivationSpec]  # by mode and the signature's number
+_End = tuple[Kind, int, int]  # the kind of this rank's end of a channel, its stage, the other end's stage
+_Known = dict[tuple[str, int], ActivationSpec]  # by mode and number of the signature
 
 
 def number_of_tags(stages: int) -> int:
@@ -44,9 +44,9 @@ class _Outlet:
 
     Attributes:
         wire: Carries its tensors.
-        sends: Those under way on that wire, of all channels.
+        sends: The pending sends on that wire, of all channels.
         target: The rank of the group at the other end.
-        tag: Of all its messages.
+        tag: The tag of all its messages.
         known: The structures that the other end knows.
     """
 
@@ -64,11 +64,11 @@ class _Inlet:
     Attributes:
         wire: Carries its tensors.
         source: The rank of the group at the other end.
-        tag: Of all its messages.
+        tag: The tag of all its messages.
         device: Where its tensors are needed.
         known: The structures that this end knows.
-        expected: This step's messages that no receive is posted for yet.
-        posted: The receives, and what they are for.
+        expected: This step's messages without a posted receive.
+        posted: The posted receives, and the structures of their messages.
     """
 
     wire: Wire
@@ -92,7 +92,7 @@ class Messages:
         meter: Adds up the seconds of waiting.
 
     Attributes:
-        sizes: As of `Transport`.
+        sizes: As in `Transport`.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class Messages:
         self._meter = meter
         self._others = sorted(set(rank_of) - {rank})
         self._wires = {other: wire_to(other) for other in self._others}
-        # The sends under way, by wire: those of one wire are done in about the order in which they started.
+        # The pending sends, by wire; those of one wire complete in about the order in which they started.
         self._sends: dict[int, deque[Sending]] = {
             id(wire): deque() for wire in (control, *self._wires.values())
         }
         self._mode = ""
-        self._signatures: Sequence[int] = ()  # by micro-batch: a number for each that differs
+        self._signatures: Sequence[int] = ()  # by micro-batch: the number of its signature
         self._numbers: dict[Hashable, int] = {}
         self._last_sent = b""  # signatures, pickled
         self._outlets: dict[_End, _Outlet] = {}
@@ -138,7 +138,7 @@ class Messages:
             self._post(inlet)
 
     def send(self, action: Action, tensors: Sequence[Tensor], nest: TreeSpec) -> None:
-        """Start to send, with a header where the receiver cannot know the structure yet [2].
+        """Start to send, with a header if the receiver does not know the structure yet [2].
 
         Raises:
             RuntimeError: The structure differs from that of an earlier message whose micro-batch had the
@@ -153,8 +153,8 @@ class Messages:
             self._send_control(pickle.dumps(shape), outlet.target, outlet.tag)
         elif known != shape:
             raise RuntimeError(
-                f"{action}: the shape of a layer's output must follow from the shape of the data's inputs, "
-                f"but for one and the same inputs it was {known.tensors} and is {shape.tensors}"
+                f"{action}: the shape of a layer's output must depend only on the shape of the data's "
+                f"inputs, but for inputs of the same shape it was {known.tensors} and is now {shape.tensors}"
             )
         outlet.sends.append(outlet.wire.send(tensors, outlet.target, outlet.tag))
         self._post_drained()
@@ -162,7 +162,8 @@ class Messages:
     def receive(self, action: Action) -> tuple[list[Tensor], TreeSpec]:
         """Wait for a message; the next receives of its channel are posted after the next send.
 
-        A rank that waits for that send should not wait for this too; one receive is posted until then.
+        The rank that waits for that send should not wait for the posting too; one receive is posted until
+        then.
         """
         self._post_drained()
         inlet = self._inlet(action)
@@ -180,22 +181,22 @@ class Messages:
         return tensors, shape.nest
 
     def progress(self) -> None:
-        """Forget the sends that are done; asking lets the wires move all messages on."""
+        """Forget the sends that are complete; asking lets the wires progress all messages."""
         for sends in self._sends.values():
             while sends and sends[0].done():
                 sends.popleft()
 
     def finish(self) -> None:
-        """Return when every send is done."""
+        """Wait until every send is complete."""
 
-        def gone() -> bool:
+        def all_done() -> bool:
             self.progress()
             return not any(self._sends.values())
 
-        self._meter.wait(gone)
+        self._meter.wait(all_done)
 
     def _agree_on(self, signatures: Sequence[Hashable] | None) -> None:
-        """Send, or receive, the signatures; an empty message says that they are the last step's."""
+        """Send or receive the signatures; an empty message means those of the previous step."""
         if signatures is None:
             message = self._receive_bytes(self._rank_of[0], _SIGNATURES_TAG)
         else:
@@ -238,7 +239,7 @@ class Messages:
             self._post(self._drained.pop())
 
     def _post(self, inlet: _Inlet) -> None:
-        """Post the channel's next receives, as far as their structures are known [3]."""
+        """Post the channel's next receives whose structures are known [3]."""
         expected, posted = inlet.expected, inlet.posted
         while expected and len(posted) < _POSTED_AHEAD:
             shape = inlet.known.get(self._key(expected[0]))
@@ -261,10 +262,10 @@ class Messages:
         return found[0]
 
     def _key(self, action: Action) -> tuple[str, int]:
-        """Return what a message's structure follows from, besides its channel."""
+        """Return what determines a message's structure within its channel."""
         return self._mode, self._signatures[action.micro_batch] if action.micro_batch >= 0 else -1
 
     def _tag(self, received_as: Kind, source: int, target: int) -> int:
-        """Return a channel's tag, of what the receiving end does, and the stages at both ends."""
+        """Return a channel's tag, from the receiving end's kind and the stages at both ends."""
         stages = len(self._rank_of)
         return 1 + (_KINDS.index(received_as) * stages + source) * stages + target

@@ -1,4 +1,4 @@
-"""What the actions of a step took, on one rank: the one source of the bubble, traces and calibration."""
+"""The times of one rank's actions in a step, from which bubbles, traces and calibration are derived."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,14 @@ from trainer.schedule.timeline import ActionTimes, AllReduce, RankTimeline
 
 @dataclass
 class StepTimings:
-    """The actions of one step and their times, in the order in which they were done.
+    """The actions of one step and their times, in the order of execution.
 
     Attributes:
         actions: The actions of this rank.
-        times: Those of the actions, one each.
-        all_reduces: Those that the step started, in the order in which they were done.
+        times: One entry for each action.
+        all_reduces: The all-reduces that the step started, in the order in which they completed.
         begin: When the step began, in seconds of `time.perf_counter`.
-        end: When it was over.
+        end: When it ended.
     """
 
     actions: Sequence[Action] = ()
@@ -30,17 +30,17 @@ class StepTimings:
 
     @property
     def seconds(self) -> float:
-        """Return how long the step took."""
+        """Return the duration of the step in seconds."""
         return self.end - self.begin
 
     @property
     def timeline(self) -> RankTimeline:
-        """Return the same, on this rank's clock."""
+        """Return an immutable copy, on this rank's clock."""
         return RankTimeline(tuple(self.actions), tuple(self.times), tuple(self.all_reduces))
 
     @contextmanager
     def updating(self, meter: WaitMeter) -> Iterator[None]:
-        """Time the update, which the train step does after the engine, as part of the list's last UPDATE."""
+        """Add the time of this context, in which the train step updates, to the last UPDATE of the list."""
         waited = meter.seconds
         yield
         step = self.times[-1]

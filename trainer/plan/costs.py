@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from trainer.activation import Activation, ActivationSpec, TreeSpec, flatten, spec_of, unflatten
 from trainer.models.model import Layer, Model
 from trainer.models.names import build_on_meta
+from trainer.pipeline.kernel_mode import KernelMode
 from trainer.pipeline.layer import works_in_place
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.recomputation import Recompute
@@ -200,11 +200,11 @@ def _layer_cost(
     return cost, outputs, shape
 
 
-class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Work(KernelMode):
     """Counts the operations of some kernels, and the bytes that all others read and write."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.flops = self.moved = 0
 
     @property
@@ -219,19 +219,13 @@ class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
             yield
         self.flops = counter.get_total_flops()
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def run(self, kernel: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a kernel, and count its bytes unless its operations are counted."""
-        result = func(*args, **(kwargs or {}))
-        kernel = func.overloadpacket
-        if kernel not in flop_registry and not func.is_view and kernel not in ALLOCATIONS:
+        result = kernel(*args, **kwargs)
+        packet = kernel.overloadpacket
+        if packet not in flop_registry and not kernel.is_view and packet not in ALLOCATIONS:
             written = _bytes(tensors_in(result))
-            self.moved += written + (written if kernel in LOOKUPS else _bytes(tensors_in((args, kwargs))))
+            self.moved += written + (written if packet in LOOKUPS else _bytes(tensors_in((args, kwargs))))
         return result
 
 

@@ -1,1 +1,1 @@
-"""The wires that carry messages between ranks: a module for each; `registry` says how to add one."""
+"""The wires that carry messages between ranks: one module each; `registry` describes how to add one."""

@@ -1,4 +1,4 @@
-"""Connects the ranks of a model-parallel group: MPI for control, and for tensors what suits each pair."""
+"""Connects the ranks of a model-parallel group: MPI for control, the most suitable wire for tensors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,13 +14,13 @@ from trainer.pipeline.wires.registry import Place, open_wires
 def connect(
     group: Communicator, rank_of: Sequence[int], devices: Mapping[int, torch.device], meter: WaitMeter
 ) -> Messages:
-    """Return what carries messages to the other ranks of the group; all of its ranks call this together.
+    """Return the messages to and from the other ranks of the group; all of its ranks call this together.
 
     Args:
         group: The model-parallel group.
         rank_of: The rank, within the group, that holds each stage.
         devices: The devices of this rank's stages.
-        meter: Takes the seconds of waiting.
+        meter: Adds up the seconds of waiting.
     """
     tags = number_of_tags(len(rank_of))
     control = MpiWire(group, tags)

@@ -1,4 +1,4 @@
-"""The wire over MPI: it reaches every rank, so it carries control, and tensors where no other wire suits.
+"""The wire over MPI: it reaches every rank, so it carries control messages, and tensors by default.
 
 Tensors on a GPU go through host memory.
 """
@@ -22,10 +22,10 @@ class MpiWire:
 
     Args:
         group: The ranks that it connects.
-        tags: How many tags are used.
+        tags: The number of tags in use, counted from 0.
 
     Raises:
-        ValueError: MPI has not so many tags.
+        ValueError: MPI has fewer tags.
     """
 
     def __init__(self, group: Communicator, tags: int) -> None:
@@ -34,14 +34,14 @@ class MpiWire:
         limit = MPI.COMM_WORLD.Get_attr(MPI.TAG_UB)
         if limit is not None and tags - 1 > limit:
             raise ValueError(
-                f"these stages need message tags up to {tags - 1}; this MPI has tags up to {limit}"
+                f"these stages need message tags up to {tags - 1}; this MPI supports tags up to {limit}"
             )
         self._mpi = MPI
         self._comm = group.comm
         self._group = group
 
     def send(self, tensors: Sequence[Tensor], target: int, tag: int) -> "_Sending":
-        """Start to send tensors, a message of MPI's for each."""
+        """Start to send tensors, one MPI message each."""
         memory = [_bytes_of(tensor.detach().contiguous().cpu()) for tensor in tensors]
         return self._start(memory, target, tag)
 
@@ -50,7 +50,7 @@ class MpiWire:
         return self._start([data], target, tag)
 
     def receive(self, structure: ActivationSpec, device: torch.device, source: int, tag: int) -> "_Arrival":
-        """Post a receive for every tensor of a message, into pinned memory where it goes on to a GPU."""
+        """Post a receive for every tensor of a message, into pinned memory if it is needed on a GPU."""
         pinned = device.type == "cuda"
         buffers, requests, size = [], [], 0
         for spec in structure.tensors:
@@ -59,12 +59,12 @@ class MpiWire:
             requests.append(self._comm.Irecv([memory, self._mpi.BYTE], source, tag))
             buffers.append(buffer)
             size += memory.nbytes
-        # The rest of a message that is not sent eagerly arrives only after both ends have polled again.
+        # A message sent by rendezvous arrives only after both ends have polled MPI again.
         expects_wakeup = size <= environment.AT_ONCE and self._group.can_be_woken_by(source)
         return _Arrival(self._mpi.Request.Testall, requests, buffers, device, expects_wakeup)
 
     def probe(self, source: int, tag: int) -> bytes | None:
-        """Return the next message with this tag if it has come."""
+        """Return the next message with this tag if it has arrived."""
         status = self._mpi.Status()
         message = self._comm.Improbe(source, tag, status)
         if message is None:
@@ -80,7 +80,7 @@ class MpiWire:
 
 
 class _Sending:
-    """Requests of MPI's, and the memory that they read."""
+    """MPI requests, and the memory that they read."""
 
     __slots__ = ("_memory", "_requests")
 
@@ -96,7 +96,7 @@ class _Sending:
 
 
 class _Arrival:
-    """Requests of MPI's, and the buffers that they fill.
+    """MPI requests, and the buffers that they fill.
 
     Attributes:
         expects_wakeup: Whether the sender wakes this rank, and has sent everything by then.
@@ -128,5 +128,5 @@ class _Arrival:
 
 
 def _bytes_of(tensor: Tensor) -> Any:
-    """Return a contiguous CPU tensor's memory, whatever its type; MPI knows no bfloat16."""
+    """Return a contiguous CPU tensor's memory, whatever its type; MPI has no bfloat16."""
     return tensor.reshape(-1).view(torch.uint8).numpy()

@@ -1,12 +1,12 @@
-"""Which wires there are, and which of them a pair of ranks takes.
+"""The registered wires, and the choice of one for each pair of ranks.
 
-A wire is a module of this package, found because it is there. It ends with
+A wire is a module of this package, which imports all of its modules. It ends with
 
     register(WireType(name="shared memory", preference=10, facts=..., suits=..., open=SharedMemory))
 
-    facts   [1] every rank states what a peer must know of it to use the wire, such as its host
+    facts   [1] every rank states what a peer must know about it to use the wire, such as its host
     suits   [2] a pair of ranks takes the wire of highest preference that suits the facts of both
-    open    [3] a rank opens the wire to all peers that it reaches by it
+    open    [3] a rank opens the wire to all peers that it shares it with
 
 Both ends of a pair choose by the same facts, so they agree. A pair that no wire suits takes the control wire.
 """
@@ -32,7 +32,7 @@ class Place:
         group: The model-parallel group.
         devices: The devices of this rank's stages, by stage.
         control: Reaches every rank of the group.
-        tags: How many of its tags `Messages` use, counted from 0; a wire may use the others.
+        tags: The number of its tags that `Messages` uses, counted from 0; a wire may use the others.
     """
 
     group: Communicator
@@ -48,7 +48,7 @@ class WireType:
     Attributes:
         name: Distinguishes it from others.
         preference: Higher is tried first.
-        facts: Returns what peers must know of this rank, as plain values; None if it cannot use the wire.
+        facts: Returns what peers must know about this rank, as plain values; None if it cannot use the wire.
         suits: Returns whether two ranks with these facts can use it; both orders must suit.
         open: Returns the wire to some peers, given their facts by rank. Ranks open the same kinds of wire in
             the same order, so both ends may talk to each other while they do.
@@ -68,7 +68,7 @@ def register(wire_type: WireType) -> WireType:
     """Add a kind of wire.
 
     Raises:
-        ValueError: There is one of that name.
+        ValueError: A wire of that name is already registered.
     """
     if wire_type.name in _registered:
         raise ValueError(f"there are two wires called {wire_type.name!r}: rename one")
@@ -89,7 +89,7 @@ def choose(types: Sequence[WireType], mine: Mapping[str, Any], theirs: Mapping[s
     Args:
         types: Most preferred first.
         mine: What one of the ranks stated, by the wire's name.
-        theirs: What the other one did.
+        theirs: What the other rank stated.
     """
     for each in types:
         here, there = mine.get(each.name), theirs.get(each.name)
@@ -107,7 +107,7 @@ def open_wires(place: Place) -> dict[int, Wire]:
     everyone = group.all_gather_objects({each.name: each.facts(place) for each in types})
     by_peer = {peer: choose(types, everyone[group.rank], everyone[peer]) for peer in chosen}
     for each in types:
-        peers = {peer: everyone[peer][each.name] for peer, its in by_peer.items() if its is each}
+        peers = {peer: everyone[peer][each.name] for peer, kind in by_peer.items() if kind is each}
         if peers:
             chosen |= dict.fromkeys(peers, each.open(place, peers))
     return chosen

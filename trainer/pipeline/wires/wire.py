@@ -1,6 +1,6 @@
-"""What carries tensors between two ranks: a wire.
+"""The protocol of a wire, which carries tensors between two ranks.
 
-Four calls are all that `Messages` asks for:
+`Messages` makes only four kinds of call:
 
     send       start to send tensors
     receive    post a receive for tensors of a known structure
@@ -20,54 +20,54 @@ from trainer.activation import ActivationSpec
 
 
 class Sending(Protocol):
-    """A send under way; it keeps alive whatever memory the wire still reads."""
+    """A pending send; it keeps alive the memory that the wire still reads."""
 
     def done(self) -> bool:
-        """Return whether it is complete; asking lets the wire's messages move on."""
+        """Return whether it is complete; asking lets the wire progress its messages."""
 
 
 class Arrival(Protocol):
-    """A receive that is posted."""
+    """A posted receive."""
 
     @property
     def expects_wakeup(self) -> bool:
-        """Return whether the whole message is here when the sender wakes this rank.
+        """Return whether the full message has arrived when the sender wakes this rank.
 
-        Then the receiver may sleep until it is woken; else it polls.
+        If so, the receiver may sleep until it is woken; otherwise it polls.
         """
 
     def done(self) -> bool:
-        """Return whether it is complete; asking lets the wire's messages move on."""
+        """Return whether it is complete; asking lets the wire progress its messages."""
 
     def tensors(self) -> list[Tensor]:
-        """Return what came, on the receiving stage's device, once it is complete."""
+        """Return the received tensors on the receiving stage's device, once the receive is complete."""
 
 
 class Wire(Protocol):
     """Carries tensors to and from some ranks of a group.
 
     Messages between two ranks that have the same tag arrive in the order in which they were sent; messages
-    with different tags may overtake one another. Both calls return at once. A wire may block neither, as the
-    peer may be waiting for what this rank does next.
+    with different tags may overtake one another. Both calls return at once. They must not block, as the peer
+    may be waiting for this rank's next action.
     """
 
     def send(self, tensors: Sequence[Tensor], target: int, tag: int) -> Sending:
         """Start to send tensors, and wake the receiver where that is possible.
 
         Args:
-            tensors: One message, on any device; their numbers do not change any more.
+            tensors: One message, on any device; they do not change afterwards.
             target: A rank of the group.
-            tag: What the receiver names too, from 0.
+            tag: The tag that the receiver uses too, from 0.
         """
 
     def receive(self, structure: ActivationSpec, device: torch.device, source: int, tag: int) -> Arrival:
         """Post a receive; at most two are posted at a time for each source and tag.
 
         Args:
-            structure: That of the message.
+            structure: The structure of the message.
             device: Where its tensors are needed.
             source: A rank of the group.
-            tag: What the sender named.
+            tag: The tag that the sender used.
         """
 
 
@@ -78,4 +78,4 @@ class ControlWire(Wire, Protocol):
         """Start to send bytes, in order with this wire's tensors, and wake the receiver."""
 
     def probe(self, source: int, tag: int) -> bytes | None:
-        """Return the next message with this tag if it has come, whatever its length, else None."""
+        """Return the next message with this tag if it has arrived, else None."""
