@@ -35,7 +35,7 @@ FLOPS_PER_BYTE = 8
 
 aten = torch.ops.aten
 ALLOCATIONS = frozenset({aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty})
-LOOKUPS = frozenset({aten.embedding, aten.index, aten.index_select, aten.gather})  # read what they return
+LOOKUPS = frozenset({aten.embedding, aten.index, aten.index_select, aten.gather})  # read their result's bytes
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count what is done in the context."""
+        """Count the work within the context."""
         with FlopCounterMode(display=False) as counter, self:
             yield
         self.flops = counter.get_total_flops()
