@@ -99,6 +99,6 @@ def ways(whole: Partition, layers: list[int]) -> list[Partition]:
 
 def test_a_model_that_cannot_fit_is_reported() -> None:
     with pytest.raises(
-        UserError, match=r"memory\.limit=1\.0 KiB is too little: rank 0 of a group needs .* MiB"
+        UserError, match=r"memory\.limit=1\.0 KiB is too small: rank 0 of a group needs .* MiB"
     ):
         fit(cut(), SCHEDULE, 2, 1024)

@@ -1,8 +1,8 @@
-"""Predicts a run's step from the steps that it has observed, on the schedule that it runs.
+"""Predicts a run's step from observed steps, by simulating the schedule that the run executes.
 
-Every rank keeps its last steps. For a prediction the ranks agree on a step that took a usual time, tell
-their group what they saw of it, arrive at the same `Machine` (see `trainer.schedule.calibrate`), and
-simulate their group's schedule on it.
+Every rank keeps its last steps. For a prediction the ranks agree on a step of median duration and exchange
+their observations of it within their group. From these each rank derives the same `Machine` (see
+`trainer.schedule.calibrate`), and simulates its group's schedule on it.
 """
 
 import statistics
@@ -22,18 +22,18 @@ from trainer.schedule.timeline import RankTimeline, Timeline
 from trainer.step import StepResult
 
 _KEPT = 20  # steps
-_FIRST = 5  # the step behind which the first forecast is made; the steps before it warm up
+_FIRST = 5  # number of steps before the first forecast; the earlier ones warm up
 
 
 class Forecast(RunObserver):
-    """A rank's last steps, and what follows from those of all ranks, which call everything together.
+    """Keeps a rank's last steps, and predicts from those of all ranks. All ranks must call each method.
 
     Args:
         run: The run.
-        path: The file for a usual step, measured and predicted; written at the end.
+        path: The file for a typical step, measured and predicted; written at the end.
 
     Attributes:
-        timeline: The step of this replica as predicted last: at first from the costs of the layers.
+        timeline: The latest prediction of this replica's step; at first from the costs of the layers.
     """
 
     def __init__(self, run: Run, path: Path) -> None:
@@ -45,13 +45,13 @@ class Forecast(RunObserver):
         self.timeline: Timeline = run.plan.prediction(run.replica)
 
     def step(self, result: StepResult) -> None:
-        """Keep the step that the run has just done; predict again whenever their number has doubled."""
-        if self._steps:  # the first one allocates and connects
+        """Keep the run's latest step; update the prediction whenever the number of steps has doubled."""
+        if self._steps:  # the first step allocates and connects
             self._kept.append((result.step, self._run.engine.timings))
         self._steps += 1
         if self._steps == self._due:
             self._due *= 2
-            self.timeline = self._simulate(self._machine(self._see(self._usual())))
+            self.timeline = self._simulate(self._machine(self._observe(self._typical())))
 
     def end(self) -> None:
         """Write the file."""
@@ -60,40 +60,40 @@ class Forecast(RunObserver):
             timeline.save(self._path)
 
     def step_timeline(self, title: str) -> StepTimeline | None:
-        """Return a usual step of this replica, measured and predicted; None where too few were done."""
+        """Return a typical step of this replica, measured and predicted; None after fewer than two steps."""
         if not self._kept:
             return None
-        usual = self._usual()
-        seen = self._see(usual)
-        machine = self._machine(seen)
+        typical = self._typical()
+        observations = self._observe(typical)
+        machine = self._machine(observations)
         predicted = self._simulate(machine)
-        step, observed = self._kept[usual]
+        step, observed = self._kept[typical]
         return StepTimeline(
             title=title,
             step=step,
             seconds=observed.seconds,
             predicted_seconds=predicted.seconds,
-            measured=tuple(rank.step for rank in seen),
+            measured=tuple(rank.step for rank in observations),
             predicted=predicted.by_rank(self._run.schedule, machine.begin),
-            clock_error=max(rank.clock_error for rank in seen),
+            clock_error=max(rank.clock_error for rank in observations),
         )
 
-    def _usual(self) -> int:
-        """Return which of the kept steps took a median time on rank 0; every rank has kept the same ones."""
+    def _typical(self) -> int:
+        """Return the index of the kept step of median duration on rank 0; all ranks keep the same steps."""
         seconds = [observed.seconds for _, observed in self._kept]
-        usual = seconds.index(statistics.median_low(seconds))
-        chosen: int = self._run.world.all_gather_objects(usual)[0]
+        median = seconds.index(statistics.median_low(seconds))
+        chosen: int = self._run.world.all_gather_objects(median)[0]
         return chosen
 
-    def _see(self, usual: int) -> list[RankObservation]:
-        """Return what each rank of the group has seen."""
+    def _observe(self, typical: int) -> list[RankObservation]:
+        """Return the observations of each rank of the group."""
         run, steps = self._run, [observed for _, observed in self._kept]
         group = run.groups.model_parallel
         offset = clock_offset(group)
-        begin = group.all_gather_objects(steps[usual].begin)[0]
-        step = steps[usual].timeline.on(lambda moment: moment + offset.seconds - begin)
+        begin = group.all_gather_objects(steps[typical].begin)[0]
+        step = steps[typical].timeline.on(lambda moment: moment + offset.seconds - begin)
         stage_of = {layer.name: stage for stage in run.stages for layer in run.stages[stage].layers}
-        seen = RankObservation(
+        observation = RankObservation(
             work=work_times(each.timeline for each in steps),
             begin=statistics.median(each.times[0].start - each.begin for each in steps),
             end=statistics.median(each.end - each.times[-1].end for each in steps),
@@ -103,20 +103,23 @@ class Forecast(RunObserver):
             reduced=self._reduced(step),
             buckets=stage_buckets(step, stage_of),
         )
-        everyone: list[RankObservation] = group.all_gather_objects(seen)
-        return everyone
+        observations: list[RankObservation] = group.all_gather_objects(observation)
+        return observations
 
     def _reduced(self, step: RankTimeline) -> list[tuple[int, float]]:
-        """Return bytes and seconds of the step's all-reduces; who joined last waited for nobody."""
-        mine = {reduce.layer: reduce.end - reduce.start for reduce in step.all_reduces}
-        everyone = self._run.groups.data_parallel.all_gather_objects(mine)
-        return reduce_points(step, [min(theirs[layer] for theirs in everyone) for layer in mine])
+        """Return bytes and seconds of the step's all-reduces, as the last replica to join measured them.
 
-    def _machine(self, seen: list[RankObservation]) -> Machine:
+        That one waited for no other, so its time is the shortest.
+        """
+        own = {reduce.layer: reduce.end - reduce.start for reduce in step.all_reduces}
+        all_replicas = self._run.groups.data_parallel.all_gather_objects(own)
+        return reduce_points(step, [min(replica[layer] for replica in all_replicas) for layer in own])
+
+    def _machine(self, observations: list[RankObservation]) -> Machine:
         run = self._run
         layout, size = run.plan.layout, run.world.local_size
         return calibrate(
-            seen,
+            observations,
             layout.stages,
             replicas=layout.replicas,
             first=layout.ranks_of_group(run.replica).start,

@@ -1,1 +1,1 @@
-"""Optimizers: gradients, learning rates, loss scaling."""
+"""Optimizers, gradient clipping, learning rates and loss scaling."""

@@ -1,4 +1,4 @@
-"""The optimizer of a rank's parameters, in groups that share a learning rate and a weight decay."""
+"""Builds the optimizer of a rank's parameters, in groups that share a learning rate and a weight decay."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,16 +18,16 @@ def build_optimizer(
     layers: Sequence[BuiltLayer],
     has: Callable[[nn.Parameter], bool] = lambda _: True,
 ) -> torch.optim.Optimizer | None:
-    """Return the optimizer of a rank's parameters, or None where it has none to train.
+    """Return the optimizer of a rank's parameters, or None if the rank has none to train.
 
-    Weight decay leaves out biases and normalisation weights, everything of fewer than two dimensions, unless
-    an entry of `config.groups` has a decay for them. Every group of the optimizer has its peak learning rate
+    Weight decay excludes parameters with fewer than two dimensions (biases, normalisation weights), unless an
+    entry of `config.groups` sets a decay for them. Every group of the optimizer stores its peak learning rate
     as "peak", for `set_learning_rates`.
 
     Args:
-        config: Its settings.
+        config: The optimizer's settings.
         layers: The rank's layers.
-        has: Whether a parameter that trains is one of the optimizer's, rather than another replica's.
+        has: Whether this replica's optimizer updates a trained parameter, rather than another replica's.
 
     Raises:
         UserError: No optimizer has a configuration of this class, or a custom one cannot be imported.
@@ -51,7 +51,7 @@ def build_optimizer(
 
 
 def state_per_weight(config: OptimizerConfig) -> int:
-    """Return how many numbers the optimizer keeps for each weight; for a custom one, as many as Adam."""
+    """Return the number of elements of optimizer state for each weight; for a custom optimizer, Adam's."""
     return config.state_per_weight()
 
 
@@ -73,6 +73,6 @@ def check_groups(groups: Sequence[GroupConfig], model: Model) -> None:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer | None) -> int:
-    """Return the size of what an optimizer keeps of its parameters."""
+    """Return the bytes of an optimizer's state."""
     states = optimizer.state.values() if optimizer is not None else ()
     return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))

@@ -1,4 +1,4 @@
-"""Averaged gradients: the global norm, clipping."""
+"""Averaged gradients: global norm and clipping."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from trainer.pipeline.layer import BuiltLayer
 
 
 def gradient_norms(layers: Sequence[BuiltLayer]) -> NDArray[np.float64]:
-    """Return the norm of the gradient of every parameter that the layers own and train, in order."""
+    """Return the gradient norm of every trained parameter that the layers own, in order."""
     gradients = [p.grad for layer in layers for p in layer.trained() if p.grad is not None]
     if not gradients:
         return np.zeros(0)
@@ -20,7 +20,7 @@ def gradient_norms(layers: Sequence[BuiltLayer]) -> NDArray[np.float64]:
 
 
 def global_norm(norms: NDArray[np.float64]) -> float:
-    """Return the norm of the whole gradient, summed in the one order of the model's parameters."""
+    """Return the norm of the complete gradient, summed in the order of the model's parameters."""
     total = 0.0
     for norm in norms.tolist():
         total += norm * norm
@@ -28,7 +28,7 @@ def global_norm(norms: NDArray[np.float64]) -> float:
 
 
 def clip(gradients: Sequence[Tensor], norm: float, largest: float | None) -> None:
-    """Scale gradients, in place, so that the whole gradient's norm is at most `largest`."""
+    """Scale gradients in place, so that the complete gradient has a norm of at most `largest`."""
     if gradients and largest is not None and norm > largest:  # a rank may have nothing to train
         torch._foreach_mul_(list(gradients), largest / norm)
 
@@ -39,7 +39,7 @@ def all_gradients(layers: Sequence[BuiltLayer]) -> list[Tensor]:
 
 
 def clear_gradients(layers: Sequence[BuiltLayer]) -> None:
-    """Forget the gradients of the last step."""
+    """Drop the gradients of the last step."""
     for layer in layers:
         for parameter in layer.module.parameters():
             parameter.grad = None

@@ -12,7 +12,7 @@ def learning_rate(peak: float, schedule: LRScheduleConfig, step: int, steps: int
 
     Args:
         peak: The largest learning rate.
-        schedule: How it grows and decays.
+        schedule: The warm-up and decay.
         step: The step, from 1.
         steps: The last step; a decay ends there at `schedule.final * peak`.
     """
@@ -28,11 +28,11 @@ def learning_rate(peak: float, schedule: LRScheduleConfig, step: int, steps: int
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, schedule: LRScheduleConfig, step: int, steps: int
 ) -> None:
-    """Set the learning rate of every group of an optimizer of `build_optimizer` to that of a step.
+    """Set the learning rates of all groups of an optimizer from `build_optimizer` to those of a step.
 
     Args:
         optimizer: The optimizer.
-        schedule: How learning rates grow and decay.
+        schedule: The warm-up and decay.
         step: The step, from 1.
         steps: The last step.
     """

@@ -1,12 +1,12 @@
-"""Dynamic loss scaling: keeps the small gradients of a float16 backward from becoming zero.
+"""Dynamic loss scaling: keeps small gradients of a float16 backward from underflowing to zero.
 
-Losses are multiplied by a power of two before the backward, and the averaged float32 gradients divided by it
-behind: exactly, so the scale changes nothing but what float16 can hold. A step with a gradient that is not
-finite does not count, and the next one has half the scale; after many good steps in a row it doubles
-(Micikevicius et al., 2018, "Mixed Precision Training", section 3.2).
+Losses are multiplied by a power of two before the backward, and the averaged float32 gradients are divided by
+it afterwards. Both are exact, so the scale changes only what float16 can represent. A step whose gradient is
+not finite is skipped and halves the scale; many good steps in a row double it (Micikevicius et al., 2018,
+"Mixed Precision Training", section 3.2).
 
-Whether a step counts follows from the norm of the whole averaged gradient, which every rank of every stage
-and replica has with the same bits. So all of them decide alike, and need not tell each other.
+Whether to skip a step depends on the norm of the complete averaged gradient. Every rank of every stage and
+replica has the same bits of it, so all ranks decide alike without communication.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 _SMALLEST = 2.0**-14
-_GOOD_STEPS = 2000  # until it doubles
+_GOOD_STEPS = 2000  # before the scale doubles
 
 
 @dataclass
@@ -25,8 +25,8 @@ class LossScale:
     """The loss scale of a run.
 
     Attributes:
-        value: What losses are multiplied by, a power of two.
-        good_steps: How many steps in a row have had finite gradients since it last changed.
+        value: The factor of losses, a power of two.
+        good_steps: The number of consecutive steps with finite gradients since the factor last changed.
     """
 
     value: float = 2.0**16
@@ -38,10 +38,10 @@ class LossScale:
             torch._foreach_mul_(list(gradients), 1 / self.value)
 
     def accepts(self, norm: float) -> bool:
-        """Return whether a step counts whose gradient has this norm; adapt the scale for the next one.
+        """Return whether to apply a step, given its gradient's norm; adapt the scale for the next step.
 
         Raises:
-            OverflowError: The gradient is not finite however small the scale is.
+            OverflowError: The gradient is not finite at any scale.
         """
         finite = math.isfinite(norm)
         self.good_steps = self.good_steps + 1 if finite else 0
@@ -51,7 +51,7 @@ class LossScale:
             self.value, self.good_steps = self.value * 2, 0
         if self.value < _SMALLEST:
             raise OverflowError(
-                f"no step has had a finite gradient with loss scales down to {self.value * 2:g}: the model "
-                "overflows float16 by itself; use precision=bf16, or a smaller learning rate"
+                f"no step had a finite gradient at loss scales down to {self.value * 2:g}: the model itself "
+                "overflows float16; use precision=bf16, or a smaller learning rate"
             )
         return finite

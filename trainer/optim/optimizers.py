@@ -1,6 +1,6 @@
-"""The optimizers that a configuration can choose, each from its settings and its groups of parameters.
+"""The optimizers that a configuration can choose, each built from its settings and parameter groups.
 
-The variant is the same on every rank and in every layout: variants differ in their last bits.
+torch's variants of an optimizer differ in their last bits, so every rank and every layout uses the same one.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def sgd(config: SGDConfig, groups: Groups) -> torch.optim.Optimizer:
 
 
 def custom(config: CustomOptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
-    """Return what the configured target makes of the groups.
+    """Return the optimizer that the configured target builds from the groups.
 
     Raises:
         UserError: The target cannot be imported.

@@ -1,4 +1,4 @@
-"""What a rank holds, and what its layers compute again so that it fits `memory.limit`."""
+"""The memory of each rank, and the recomputation that makes it fit `memory.limit`."""
 
 from dataclasses import dataclass, replace
 
@@ -10,37 +10,37 @@ from trainer.replication.sharding import largest_shard
 from trainer.schedule.actions import Schedule
 from trainer.schedule.peak_memory import StageBytes, peak_live_bytes, peak_of_worker
 
-_POSTED = 2  # messages that a stage may have under way at either end, each way
+_POSTED = 2  # messages under way at each end of a stage, in each direction
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The bytes that each rank of a group holds, predicted.
+    """The predicted bytes of each rank of a group.
 
     Attributes:
         fixed: Weights, gradients, optimizer state and messages.
-        activations: The most that is kept for backwards at one time.
+        activations: The peak of saved tensors.
     """
 
     fixed: tuple[int, ...]
     activations: tuple[int, ...]
 
     def total(self, rank: int) -> int:
-        """Return what a rank holds at most."""
+        """Return the peak bytes of a rank."""
         return self.fixed[rank] + self.activations[rank]
 
 
 def predict(partition: Partition, schedule: Schedule, state: float, shards: int = 1) -> Memory:
-    """Return what each rank of a group holds.
+    """Return the memory of each rank of a group.
 
-    Temporary memory within an action, such as the gradients between two kernels, is not counted, nor is what
-    libraries need.
+    This does not count temporary memory within an action, such as gradients between two kernels, nor the
+    memory of libraries.
 
     Args:
-        partition: The layers of each stage, and what they recompute.
-        schedule: A list for every rank.
-        state: Numbers that the optimizer keeps for each weight that trains.
-        shards: Among how many replicas the optimizer's state is divided; the largest shard counts.
+        partition: The layers of each stage, and their recomputation modes.
+        schedule: The schedule of one replica.
+        state: The number of elements of optimizer state for each trained weight.
+        shards: The number of replicas that share the optimizer's state; the largest shard counts.
     """
     activations = peak_live_bytes(schedule, stage_bytes(partition))
     return Memory(tuple(fixed_bytes(partition, schedule, state, shards)), activations)
@@ -62,37 +62,37 @@ def fixed_bytes(partition: Partition, schedule: Schedule, state: float, shards: 
 
 
 def stage_bytes(partition: Partition) -> list[StageBytes]:
-    """Return what each stage holds of a micro-batch."""
+    """Return the bytes that each stage holds for a micro-batch."""
     stages = []
     for stage, layers in enumerate(partition.stages):
         kept = [partition.costs[layer].saved_bytes[partition.recompute[layer]] for layer in layers]
-        whole = [partition.costs[layer].saved_bytes[Recompute.NONE] for layer in layers]
+        complete = [partition.costs[layer].saved_bytes[Recompute.NONE] for layer in layers]
         stages.append(
             StageBytes(
                 kept=_input_bytes(partition, stage) + sum(kept),
                 deferred=sum(partition.costs[layer].deferred_bytes for layer in layers),
-                # A layer that computes again holds all of it meanwhile; they do so one by one.
-                backward=max(max(0, more - less) for more, less in zip(whole, kept, strict=True)),
+                # While a layer recomputes, it holds all its saved tensors; layers recompute one at a time.
+                backward=max(max(0, more - less) for more, less in zip(complete, kept, strict=True)),
             )
         )
     return stages
 
 
 def fit(partition: Partition, schedule: Schedule, state: float, limit: int, shards: int = 1) -> Partition:
-    """Return the partition with layers that compute again, so that every rank holds `limit` bytes at most.
+    """Return the partition with as little recomputation as keeps every rank within `limit` bytes.
 
-    Layer by layer, whatever frees most memory for the time that it takes, until it fits: within one layer's
-    time of the least.
+    Until a rank fits, the layer that frees the most memory for its time recomputes more. The result is within
+    one layer's time of the optimum.
 
     Args:
-        partition: The layers of each stage; nothing is computed again yet.
-        schedule: A list for every rank.
-        state: Numbers that the optimizer keeps for each weight.
-        limit: Bytes.
-        shards: Among how many replicas the optimizer's state is divided.
+        partition: The layers of each stage, without recomputation.
+        schedule: The schedule of one replica.
+        state: The number of elements of optimizer state for each trained weight.
+        limit: The limit of each rank, in bytes.
+        shards: The number of replicas that share the optimizer's state.
 
     Raises:
-        UserError: It does not fit even if every layer keeps its inputs alone.
+        UserError: A rank does not fit even if every layer saves only its inputs.
     """
     fixed = fixed_bytes(partition, schedule, state, shards)
     for rank in range(len(schedule.workers)):
@@ -102,16 +102,16 @@ def fit(partition: Partition, schedule: Schedule, state: float, limit: int, shar
             choices = [choice for layer in layers for choice in _more(partition, layer)]
             if not choices:
                 raise UserError(
-                    f"memory.limit={size_text(limit)} is too little: rank {rank} of a group needs "
-                    f"{size_text(needed)} even where all its layers compute everything again; use more "
-                    "stages (layout.stages), a smaller batch.micro_size, or a larger limit"
+                    f"memory.limit={size_text(limit)} is too small: rank {rank} of a group needs "
+                    f"{size_text(needed)} even if all its layers recompute everything; use more stages "
+                    "(layout.stages), a smaller batch.micro_size, or a larger limit"
                 )
             partition = min(choices, key=lambda choice: choice[0])[1]
     return partition
 
 
 def _more(partition: Partition, layer: int) -> list[tuple[float, Partition]]:
-    """Return the ways for a layer to compute more again, each with its time for a byte that it frees."""
+    """Return the ways for a layer to recompute more, each with its time per byte freed."""
     cost, now = partition.costs[layer], partition.recompute[layer]
     ways = []
     for recompute in Recompute:
@@ -128,6 +128,6 @@ def _more(partition: Partition, layer: int) -> list[tuple[float, Partition]]:
 
 
 def _input_bytes(partition: Partition, stage: int) -> int:
-    """Return the size of what a stage takes from the one before."""
+    """Return the size of the activation that a stage receives from the previous one."""
     first = partition.stages[stage][0]
     return partition.costs[first - 1].output_bytes if first else 0

@@ -1,11 +1,11 @@
-"""Cuts a model's layers into stages so that the slowest stage is as fast as it can be.
+"""Divides a model's layers into stages so that the slowest stage is as fast as possible.
 
-A pipeline runs at the pace of its slowest stage, so that is what the cut makes least. Among the best cuts it
-takes the most even one (least sum of squared stage costs), and among those the one that cuts earliest: under
-1F1B an early stage keeps more micro-batches alive, so it should be the one with fewer layers.
+A pipeline runs at the pace of its slowest stage, so the cut minimizes that stage's cost. Among the best cuts
+it takes the most even one (least sum of squared stage costs), and among those the one that cuts earliest:
+under 1F1B earlier stages keep more micro-batches alive, so they should have fewer layers.
 
-Costs are made whole numbers first (every float is one, over a power of two), so that a difference of two
-prefix sums is exactly the sum of the slice: no rounding decides between two cuts.
+Costs are scaled to integers first (every float is an integer over a power of two). So a difference of two
+prefix sums is exactly the sum of the slice, and no rounding decides between two cuts.
 """
 
 from collections.abc import Sequence
@@ -17,30 +17,30 @@ from trainer.errors import UserError
 
 
 def partition(costs: Sequence[float], stages: int) -> tuple[int, ...]:
-    """Return the first layer of each stage but the first; every stage has at least one layer.
+    """Return the first layer of each stage but the first; every stage gets at least one layer.
 
     Dynamic programming over (stages, layers): O(stages x layers) for the slowest stage, then
     O(stages x layers x log layers) for the most even of the best cuts.
 
     Args:
-        costs: What each layer costs, in any unit; finite and not negative.
-        stages: How many stages, from 1 to the number of layers.
+        costs: The cost of each layer, in any unit; finite and not negative.
+        stages: The number of stages, from 1 to the number of layers.
 
     Raises:
         ValueError: A cost is negative or not finite, or the number of stages does not fit the layers.
     """
     if not 1 <= stages <= len(costs):
         raise ValueError(f"{stages} stages cannot be cut from {len(costs)} layers")
-    prefix = (0, *accumulate(_whole(costs)))
+    prefix = (0, *accumulate(_integers(costs)))
     return _most_even(prefix, stages, _slowest(prefix, stages))
 
 
 def partition_among_workers(costs: Sequence[float], placement: Sequence[int]) -> tuple[int, ...]:
     """Return the first layer of each stage but the first, for workers that may hold several stages.
 
-    Exact where each worker holds one. Else a descent from the cut that is best for the slowest stage: single
-    boundaries move by a layer for as long as the slowest worker, or the evenness of workers, gains; that need
-    not end at the optimum.
+    The cut is exact if each worker holds one stage. Otherwise this is a descent from the best cut for the
+    slowest stage: one boundary at a time moves by one layer, for as long as the slowest worker gets faster or
+    the workers more even. It need not end at the optimum.
 
     Args:
         costs: As in `partition`.
@@ -52,39 +52,39 @@ def partition_among_workers(costs: Sequence[float], placement: Sequence[int]) ->
     best = partition(costs, len(placement))
     if len(set(placement)) == len(placement):
         return best
-    prefix = (0, *accumulate(_whole(costs)))
+    prefix = (0, *accumulate(_integers(costs)))
 
-    def burden(boundaries: tuple[int, ...]) -> tuple[int, int]:
-        """Return the cost of the slowest worker, and how uneven workers are."""
+    def loads(boundaries: tuple[int, ...]) -> tuple[int, int]:
+        """Return the cost of the slowest worker, and the sum of squares over the workers."""
         work = [0] * (max(placement) + 1)
         for worker, (first, end) in zip(placement, pairwise((0, *boundaries, len(costs))), strict=True):
             work[worker] += prefix[end] - prefix[first]
         return max(work), sum(each * each for each in work)
 
-    least = burden(best)
+    least = loads(best)
     while True:
-        tries = [(*best[:i], best[i] + step, *best[i + 1 :]) for i in range(len(best)) for step in (-1, 1)]
+        moves = [(*best[:i], best[i] + step, *best[i + 1 :]) for i in range(len(best)) for step in (-1, 1)]
         allowed = [
-            each for each in tries if all(first < end for first, end in pairwise((0, *each, len(costs))))
+            each for each in moves if all(first < end for first, end in pairwise((0, *each, len(costs))))
         ]
-        found = min(allowed, key=burden, default=best)
-        if burden(found) >= least:
+        found = min(allowed, key=loads, default=best)
+        if loads(found) >= least:
             return best
-        best, least = found, burden(found)
+        best, least = found, loads(found)
 
 
 def stage_ranges(boundaries: Sequence[int], layers: int) -> tuple[range, ...]:
-    """Return the layers of each stage, from the first layer of each stage but the first."""
+    """Return the layers of each stage, given the first layer of each stage but the first."""
     edges = (0, *boundaries, layers)
     return tuple(range(first, end) for first, end in pairwise(edges))
 
 
 def boundaries_from_user(boundaries: Sequence[int], layers: int, stages: int) -> tuple[int, ...]:
-    """Return `layout.boundaries` as given, checked.
+    """Check `layout.boundaries`, and return them as given.
 
     Raises:
-        UserError: There is not one boundary between every two stages, they do not increase, or one of them
-            leaves the first or the last stage without a layer.
+        UserError: There is not one boundary between every two stages, they do not increase, or one leaves the
+            first or the last stage without a layer.
     """
     given = f"layout.boundaries={list(boundaries)}".replace(" ", "")
     if len(boundaries) != stages - 1:
@@ -98,14 +98,14 @@ def boundaries_from_user(boundaries: Sequence[int], layers: int, stages: int) ->
                 f"{given}: {boundary} is out of range; the model has {layers} layers, "
                 f"so a boundary is from 1 to {layers - 1}"
             )
-    for before, behind in pairwise(boundaries):
-        if before >= behind:
-            raise UserError(f"{given} must increase, but {behind} follows {before}")
+    for before, after in pairwise(boundaries):
+        if before >= after:
+            raise UserError(f"{given} must increase, but {after} follows {before}")
     return tuple(boundaries)
 
 
-def _whole(costs: Sequence[float]) -> list[int]:
-    """Return the costs as whole numbers, all scaled by the same factor."""
+def _integers(costs: Sequence[float]) -> list[int]:
+    """Return the costs as integers, all scaled by the same factor."""
     for layer, cost in enumerate(costs):
         if not (isfinite(cost) and cost >= 0):
             raise ValueError(f"the cost of layer {layer} is {cost}; it must be finite and not negative")
@@ -117,9 +117,9 @@ def _whole(costs: Sequence[float]) -> list[int]:
 def _slowest(prefix: Sequence[int], stages: int) -> int:
     """Return the least possible cost of the slowest stage.
 
-    best[end] is that cost for the layers before `end` in as many stages as the loop has reached. It grows
-    with `end`, and the last stage's cost falls with its first layer, so the best first layer is where the
-    two cross; the crossing only moves to the right as `end` does.
+    best[end] is that cost for the layers before `end`, cut into the number of stages that the loop has
+    reached. It grows with `end`, and the last stage's cost falls as its first layer moves right. So the best
+    first layer is where the two cross, and the crossing only moves right with `end`.
     """
     layers = len(prefix) - 1
     best = list(prefix)
@@ -137,7 +137,7 @@ def _slowest(prefix: Sequence[int], stages: int) -> int:
 
 
 def _most_even(prefix: Sequence[int], stages: int, limit: int) -> tuple[int, ...]:
-    """Return the cut of least squared stage costs whose stages cost at most `limit`."""
+    """Return the cut with the least sum of squared stage costs, none of them above `limit`."""
     windows = _windows(prefix, stages, limit)
     rows: list[_Row] = []
     least = [0] * len(prefix)
@@ -153,9 +153,9 @@ def _most_even(prefix: Sequence[int], stages: int, limit: int) -> tuple[int, ...
 
 
 def _windows(prefix: Sequence[int], stages: int, limit: int) -> list[range]:
-    """Return, for 0 to all stages, where they can end so that all stages keep within the limit.
+    """Return, for the first 0 to n stages, where they can end so that all stages stay within the limit.
 
-    A greedy fill from the left gives the last place, one from the right the first.
+    A greedy fill from the left gives the last such place, and one from the right the first.
     """
     layers = len(prefix) - 1
     latest, earliest = [0], [layers]
@@ -173,11 +173,11 @@ def _windows(prefix: Sequence[int], stages: int, limit: int) -> list[range]:
 
 
 class _Row:
-    """The least squared costs with one stage more, for every place where that stage can end.
+    """The least sums of squares with one more stage, for every place where that stage can end.
 
-    The squared cost of a slice is convex (it obeys the quadrangle inequality), so the best first layer only
-    moves to the right as the end does: divide and conquer (Yao, 1980; Galil and Park, 1992) looks for the
-    middle end first, and on either side of it only at the first layers that are left.
+    The squared cost of a slice satisfies the quadrangle inequality, so the best first layer only moves right
+    with the end. Divide and conquer (Yao, 1980; Galil and Park, 1992) therefore solves the middle end first,
+    and on either side of it tries only the first layers that remain possible.
     """
 
     def __init__(self, prefix: Sequence[int], before: Sequence[int], limit: int, window: range) -> None:
@@ -186,7 +186,7 @@ class _Row:
         self.first = [0] * len(prefix)
 
     def solve(self, end_from: int, end_to: int, first_from: int, first_to: int) -> None:
-        """Fill in the ends from `end_from` to below `end_to`, whose first layers lie in the closed range."""
+        """Solve the ends from `end_from` to below `end_to`; their first layers lie in the closed range."""
         if end_from >= end_to:
             return
         end = (end_from + end_to) // 2

@@ -1,4 +1,4 @@
-"""What a forward keeps for its backward, counted on torch's meta device: no memory is taken for it."""
+"""The bytes that a forward saves for its backward, counted on torch's meta device without allocating them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,12 +20,12 @@ aten = torch.ops.aten
 def saved_bytes(
     forward: Callable[..., list[Tensor]], inputs: Sequence[Tensor], recompute: Recompute = Recompute.NONE
 ) -> int:
-    """Return what a forward keeps, besides parameters and inputs.
+    """Return the bytes that a forward saves, without parameters and inputs.
 
     Args:
-        forward: From inputs to outputs.
-        inputs: On the meta device.
-        recompute: What its backward computes again.
+        forward: Maps inputs to outputs.
+        inputs: The inputs, on the meta device.
+        recompute: The recomputation mode.
     """
     live = LiveBytes()
     with torch.enable_grad(), torch.device("meta"), _FusedAttention(), live:
@@ -33,27 +33,27 @@ def saved_bytes(
             outputs = forward(*inputs)
         else:
             outputs = Repeatable(recompute, forward, *inputs).run()
-        kept = live.bytes
+        saved = live.bytes
     del outputs
-    return kept
+    return saved
 
 
 def saved_by_loss(
     loss: Loss, precision: Precision, outputs: Sequence[Tensor], nest: TreeSpec, targets: Activation
 ) -> int:
-    """Return what a loss keeps, besides what the last layer returns and the targets.
+    """Return the bytes that a loss saves, without the last layer's outputs and the targets.
 
     Args:
         loss: The loss.
-        precision: What the loss takes of what the layers compute in.
-        outputs: What the last layer returns, on the meta device.
-        nest: How these nest.
-        targets: Of a micro-batch; only types and shapes are looked at.
+        precision: Converts outputs for the loss.
+        outputs: The last layer's outputs, on the meta device.
+        nest: The structure of the outputs.
+        targets: The targets of a micro-batch; only their types and shapes matter.
     """
 
     def forward(*leaves: Tensor) -> list[Tensor]:
-        taken = [precision.for_loss(tensor) for tensor in leaves]
-        return [*taken, loss(unflatten(taken, nest), on_meta)]
+        converted = [precision.for_loss(tensor) for tensor in leaves]
+        return [*converted, loss(unflatten(converted, nest), on_meta)]
 
     tensors, shape = flatten(targets)
     on_meta = unflatten([torch.empty_like(tensor, device="meta") for tensor in tensors], shape)
@@ -61,7 +61,7 @@ def saved_by_loss(
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Runs attention fused where a processor does; the meta device by itself never does."""
+    """Fuses attention where a CPU does; the meta device never does so by itself."""
 
     def __torch_function__(
         self,
@@ -70,7 +70,7 @@ class _FusedAttention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function, or what stands for it."""
+        """Call a function, or its fused replacement."""
         if func is F.scaled_dot_product_attention:
             func = _attention
         return func(*args, **(kwargs or {}))
@@ -87,16 +87,16 @@ def _attention(  # noqa: PLR0917  (torch's)
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Return what `F.scaled_dot_product_attention` does, with its names; [batch, heads, tokens, width]."""
+    """Replace `F.scaled_dot_product_attention`: the same arguments, [batch, heads, tokens, width]."""
     four = query.dim() == key.dim() == value.dim() == 4  # noqa: PLR2004
     same = query.shape[-1] == key.shape[-1] == value.shape[-1]
-    learns = attn_mask is not None and attn_mask.requires_grad
-    if dropout_p > 0 or enable_gqa or learns or not (four and same):
+    trained_mask = attn_mask is not None and attn_mask.requires_grad
+    if dropout_p > 0 or enable_gqa or trained_mask or not (four and same):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     if attn_mask is not None and attn_mask.dtype is torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)  # numbers, which are kept
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)  # fused attention saves it as floats
     output: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
     )[0]

@@ -1,4 +1,4 @@
-"""The model, cut into stages: by the costs of its layers, or by hand."""
+"""A model divided into stages: by the costs of its layers, or by hand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from trainer.plan.costs import LayerCost
 from trainer.plan.partition import boundaries_from_user, partition_among_workers, stage_ranges
 from trainer.schedule.actions import Kind
 
-# What two parts take more than a whole backward, relative to it: 3 % where one follows the other
-# (`make bench-overhead`), 5 % in a pipeline, where other work comes between them.
+# Extra time of a split backward, relative to a full one: 3 % where its second part follows at once
+# (`make bench-overhead`), 5 % in a pipeline, where other work comes between the parts.
 SPLITTING = 0.05
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Which layers each stage has, and what layers cost for one micro-batch.
+    """The layers of each stage, and their costs for one micro-batch.
 
     Attributes:
         stages: The layers of each stage.
-        costs: Of every layer.
-        recompute: What every layer's backward computes again.
+        costs: The cost of every layer.
+        recompute: The recomputation mode of every layer.
     """
 
     stages: tuple[range, ...]
@@ -34,36 +34,31 @@ class Partition:
 
     @property
     def work(self) -> dict[Kind, list[float]]:
-        """Return the relative time of forwards and backwards by stage, with what backwards compute again.
+        """Return the relative times of forwards and backwards by stage, recomputation included.
 
-        Where no operations are counted in any layer, nothing is known of them but that they are there: then
-        all layers are equal, and so are a forward and both parts of a backward.
+        If no layer has counted operations, only the number of layers is known. Then all layers count as
+        equal, and so do a forward and each part of a backward.
         """
         if not any(cost.flops_forward for cost in self.costs):
             layers = [float(len(layers)) for layers in self.stages]
             parts = (Kind.FORWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)
             return dict.fromkeys(parts, layers) | {Kind.BACKWARD: [2 * each for each in layers]}
-        forward = [cost.forward for cost in self.costs]
-        again = [
-            cost.recompute_time(recompute) for cost, recompute in zip(self.costs, self.recompute, strict=True)
-        ]
-        backward = [cost.backward + repeated for cost, repeated in zip(self.costs, again, strict=True)]
-        deferred = [cost.deferred_work for cost in self.costs]
-        more = [
-            SPLITTING / 2 * all_ if later else 0.0 for all_, later in zip(backward, deferred, strict=True)
-        ]
-        times = {
-            Kind.FORWARD: forward,
-            Kind.BACKWARD: backward,
-            Kind.BACKWARD_INPUT: [
-                all_ - later + extra for all_, later, extra in zip(backward, deferred, more, strict=True)
-            ],
-            Kind.BACKWARD_WEIGHT: [later + extra for later, extra in zip(deferred, more, strict=True)],
-        }
+        times = [_times(cost, mode) for cost, mode in zip(self.costs, self.recompute, strict=True)]
         return {
-            kind: [sum(each[layer] for layer in layers) for layers in self.stages]
-            for kind, each in times.items()
+            kind: [sum(times[layer][kind] for layer in layers) for layers in self.stages] for kind in times[0]
         }
+
+
+def _times(cost: LayerCost, recompute: Recompute) -> dict[Kind, float]:
+    """Return the relative time of each action on a layer."""
+    backward, deferred = cost.backward + cost.recompute_time(recompute), cost.deferred_work
+    overhead = SPLITTING / 2 * backward if deferred else 0.0
+    return {
+        Kind.FORWARD: cost.forward,
+        Kind.BACKWARD: backward,
+        Kind.BACKWARD_INPUT: backward - deferred + overhead,
+        Kind.BACKWARD_WEIGHT: deferred + overhead,
+    }
 
 
 def partition_model(
@@ -75,11 +70,11 @@ def partition_model(
     """Return the layers of each stage.
 
     Args:
-        costs: What every layer costs.
-        boundaries: The first layer of each stage but the first, or None for the best cut known: the exact
-            optimum of the slowest worker where each holds one stage.
+        costs: The cost of every layer.
+        boundaries: The first layer of each stage but the first, or None for the best cut known. That is the
+            exact optimum for the slowest worker if each worker holds one stage.
         placement: The worker that holds each stage.
-        recompute: What every layer's backward recomputes.
+        recompute: The recomputation mode of all layers.
 
     Raises:
         UserError: The boundaries do not fit the model.
