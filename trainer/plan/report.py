@@ -84,7 +84,7 @@ def _title(config: Config, first: Candidate, hardware: Hardware) -> str:
         f"on {config.plan.ranks} ranks{memory}\n"
         f"a step: {config.batch.global_size} samples in {len(sizes)} micro-batches, {config.precision}, "
         f"optimizer {config.optimizer.name}\n"
-        f"times assume {hardware.flops / 1e12:g} TFLOP/s a rank, {hardware.inside.bandwidth / 1e9:g} GB/s "
+        f"times assume {hardware.flops / 1e12:g} TFLOP/s per rank, {hardware.inside.bandwidth / 1e9:g} GB/s "
         f"within a node{_between(hardware)} (plan.flops, plan.bandwidth, plan.network)"
     )
 
