@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import pytest
 from hypothesis import given, settings
@@ -157,6 +157,21 @@ def test_workers_with_several_stages(costs: list[float], placement: tuple[int, .
         moved = (*cut[:i], cut[i] + step, *cut[i + 1 :])
         if all(a < b for a, b in pairwise((0, *moved, len(costs)))):
             assert slowest <= max(worker_costs(costs, moved, placement))
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("way", ["there and there again", "there and back"])
+def test_a_transformer_is_cut_by_what_each_worker_holds(way: str, workers: int) -> None:
+    """Equal blocks, a cheap embedding and a head of any weight: the slowest worker is that of brute force."""
+    there = range(workers)
+    placement = (*there, *(there if way == "there and there again" else reversed(there)))
+    for blocks, head in product(range(5, 13), (0.2, 1.0, 1.6)):
+        costs = [0.1, *[1.0] * blocks, head]
+        if len(costs) < len(placement):
+            continue
+        cuts = combinations(range(1, len(costs)), len(placement) - 1)
+        best = min(max(worker_costs(costs, cut, placement)) for cut in cuts)
+        assert max(worker_costs(costs, partition_among_workers(costs, placement), placement)) == best
 
 
 def test_a_worker_with_one_stage_has_the_exact_cut() -> None:

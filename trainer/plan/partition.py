@@ -8,7 +8,7 @@ Costs are scaled to integers first (every float is an integer over a power of tw
 prefix sums is exactly the sum of the slice, and no rounding decides between two cuts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from math import isfinite, lcm
@@ -39,8 +39,9 @@ def partition_among_workers(costs: Sequence[float], placement: Sequence[int]) ->
     """Return the first layer of each stage but the first, for workers that may hold several stages.
 
     The cut is exact if each worker holds one stage. Otherwise this is a descent from the best cut for the
-    slowest stage: one boundary at a time moves by one layer, for as long as the slowest worker gets faster or
-    the workers more even. It need not end at the optimum.
+    slowest stage, for as long as the slowest worker gets faster or the workers more even: one boundary moves
+    by one layer or, where that gains nothing, one stage gives a layer to any other, and all boundaries
+    between the two move along. It need not end at the optimum.
 
     Args:
         costs: As in `partition`.
@@ -63,14 +64,45 @@ def partition_among_workers(costs: Sequence[float], placement: Sequence[int]) ->
 
     least = loads(best)
     while True:
-        moves = [(*best[:i], best[i] + step, *best[i + 1 :]) for i in range(len(best)) for step in (-1, 1)]
-        allowed = [
-            each for each in moves if all(first < end for first, end in pairwise((0, *each, len(costs))))
-        ]
-        found = min(allowed, key=loads, default=best)
-        if loads(found) >= least:
+        for moves in (_neighbours(best), _exchanges(best, placement, prefix)):
+            allowed = (
+                each for each in moves if all(first < end for first, end in pairwise((0, *each, len(costs))))
+            )
+            found = min(allowed, key=loads, default=best)
+            if loads(found) < least:
+                best, least = found, loads(found)
+                break
+        else:
             return best
-        best, least = found, loads(found)
+
+
+def _neighbours(boundaries: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield the cuts in which one boundary has moved by one layer."""
+    for i in range(len(boundaries)):
+        for step in (-1, 1):
+            yield _moved(boundaries, i, i + 1, step)
+
+
+def _exchanges(
+    boundaries: tuple[int, ...], placement: Sequence[int], prefix: Sequence[int]
+) -> Iterator[tuple[int, ...]]:
+    """Yield the cuts in which a stage of the slowest worker has given its first or last layer to another."""
+    work = [0] * (max(placement) + 1)
+    for worker, (first, end) in zip(placement, pairwise((0, *boundaries, len(prefix) - 1)), strict=True):
+        work[worker] += prefix[end] - prefix[first]
+    slowest = work.index(max(work))
+    for giver, worker in enumerate(placement):
+        if worker == slowest:
+            for taker in range(len(placement)):
+                if taker > giver:
+                    yield _moved(boundaries, giver, taker, -1)
+                elif taker < giver:
+                    yield _moved(boundaries, taker, giver, 1)
+
+
+def _moved(boundaries: tuple[int, ...], first: int, end: int, step: int) -> tuple[int, ...]:
+    """Return a cut whose boundaries from `first` to below `end` have moved by a step."""
+    return (*boundaries[:first], *(each + step for each in boundaries[first:end]), *boundaries[end:])
 
 
 def stage_ranges(boundaries: Sequence[int], layers: int) -> tuple[range, ...]:

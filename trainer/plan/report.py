@@ -112,7 +112,8 @@ def _table(fits: Sequence[Candidate], most: int) -> str:
             ]
         )
     more = f"\n  and {len(fits) - len(shown)} more: plan.rows=0 shows all" if len(shown) < len(fits) else ""
-    return f"{len(fits)} layouts fit, the fastest first:\n{align(rows, text_columns=4)}{more}"
+    found = f"{len(fits)} layouts fit, the fastest first" if len(fits) > 1 else "one layout fits"
+    return f"{found}:\n{align(rows, text_columns=4)}{more}"
 
 
 def _recomputed(plan: Plan) -> str:
