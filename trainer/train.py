@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trainer.checkpoint.checkpoint import find_checkpoint
 from trainer.config.schema import Config
-from trainer.distributed.failure import tell_when_ended
+from trainer.distributed.failure import print_resume_hint_when_terminated
 from trainer.evaluation import evaluate
 from trainer.generation import generate
 from trainer.metrics.folder import RunFolder
@@ -20,7 +20,7 @@ def train(run: Run) -> None:
     """Train to the last step, from the newest checkpoint if there is one."""
     config = run.config
     folder = RunFolder(config, run.world)
-    tell_when_ended(lambda: _how_to_resume(config, folder.checkpoints))
+    print_resume_hint_when_terminated(lambda: _how_to_resume(config, folder.checkpoints))
     step, samples_seen, origin = restore(run, folder)
     beginning = Beginning(step, last_step(run, step, samples_seen), origin)
     observers = build_observers(run, folder, beginning)

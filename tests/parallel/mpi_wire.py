@@ -22,8 +22,8 @@ from trainer.distributed.world import World  # noqa: E402
 from trainer.pipeline.wires.mpi import MpiWire  # noqa: E402
 
 CPU = torch.device("cpu")
-EAGER = torch.arange(environment.AT_ONCE // 4, dtype=torch.int32)  # just as large as is sent eagerly
-LARGE = torch.arange(environment.AT_ONCE, dtype=torch.int32)
+EAGER = torch.arange(environment.EAGER_LIMIT // 4, dtype=torch.int32)  # just as large as is sent eagerly
+LARGE = torch.arange(environment.EAGER_LIMIT, dtype=torch.int32)
 MESSAGES: list[Sequence[Tensor]] = [
     [torch.arange(6.0).reshape(2, 3)],
     [torch.arange(6.0).reshape(2, 3).t()],  # not contiguous
@@ -56,7 +56,7 @@ def exchange(wire: MpiWire, world: World, peer: int) -> None:
         sends = [wire.send(each, peer, 1) for each in (first, second)]
         for arrival, sent in zip(arrivals, (first, second), strict=True):
             size = sum(tensor.nbytes for tensor in sent)
-            assert arrival.expects_wakeup == (size <= environment.AT_ONCE), size
+            assert arrival.expects_wakeup == (size <= environment.EAGER_LIMIT), size
             wait(arrival.done, expects_wakeup=arrival.expects_wakeup)
             assert same(arrival.tensors(), sent)
         for send in sends:
@@ -67,7 +67,7 @@ def exchange_bytes(wire: MpiWire, world: World, peer: int) -> None:
     """Send bytes whose length the receiver does not know; another tag does not match them."""
     assert wire.probe(peer, 2) is None
     world.barrier()
-    texts = [b"", bytes(range(256)), bytes(2 * environment.AT_ONCE)]
+    texts = [b"", bytes(range(256)), bytes(2 * environment.EAGER_LIMIT)]
     sends = [wire.send_bytes(text, peer, 2) for text in texts]
     for text in texts:
         found: list[bytes | None] = [None]

@@ -14,16 +14,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from trainer.checkpoint.packing import (
+    Packed,
+    gather_shards,
+    optimizer_state,
+    pack_layer,
+    persistent_buffers,
+    to_bytes,
+    unpack,
+)
 from trainer.distributed.world import Communicator
 from trainer.errors import UserError
 from trainer.models.model import Layer
@@ -88,17 +96,17 @@ def save_checkpoint(
     final = checkpoint_folder(folder, progress.step)
     if replicas is not None and replicas.rank > 0:
         for layer in layers:
-            replicas.send_bytes(_bytes(_state(layer, optimizer)), 0)
+            replicas.send_bytes(to_bytes(optimizer_state(layer, optimizer)), 0)
         return final
     partial = final.with_name(final.name + _PARTIAL)
     (partial / "layers").mkdir(parents=True, exist_ok=True)
     files, described = {}, {}
     for layer in layers:
         name = f"layers/{quote(layer.name, safe='')}.safetensors"
-        state = _state(layer, optimizer)
+        state = optimizer_state(layer, optimizer)
         if replicas is not None:
-            state = _joined(state, replicas)
-        files[name] = _write(partial / name, _pack(layer, state))
+            state = gather_shards(state, replicas)
+        files[name] = _write(partial / name, pack_layer(layer, state))
         described[layer.index] = _describe(layer, name)
     gathered = group.all_gather_objects((files, described))
     if group.rank == 0:
@@ -169,7 +177,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._opened: dict[str, _Packed] = {}
+        self._opened: dict[str, Packed] = {}
         try:
             self._manifest = json.loads((path / "manifest.json").read_text())
             self._layers = {entry["name"]: entry for entry in self._manifest["layers"]}
@@ -242,7 +250,7 @@ class Checkpoint:
                 if owner in chosen:
                     self._copy(owner, "weight", owner_name, parameter)
             if layer.name in chosen:
-                for name, buffer in _persistent_buffers(layer.module):
+                for name, buffer in persistent_buffers(layer.module):
                     self._copy(layer.name, "buffer", name, buffer)
 
     @torch.no_grad()
@@ -268,9 +276,9 @@ class Checkpoint:
         if state:
             optimizer.state[parameter] = state
 
-    def _open(self, layer: str) -> "_Packed":
+    def _open(self, layer: str) -> Packed:
         if layer not in self._opened:
-            self._opened[layer] = _unpack(self._read(self._layers[layer]["file"]))
+            self._opened[layer] = unpack(self._read(self._layers[layer]["file"]))
         return self._opened[layer]
 
     def _read(self, name: str) -> bytes:
@@ -286,58 +294,6 @@ class Checkpoint:
                 f"({len(data)} bytes, expected {expected['bytes']}; SHA-256 differs): use an older one"
             )
         return data
-
-
-@dataclass(frozen=True)
-class _Packed:
-    tensors: Mapping[str, Tensor]
-    scalars: Mapping[str, Mapping[str, Any]]  # optimizer state other than tensors, by parameter
-
-
-def _state(layer: BuiltLayer, optimizer: torch.optim.Optimizer | None) -> _Packed:
-    """Return the optimizer's state of a layer's parameters."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for name, parameter in layer.owned():
-        state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{name}.{key}"] = value
-            else:
-                scalars.setdefault(name, {})[key] = value
-    return _Packed(tensors, scalars)
-
-
-def _joined(state: _Packed, replicas: Communicator) -> _Packed:
-    """Return a layer's optimizer state, joined with the shards that the other replicas send."""
-    for rank in range(1, replicas.size):
-        theirs = _unpack(replicas.receive_bytes(rank))
-        state = _Packed({**state.tensors, **theirs.tensors}, {**state.scalars, **theirs.scalars})
-    return state
-
-
-def _pack(layer: BuiltLayer, state: _Packed) -> bytes:
-    """Return the bytes of a layer's file."""
-    weights = {f"weight.{name}": parameter for name, parameter in layer.owned()}
-    buffers = {f"buffer.{name}": buffer for name, buffer in _persistent_buffers(layer.module)}
-    return _bytes(_Packed({**weights, **buffers, **state.tensors}, state.scalars))
-
-
-def _bytes(packed: _Packed) -> bytes:
-    on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in packed.tensors.items()}
-    return save(on_host, metadata={"scalars": json.dumps(packed.scalars, sort_keys=True)})
-
-
-def _unpack(data: bytes) -> _Packed:
-    # A safetensors file begins with the length of its JSON header, which holds the metadata.
-    length = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    return _Packed(load(data), json.loads(metadata.get("scalars", "{}")))
-
-
-def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    saved = module.state_dict(keep_vars=True)
-    return [(name, buffer) for name, buffer in module.named_buffers() if name in saved]
 
 
 def _describe(layer: BuiltLayer, file: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _LOCAL_SIZE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PE
 _CYCLE_TIME_PER_RANK = 5
 
 # Bytes of the largest message that is sent eagerly, and of a rank's segment of shared memory.
-AT_ONCE = 1 << 20
+EAGER_LIMIT = 1 << 20
 _SEGMENT = 128 << 20
 _SMALLEST_SEGMENT = 16 << 20
 
@@ -95,14 +95,14 @@ def _raise_eager_limit(environment: MutableMapping[str, str]) -> None:
     stages that each pass on 512 KiB after 20 ms of work took 2.5 times as long. Within a node this is needed
     only if processes cannot read one another's memory; then the fragments need room in shared memory.
     """
-    environment.setdefault("OMPI_MCA_btl_tcp_eager_limit", str(AT_ONCE))
+    environment.setdefault("OMPI_MCA_btl_tcp_eager_limit", str(EAGER_LIMIT))
     asked = environment.get("OMPI_MCA_btl_vader_single_copy_mechanism", "cma")
     if asked == "cma" and reads_memory_of_others():
         return
     with contextlib.suppress(OSError):
         free = shutil.disk_usage("/dev/shm").free // (2 * local_size(environment))
         if free >= _SMALLEST_SEGMENT:
-            environment.setdefault("OMPI_MCA_btl_vader_eager_limit", str(AT_ONCE))
+            environment.setdefault("OMPI_MCA_btl_vader_eager_limit", str(EAGER_LIMIT))
             environment.setdefault("OMPI_MCA_btl_vader_segment_size", str(min(free, _SEGMENT)))
 
 

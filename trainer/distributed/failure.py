@@ -27,7 +27,7 @@ _DELIVERY = 0.2  # seconds
 _resume_hint: Callable[[], str] | None = None
 
 
-def tell_when_ended(resume_hint: Callable[[], str]) -> None:
+def print_resume_hint_when_terminated(resume_hint: Callable[[], str]) -> None:
     """Have rank 0 print how to resume when a signal terminates the run.
 
     Ctrl-C under a launcher, a scheduler's time limit and the loss of another rank all reach a rank as

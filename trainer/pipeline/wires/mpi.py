@@ -60,7 +60,7 @@ class MpiWire:
             buffers.append(buffer)
             size += memory.nbytes
         # A message sent by rendezvous arrives only after both ends have polled MPI again.
-        expects_wakeup = size <= environment.AT_ONCE and self._group.can_be_woken_by(source)
+        expects_wakeup = size <= environment.EAGER_LIMIT and self._group.can_be_woken_by(source)
         return _Arrival(self._mpi.Request.Testall, requests, buffers, device, expects_wakeup)
 
     def probe(self, source: int, tag: int) -> bytes | None:
