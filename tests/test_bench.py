@@ -28,7 +28,7 @@ serve(0, lambda value: [value], step)
 
 @pytest.mark.parametrize(("n", "k"), [(6, 1), (8, 1), (9, 2), (15, 4), (20, 6), (30, 10)])
 def test_interval_of_a_median(n: int, k: int) -> None:
-    """Compare with ranks in tables of the binomial test (Conover, "Practical Nonparametric Statistics")."""
+    """The ranks that tables of the binomial test give (Conover, "Practical Nonparametric Statistics")."""
     interval = median_interval([float(value) for value in reversed(range(1, n + 1))])
     assert (interval.low, interval.high) == (k, n + 1 - k)
     assert interval.median == (n + 1) / 2
@@ -44,7 +44,7 @@ def _entry(name: str, seconds: float, folder: Path) -> Entry:
 
 
 def test_contestants_take_turns(tmp_path: Path) -> None:
-    """The first is the reference: it has a turn before and after each of the others."""
+    """The first one is the reference: it has a turn before and behind every other's."""
     seconds = {"quick": 0.02, "slow": 0.2, "slower": 0.3}
     with contest([_entry(name, each, tmp_path) for name, each in seconds.items()]) as contestants:
         pairs = take_turns(contestants, rounds=2, steps=2)
@@ -56,8 +56,8 @@ def test_contestants_take_turns(tmp_path: Path) -> None:
         assert len((tmp_path / name).read_text().split()) == 3 + turns * 3  # the first steps, and warm-ups
 
 
-def test_the_table_shows_ratios_of_pairs() -> None:
-    """The machine becomes 1.5 and then 2 times as slow: no ratio changes."""
+def test_the_table_tells_ratios_of_pairs() -> None:
+    """The machine became slower by a half, and then by as much again: no ratio knows."""
     seconds = {OURS: 1.0, LIMIT: 0.9, ONE: 1.8, "theirs": 1.2}
     pairs = {
         name: [Pair(Turn(slow * each, each), Turn(slow, 1.0)) for slow in (1.0, 1.5, 2.0)]
@@ -73,13 +73,13 @@ def test_the_table_shows_ratios_of_pairs() -> None:
     assert "0.556 (0.556 .. 0.556) (medians of 1.800 s)" in cpu
 
 
-def test_a_contestant_that_fails_is_reported(tmp_path: Path) -> None:
+def test_a_contestant_that_fails_is_told(tmp_path: Path) -> None:
     broken = Entry("broken", [sys.executable, "-c", "raise SystemExit('it is out of order')"])
     with pytest.raises(ContestError, match=r"broken ended(.|\n)*it is out of order"), contest([broken]):
         pass
 
 
-def test_a_peer_that_cannot_run_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_peer_that_cannot_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = Entry("broken", [sys.executable, "-c", "raise ValueError('no such schedule')"], required=False)
     with contest([broken, _entry("quick", 0.02, tmp_path)]) as contestants:
         assert [contestant.name for contestant in contestants] == ["quick"]
@@ -122,7 +122,7 @@ def test_every_peer_has_the_full_model(stages: int) -> None:
     assert x.shape == (work.samples, 16, work.vocabulary)
 
 
-def test_every_schedule_of_torch_is_compared() -> None:
+def test_torchs_schedules_are_all_there() -> None:
     from torch.distributed.pipelining import schedules  # noqa: PLC0415
 
     theirs = [name for name in vars(schedules) if name.startswith("Schedule")]

@@ -1,4 +1,4 @@
-"""Which values verify accepts as equal, which as within their bound, and which it rejects."""
+"""What verify calls equal, within its bound, and beyond it."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_equal_bits() -> None:
 @pytest.mark.parametrize(
     ("seen", "expected"), [([1.0 + 2**-23], [1.0]), ([0.0], [-0.0]), ([math.nan], [1.0]), ([math.inf], [1.0])]
 )
-def test_different_bits_are_detected(seen: list[float], expected: list[float]) -> None:
+def test_other_bits_are_seen(seen: list[float], expected: list[float]) -> None:
     assert not compared(seen, expected, [1.0])[0].same_bits
 
 
@@ -37,8 +37,8 @@ def test_zeros_of_either_sign_are_equal() -> None:
     assert not compared([0.0], [-0.0])[1]
 
 
-def test_each_element_has_its_own_bound() -> None:
-    """The largest difference may be within its bound while a smaller one is not."""
+def test_a_bound_is_for_its_element() -> None:
+    """The largest difference may be in its bound while a smaller one is not."""
     comparison, failures = compared([1.5, 0.1], [1.0, 0.0], [0.5, 0.2])
     assert not failures
     assert "off by 5.0e-01, 100% of its bound" in comparison.table()
@@ -47,12 +47,12 @@ def test_each_element_has_its_own_bound() -> None:
 
 
 @pytest.mark.parametrize("seen", [[math.nan, 1.0], [math.inf, 1.0]])
-def test_nan_is_beyond_every_bound(seen: list[float]) -> None:
+def test_what_is_not_a_number_is_beyond_every_bound(seen: list[float]) -> None:
     assert compared(seen, [1.0, 1.0], [9.0, 1.0])[1]
     assert compared(seen, [1.0, 1.0])[1]
 
 
-def test_another_shape_or_type_or_a_missing_tensor() -> None:
+def test_another_shape_or_type_or_nothing_at_all() -> None:
     one = torch.zeros(2)
     for seen, expected in ((one, torch.zeros(3)), (one, one.double()), (None, one), (one, None)):
         comparison = Comparison()
@@ -68,7 +68,7 @@ def test_the_first_step_beyond_and_the_largest_difference() -> None:
     assert "off by 2.0e+00 FAILED" in comparison.table()
 
 
-def test_failures_are_sorted_by_step() -> None:
+def test_failures_come_by_their_steps() -> None:
     comparison = Comparison()
     comparison.expect(["b", "a"])
     comparison.digest(2, "b", "weight", seen="1", expected="2")
@@ -91,5 +91,5 @@ def test_infinities_and_nans_equal_their_own_kind() -> None:
     assert compared([math.inf], [math.nan], [9.0])[1]
 
 
-def test_an_infinite_bound_allows_everything() -> None:
+def test_what_may_be_anything_is_no_failure() -> None:
     assert not compared([math.inf, math.nan, 9.0], [1.0, math.inf, 1.0], [math.inf] * 3)[1]

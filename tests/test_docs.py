@@ -126,7 +126,7 @@ def test_keys_exist(page: Path) -> None:
 def test_commands_exist(page: Path) -> None:
     modules = re.findall(r"python -m (trainer[\w.]*)", text_of(page))
     missing = [name for name in modules if importlib.util.find_spec(f"{name}.__main__") is None]
-    # A module that is a single file has no __main__.
+    # A module that is a file of its own has no __main__.
     missing = [name for name in missing if importlib.util.find_spec(name) is None]
     assert not missing, f"{page.name} runs modules that do not exist"
 

@@ -122,7 +122,7 @@ def test_a_layer_may_modify_what_selective_saves(build: Callable[[], nn.Module],
         assert torch.equal(expected, found)
 
 
-class Unrepeatable(nn.Module):
+class Fickle(nn.Module):
     """Behaves differently in the second forward."""
 
     def __init__(self) -> None:
@@ -137,9 +137,9 @@ class Unrepeatable(nn.Module):
         return hidden.exp().square()
 
 
-def test_a_forward_that_does_not_repeat_is_detected() -> None:
+def test_a_forward_that_does_something_else_the_second_time_is_found() -> None:
     with pytest.raises(RuntimeError, match=r"run again for its backward, does aten.conv.* where it had done"):
-        gradients(Unrepeatable, "1f1b", Recompute.SELECTIVE)
+        gradients(Fickle, "1f1b", Recompute.SELECTIVE)
 
 
 def test_a_norm_is_restored_where_a_forward_stops_early() -> None:

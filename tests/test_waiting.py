@@ -1,4 +1,4 @@
-"""Waiting neither spins nor wakes up late."""
+"""Waiting neither spins nor is late."""
 
 import sys
 import threading
@@ -17,7 +17,7 @@ LONG = 0.3  # seconds
 
 def test_ready_at_once() -> None:
     asked = []
-    assert 0.0 <= wait(lambda: asked.append(1) is None) < 0.05  # the time of one poll, without a sleep
+    assert 0.0 <= wait(lambda: asked.append(1) is None) < 0.05  # what asking takes, and no sleep
     assert len(asked) == 1
 
 
@@ -32,7 +32,7 @@ def test_idle_wait_costs_little() -> None:
 def test_returns_the_seconds_until_it_was_ready() -> None:
     answers = iter([False] * 5 + [True])
     assert wait(lambda: next(answers)) > 0.0
-    assert list(answers) == []  # polled until the first True, and no more
+    assert list(answers) == []  # asked until the first true, and no more
 
 
 def test_a_meter_adds_up() -> None:
@@ -47,7 +47,7 @@ def test_a_meter_adds_up() -> None:
 
 
 class Looked:
-    """Becomes ready after some seconds, and counts how often it is polled."""
+    """Is ready from a moment on, and counts how often it was asked."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.perf_counter() + seconds
@@ -59,26 +59,26 @@ class Looked:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
-class TestWakeup:
+class TestBell:
     @pytest.fixture(autouse=True)
     def other(self) -> Iterator[WakeupSocket]:
-        """Return the wakeup socket of rank 1; this process is rank 0 of the same node."""
+        """Return the bell of rank 1, whose neighbour this process is."""
         job = uuid4().hex
         listen(WakeupSocket(job, 0, [0, 1]))
         yield WakeupSocket(job, 1, [0, 1])
         waiting._bells.clear()
 
-    def test_it_hears_the_ranks_of_its_node(self) -> None:
+    def test_it_hears_those_of_its_node(self) -> None:
         assert hears(1)
         assert not hears(0)
         assert not hears(2)
 
-    def test_it_polls_rarely_where_a_wakeup_will_come(self) -> None:
+    def test_it_looks_seldom_where_the_bell_will_ring(self) -> None:
         seldom = Looked(LONG)
         wait(seldom, rings=True)
         assert seldom.times < LONG / waiting._SELDOM * waiting._QUESTIONS + 10
 
-    def test_a_wakeup_ends_the_wait_at_once(
+    def test_it_comes_at_once_when_it_rings(
         self, other: WakeupSocket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(waiting, "_SELDOM", 100 * LONG)
@@ -91,15 +91,13 @@ class TestWakeup:
         threading.Timer(LONG, send).start()
         assert wait(sent.is_set, rings=True) < 10 * LONG
 
-    def test_it_polls_often_after_a_wakeup(
-        self, other: WakeupSocket, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_it_looks_often_behind_a_ring(self, other: WakeupSocket, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(waiting, "_SELDOM", 100 * LONG)
         monkeypatch.setattr(waiting, "_ALERT", 10 * LONG)
         threading.Timer(LONG, other.ring, [[0]]).start()  # the rest of the message comes later
         assert 2 * LONG <= wait(Looked(2 * LONG), rings=True) < 10 * LONG
 
-    def test_it_polls_often_after_an_earlier_wakeup(
+    def test_it_looks_often_where_it_rang_before(
         self, other: WakeupSocket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(waiting, "_SELDOM", 100 * LONG)
@@ -107,7 +105,7 @@ class TestWakeup:
         other.ring([0])  # for a message that is under way
         assert LONG <= wait(Looked(LONG), rings=True) < 10 * LONG
 
-    def test_an_earlier_wakeup_does_not_keep_it_awake(self, other: WakeupSocket) -> None:
+    def test_one_that_rang_before_does_not_keep_it_awake(self, other: WakeupSocket) -> None:
         other.ring([0])
         looked = Looked(LONG)
         wait(looked, rings=True)

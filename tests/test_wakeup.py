@@ -1,4 +1,4 @@
-"""A wakeup wakes a sleeping rank, is not lost if it comes early, and is harmless without a receiver."""
+"""A bell wakes who sleeps, is not lost when it rings before, and does no harm where nobody is."""
 
 import sys
 import threading
@@ -26,7 +26,7 @@ def test_it_wakes_a_sleeper(job: str) -> None:
     assert 0.1 <= time.monotonic() - start < LONG
 
 
-def test_it_is_not_lost_when_it_comes_early(job: str) -> None:
+def test_it_is_not_lost_when_it_rings_too_early(job: str) -> None:
     sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
     ringer.ring([0])
     start = time.monotonic()
@@ -34,7 +34,7 @@ def test_it_is_not_lost_when_it_comes_early(job: str) -> None:
     assert time.monotonic() - start < LONG
 
 
-def test_many_wakeups_wake_once(job: str) -> None:
+def test_it_wakes_once_however_often_it_rang(job: str) -> None:
     sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
     for _ in range(1000):  # more than the socket holds
         ringer.ring([0])
@@ -44,7 +44,7 @@ def test_many_wakeups_wake_once(job: str) -> None:
     assert time.monotonic() - start >= 0.05
 
 
-def test_a_forgotten_wakeup_wakes_nobody(job: str) -> None:
+def test_what_was_forgotten_wakes_nobody(job: str) -> None:
     sleeper, ringer = WakeupSocket(job, 0, [0, 1]), WakeupSocket(job, 1, [0, 1])
     ringer.ring([0])
     sleeper.forget()
@@ -55,7 +55,7 @@ def test_a_forgotten_wakeup_wakes_nobody(job: str) -> None:
 
 def test_ranks_of_other_nodes_and_ranks_that_are_gone(job: str) -> None:
     ringer = WakeupSocket(job, 1, [0, 1])
-    ringer.ring([0, 5])  # 0 was never opened, 5 is on another node
+    ringer.ring([0, 5])  # 0 has never come, 5 is on another node
     late = WakeupSocket(job, 5, [5])
     start = time.monotonic()
     late.sleep(0.05)

@@ -294,7 +294,7 @@ def test_a_weight_that_is_used_in_another_way_later() -> None:
         train(stage, inputs[::-1], split=True)
 
 
-def test_compiled_layers_are_not_split() -> None:
+def test_what_is_compiled_is_whole() -> None:
     compiled = torch.compile(linear(), backend="aot_eager")
     stage = stage_of(linear, lambda: compiled, linear)
     _, gradients, later = train(stage, vectors(3, WIDTH), split=True)

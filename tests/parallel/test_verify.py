@@ -73,14 +73,14 @@ def assert_found(result: Result, name: str, words: str) -> None:
     ("mistake", "stages"),
     [pytest.param("averaging_is_a_mean", 1, marks=pytest.mark.quick), ("norm_is_of_a_stage", 2)],
 )
-def test_mistakes_are_reverted(mistake: str, stages: int, verified: Ranks) -> None:
-    """Otherwise a mistake could be found because of the previous one."""
+def test_mistakes_are_taken_back(mistake: str, stages: int, verified: Ranks) -> None:
+    """Else a mistake could be found because of the one before it."""
     assert verified(2, f"layout.stages={stages}", mutation=mistake).code == 1
     assert EQUAL in verified(2, f"layout.stages={stages}").check().out
 
 
 def test_exit_codes(small: list[str], tmp_path: Path) -> None:
-    """Scripts rely on a launch's exit codes."""
+    """Of a launch of its own, as scripts rely on them."""
     overrides = [*small, *GPT, "layout.stages=1"]
     equal = launch(2, overrides, tmp_path, module="trainer.verify").check()
     assert f"{EQUAL} to the last bit" in equal.out
@@ -135,7 +135,7 @@ def test_digests_of_another_launch(verified: Ranks, tmp_path: Path) -> None:
 
 
 def test_replicas_that_drift_apart(verified: Ranks) -> None:
-    """Found without any reference, and reported with the rank's number."""
+    """Found without any reference, and said with the rank's number."""
     result = verified(4, "verify.against=none", mutation="averaging_forgets_a_layer")
     assert result.code == 1
     assert "FAILED  block.1/narrow.bias: its gradient on replica 1 (rank 2)" in result.out
@@ -146,4 +146,4 @@ def test_weights_that_stay_in_their_shard(verified: Ranks) -> None:
     result = verified(2, *overrides, mutation="weights_stay_in_their_shard")
     assert result.code == 1
     told = [line for line in result.out.splitlines() if line.startswith("FAILED  head/linear.weight: ")]
-    assert "its weight is off by" in told[0]  # assigned to the second replica, and never sent to the first
+    assert "its weight is off by" in told[0]  # dealt to the second replica, and never come to the first
