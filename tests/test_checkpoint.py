@@ -119,7 +119,7 @@ def test_progress_reads_back(saved: Saved) -> None:
     assert Checkpoint(saved[0]).progress() == PROGRESS
 
 
-def test_progress_saved_before_it_had_the_data_and_the_loss_scale(saved: Saved) -> None:
+def test_progress_of_before_it_had_the_data_and_the_loss_scale(saved: Saved) -> None:
     progress, manifest = saved[0] / "progress.json", saved[0] / "manifest.json"
     content = json.loads(progress.read_text())
     del content["data"], content["loss_scale"]

@@ -324,7 +324,9 @@ def test_learns_a_sequence_by_heart(positions: str) -> None:
         ({"context": 4}, VOCABULARY, ["model.context=4", "8 tokens", "data.context"]),
     ],
 )
-def test_mismatches_are_reported(values: dict[str, object], vocabulary: int | None, words: list[str]) -> None:
+def test_what_does_not_fit_is_told(
+    values: dict[str, object], vocabulary: int | None, words: list[str]
+) -> None:
     with pytest.raises(UserError) as caught:
         gpt(make_config(**values), make_data(vocabulary=vocabulary))
     for word in words:

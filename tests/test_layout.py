@@ -108,7 +108,7 @@ def test_auto(world: int, devices: int, layers: int, stages: int) -> None:
         (4, 2, 0, 10, "layout.devices_per_rank=0 must be at least 1"),
     ],
 )
-def test_a_layout_that_does_not_fit_suggests_what_would(
+def test_a_layout_that_does_not_fit_says_what_would(
     world: int, stages: int | str, devices: int, layers: int, message: str
 ) -> None:
     with pytest.raises(UserError) as error:
@@ -135,7 +135,7 @@ def test_seven_micro_batches_for_three_replicas() -> None:
 
 
 @given(st.integers(1, 40), st.integers(0, 200))
-def test_micro_batches_are_assigned_once_in_order_and_evenly(replicas: int, more: int) -> None:
+def test_dealing_gives_every_micro_batch_once_in_order_and_evenly(replicas: int, more: int) -> None:
     runs = [assign_micro_batches(replicas + more, replicas, replica) for replica in range(replicas)]
     assert [i for run in runs for i in run] == list(range(replicas + more))
     lengths = [len(run) for run in runs]

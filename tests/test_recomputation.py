@@ -122,7 +122,7 @@ def test_a_layer_may_modify_what_selective_saves(build: Callable[[], nn.Module],
         assert torch.equal(expected, found)
 
 
-class Unrepeatable(nn.Module):
+class Fickle(nn.Module):
     """Behaves differently in the second forward."""
 
     def __init__(self) -> None:

@@ -99,7 +99,7 @@ class TestWakeups:
         threading.Timer(LONG, other.wake, [[0]]).start()  # the rest of the message comes later
         assert 2 * LONG <= wait(Polled(2 * LONG), expects_wakeup=True) < 10 * LONG
 
-    def test_it_polls_often_after_an_earlier_wakeup(
+    def test_it_looks_often_where_it_rang_before(
         self, other: WakeupSocket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(waiting, "_LONG_SLEEP", 100 * LONG)

@@ -42,8 +42,8 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) and a.dtype is b.dtype and a.shape == b.shape for a, b in pairs)
 
 
-def open_late(**given: Any) -> WakeupSocket | None:
-    """Open this rank's wakeup socket some time after the other rank has opened its own."""
+def hang_up_late(**given: Any) -> WakeupSocket | None:
+    """Open the socket that wakes this rank some time after the other rank has opened its own."""
     time.sleep(0.5)
     return open_wakeup_socket(**given)
 
@@ -84,9 +84,9 @@ def exchange_bytes(wire: MpiWire, world: World, peer: int) -> None:
 
 
 def main() -> None:
-    """Run all exchanges on this rank; rank 1 opens its wakeup socket late."""
+    """Do it all on a rank; the one with number 1 is late with its bell."""
     if environment.rank() == 1:
-        trainer.distributed.world.open_wakeup_socket = open_late
+        trainer.distributed.world.open_wakeup_socket = hang_up_late
     world = World()
     peer, wire = 1 - world.rank, MpiWire(world, tags=3)
     exchange(wire, world, peer)

@@ -107,7 +107,7 @@ def test_checkpoint_of_another_width(trained: Trained, run_small: Ranks, tmp_pat
 
 
 def test_damaged_checkpoint(trained: Trained, small: list[str], tmp_path: Path) -> None:
-    """One flipped bit in a file that only the last rank reads: it alone refuses, while the others wait."""
+    """One flipped bit, in a file that only the last rank reads: it alone refuses, while the others wait."""
     checkpoint = shutil.copytree(trained(1).checkpoint(6), tmp_path / "step-00000006")
     head = checkpoint / "layers" / "head.safetensors"
     data = bytearray(head.read_bytes())

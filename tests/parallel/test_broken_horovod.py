@@ -1,4 +1,4 @@
-"""A missing Horovod, or one built for another torch: one message says how to rebuild it."""
+"""Horovod that is missing, or was built for another torch: said in one message, with how to rebuild it."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""When one rank fails, is killed or is interrupted, all ranks end soon, and none stays behind."""
+"""A rank that fails, is killed or interrupted ends all ranks, soon, and leaves none behind."""
 
 import os
 import signal

@@ -122,7 +122,7 @@ def test_warm_start_with_other_stages(tuned: Trained, small: list[str], pools: P
             assert torch.equal(weight, theirs[name])
     assert not torch.equal(weights(three, 4, "head")["weight.norm.weight"], torch.ones(32))
 
-    # Stopped after step 2, the run resumes there, not from the warm start.
+    # Stopped behind step 2, it goes on from there, and not from where it had started.
     resumed = Finished(three.result, shutil.copytree(three.folder, tmp_path / "run"))
     shutil.rmtree(resumed.checkpoint(4))
     result = pools.run(1, [*small, *GPT, *overrides, "checkpoint.warm_start=gone"], tmp_path).check()

@@ -19,7 +19,7 @@ LONG = ["train.steps=14", "eval.every=0", "checkpoint.every=14"]
 def test_stopped_run_resumes_with_other_stages(
     trained: Trained, small: list[str], pools: Pools, tmp_path: Path
 ) -> None:
-    """Stopped after step 6, while writing its checkpoint: the last complete one is from step 3."""
+    """It was stopped behind step 6, while its checkpoint was written: what is whole is that of step 3."""
     whole = trained(2)
     stopped = Finished(whole.result, shutil.copytree(whole.folder, tmp_path / "run"))
     stopped.checkpoint(6).rename(stopped.checkpoint(6).with_suffix(".partial"))
@@ -59,8 +59,10 @@ def test_finished_run_has_nothing_to_do(
     assert again.written == whole.written
 
 
-def test_interrupted_repeatedly(trained: Trained, small: list[str], pools: Pools, tmp_path: Path) -> None:
-    """A rank is killed three times; the run resumes with other stages each time, after steps 1, 5 and 9."""
+def test_interrupted_again_and_again(
+    trained: Trained, small: list[str], pools: Pools, tmp_path: Path
+) -> None:
+    """A rank is killed, and each time another number of stages goes on, from behind steps 1, 5 and 9."""
     whole = trained(2, *LONG)
     run = tmp_path / "run"
     for stages, step in ((2, 1), (3, 5), (1, 9)):
