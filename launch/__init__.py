@@ -1,1 +1,1 @@
-"""What starts the trainer somewhere: the set-up of its environment, and the launchers of clusters."""
+"""Set-up of the environment that the trainer runs in: `install/`, and a container file that uses it."""

@@ -1,4 +1,4 @@
-"""What tests share."""
+"""Settings and fixtures that all tests share."""
 
 import random
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The same cases in every run: a change is judged by what it changes, not by its luck.
+# The same cases in every run: a failure comes from the change under test, not from chance.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-# Every test computes with one thread: bits are compared across tests, and more threads add in another order.
+# One thread in every test: tests compare bits, and more threads would add in a different order.
 torch.set_num_threads(1)
 
 _NOUNS = ["river", "engine", "letter", "garden", "window", "stone", "captain", "winter", "market", "shadow"]
@@ -22,10 +22,10 @@ _SIZE = 200_000  # bytes
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that need ranks first, and keep those together that share pools of them.
+    """Run the tests that need ranks first, and group those that share pools.
 
-    With pytest-xdist (`make test`) one process then has the pools, another the launches, and both take the
-    other tests when they are through. Two processes with pools would start all of their ranks twice.
+    With pytest-xdist (`make test`) one process then has the pools and another the launches; both run other
+    tests when done. With pools in two processes, every rank would start twice.
     """
     for item in items:
         if item.get_closest_marker("parallel"):
@@ -36,14 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a text of sentences that a small model can learn something from."""
+    """Return a file of sentences that a small model can learn from."""
     path = tmp_path_factory.mktemp("text") / "sentences.txt"
     path.write_text(sentences(_SIZE))
     return path
 
 
 def sentences(size: int) -> str:
-    """Return so many characters of sentences, always the same."""
+    """Return `size` characters of sentences, the same in every run."""
     chance = random.Random(0)
     written: list[str] = []
     length = 0

@@ -1,4 +1,4 @@
-"""Activations come apart into flat tensors and a structure, and together again."""
+"""Activations flatten into tensors and a structure, and unflatten again."""
 
 import pickle
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.pipeline.activation import TensorSpec, flatten, structure, unflatten
+from trainer.activation import TensorSpec, flatten, spec_of, unflatten
 
 tensors = st.builds(
     torch.zeros,
@@ -25,7 +25,7 @@ activations = st.recursive(
 
 
 def same(one: Any, other: Any) -> bool:
-    """Return whether two activations have the very same tensors at the same places."""
+    """Return whether two activations have identical tensors in the same places."""
     if isinstance(one, Tensor) or one is None:
         return one is other
     if isinstance(one, tuple):
@@ -48,13 +48,13 @@ def test_roundtrip(activation: Any) -> None:
 @pytest.mark.slow
 @given(activations)
 def test_structure_can_be_sent_and_compared(activation: Any) -> None:
-    shape = structure(*flatten(activation))
+    shape = spec_of(*flatten(activation))
     sent = pickle.loads(pickle.dumps(shape))
     assert sent == shape
     assert hash(sent) == hash(shape)
 
 
-def test_structure_tells_activations_apart() -> None:
+def test_structure_distinguishes_activations() -> None:
     x = torch.zeros(2, 3)
     different = [
         x,
@@ -67,12 +67,12 @@ def test_structure_tells_activations_apart() -> None:
         x.double(),
         torch.zeros(2, 3, requires_grad=True),
     ]
-    assert len({structure(*flatten(activation)) for activation in different}) == len(different)
+    assert len({spec_of(*flatten(activation)) for activation in different}) == len(different)
 
 
-def test_what_a_gradient_comes_back_for() -> None:
+def test_which_tensors_get_a_gradient() -> None:
     learning = torch.zeros(2, requires_grad=True)
-    shape = structure(*flatten((torch.zeros(1), {"x": learning, "mask": torch.zeros(3, dtype=torch.bool)})))
+    shape = spec_of(*flatten((torch.zeros(1), {"x": learning, "mask": torch.zeros(3, dtype=torch.bool)})))
     assert shape.differentiable == (TensorSpec((2,), torch.float32, True),)
 
 

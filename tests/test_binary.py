@@ -1,15 +1,15 @@
-"""The binary data: shapes, a rule that can be learnt, and the same content everywhere."""
+"""Binary data: its shapes, a learnable rule, and the same content everywhere."""
 
 import numpy as np
 import torch
 
-from trainer.config import BinaryConfig
+from trainer.config.schema import BinaryConfig
 from trainer.data.binary import binary
-from trainer.data.build import build_data
+from trainer.data.build import load_data
 
 
 def test_shapes_and_types() -> None:
-    data = build_data(BinaryConfig(), local_rank=0, barrier=lambda: None)
+    data = load_data(BinaryConfig())
     assert (len(data.training), len(data.validation)) == (1000, 200)
     assert data.vocabulary is None
     samples = np.array([5, 0, 999])
@@ -20,7 +20,7 @@ def test_shapes_and_types() -> None:
     assert set(data.training.targets(np.arange(1000)).tolist()) == {0.0, 1.0}
 
 
-def test_a_sample_is_the_same_whatever_it_is_read_with() -> None:
+def test_a_sample_does_not_depend_on_its_batch() -> None:
     training = binary(BinaryConfig()).training
     assert torch.equal(training.inputs(np.array([3, 7, 3]))[2], training.inputs(np.array([3]))[0])
 
@@ -41,13 +41,13 @@ def test_a_plane_separates_most_but_not_all() -> None:
     assert 0.9 < accuracy < 0.98
 
 
-def test_validation_is_of_the_same_rule_but_other_samples() -> None:
+def test_validation_has_other_samples() -> None:
     data = binary(BinaryConfig(samples=500, validation=500))
     training, validation = data.training.inputs(np.arange(500)), data.validation.inputs(np.arange(500))
     assert not set(map(tuple, training.tolist())) & set(map(tuple, validation.tolist()))
 
 
-def test_fingerprint_tells_content_apart() -> None:
+def test_fingerprint_depends_on_content() -> None:
     first = binary(BinaryConfig()).fingerprint
     assert binary(BinaryConfig()).fingerprint == first
     others = [

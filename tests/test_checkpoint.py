@@ -1,4 +1,4 @@
-"""A checkpoint gives back what was saved, bit for bit, and says what is wrong with it if it cannot."""
+"""A checkpoint restores what was saved, bit for bit, or reports what is wrong with it."""
 
 import json
 import shutil
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from tests.support.alone import Alone
-from trainer.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
+from trainer.checkpoint.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
 from trainer.errors import UserError
 from trainer.models.model import Layer, Tie
 from trainer.pipeline.build import build_layer
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 
 CPU = torch.device("cpu")
 LAYERS = (
@@ -43,7 +43,7 @@ def optimizer_of(layers: list[BuiltLayer]) -> torch.optim.Optimizer:
 
 
 def train(layers: list[BuiltLayer], optimizer: torch.optim.Optimizer) -> None:
-    """Do a step with some gradients, equal ones for the copies of a tied parameter."""
+    """Take a step in which the copies of a tied parameter have equal gradients."""
     first, norm, last = (layer.module for layer in layers)
     optimizer.zero_grad()
     last(norm(first(torch.arange(12.0).reshape(4, 3).sin()))).square().sum().backward()
@@ -73,7 +73,7 @@ def saved(tmp_path: Path) -> tuple[Path, list[BuiltLayer], torch.optim.Optimizer
 Saved = tuple[Path, list[BuiltLayer], torch.optim.Optimizer]
 
 
-def test_training_goes_on_as_if_it_had_not_stopped(saved: Saved) -> None:
+def test_training_resumes_as_if_it_had_not_stopped(saved: Saved) -> None:
     path, layers, optimizer = saved
     restored = built(seed=2)
     assert not equal(numbers(restored), numbers(layers))
@@ -86,7 +86,7 @@ def test_training_goes_on_as_if_it_had_not_stopped(saved: Saved) -> None:
     assert equal(numbers(restored), numbers(layers))
 
 
-def test_copies_of_a_tied_parameter_have_a_state_of_their_own(saved: Saved) -> None:
+def test_copies_of_a_tied_parameter_have_their_own_state(saved: Saved) -> None:
     restored = built(seed=2)
     optimizer = optimizer_of(restored)
     Checkpoint(saved[0]).restore(restored, optimizer, "adamw")
@@ -95,8 +95,8 @@ def test_copies_of_a_tied_parameter_have_a_state_of_their_own(saved: Saved) -> N
     assert owner.data_ptr() != use.data_ptr()
 
 
-def test_an_optimizer_gets_the_state_of_its_own_parameters(saved: Saved) -> None:
-    """As with one that is sharded."""
+def test_an_optimizer_loads_the_state_of_its_own_parameters(saved: Saved) -> None:
+    """As with a sharded optimizer."""
     restored = built(seed=2)
     own = restored[0].module.weight
     optimizer = torch.optim.AdamW([own])
@@ -105,8 +105,8 @@ def test_an_optimizer_gets_the_state_of_its_own_parameters(saved: Saved) -> None
     assert equal(numbers(restored), numbers(saved[1]))
 
 
-def test_a_rank_reads_what_it_holds_alone(saved: Saved) -> None:
-    """Also a tied parameter, which lies in its owner's file."""
+def test_a_rank_reads_only_what_it_holds(saved: Saved) -> None:
+    """Including a tied parameter, which is in its owner's file."""
     path, layers, _ = saved
     last = build_layer(LAYERS, 2, 5, CPU)
     (path / "layers" / "norm.safetensors").unlink()
@@ -131,10 +131,10 @@ def test_progress_of_before_it_had_the_data_and_the_loss_scale(saved: Saved) -> 
     assert Checkpoint(saved[0]).progress() == replace(PROGRESS, data=None, loss_scale=None)
 
 
-def test_a_buffer_that_is_not_there(saved: Saved) -> None:
+def test_a_missing_buffer(saved: Saved) -> None:
     norm = nn.BatchNorm1d(3)
     norm.register_buffer("more", torch.zeros(2))
-    with pytest.raises(UserError, match=r"norm: more has no such buffer there, and shape \(2,\) here"):
+    with pytest.raises(UserError, match=r"norm/more: no such buffer in the checkpoint, shape \(2,\) in this"):
         Checkpoint(saved[0]).restore([BuiltLayer(1, "norm", norm)], None, "adamw")
 
 
@@ -154,13 +154,13 @@ def test_damaged_file(saved: Saved, name: str, damage: str) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data if damage == "flip" else data[:-1])
-    with pytest.raises(UserError, match=rf"damaged: {name} is not what its manifest says"):
+    with pytest.raises(UserError, match=rf"damaged: {name} does not match its manifest"):
         Checkpoint(saved[0]).restore(built(seed=2), None, "adamw")
 
 
 def test_missing_file(saved: Saved) -> None:
     (saved[0] / "layers" / "last.safetensors").unlink()
-    with pytest.raises(UserError, match=r"not whole: layers/last\.safetensors"):
+    with pytest.raises(UserError, match=r"incomplete: layers/last\.safetensors"):
         Checkpoint(saved[0]).restore(built(seed=2), None, "adamw")
 
 
@@ -186,7 +186,7 @@ def test_other_layers(saved: Saved) -> None:
 
 def test_other_shape(saved: Saved) -> None:
     wider = BuiltLayer(0, "first", nn.Linear(3, 4))
-    with pytest.raises(UserError, match=r"first: weight has shape \(3, 3\) there, and shape \(4, 3\) here"):
+    with pytest.raises(UserError, match=r"first/weight: shape \(3, 3\) in the checkpoint, shape \(4, 3\) in"):
         Checkpoint(saved[0]).restore([wider], None, "adamw")
 
 
@@ -195,7 +195,7 @@ def test_other_optimizer(saved: Saved) -> None:
         Checkpoint(saved[0]).restore(built(seed=2), None, "sgd")
 
 
-def test_newest_whole_checkpoint_is_found(saved: Saved) -> None:
+def test_newest_complete_checkpoint_is_found(saved: Saved) -> None:
     path, layers, optimizer = saved
     folder = path.parent
     later = save_checkpoint(folder, layers, optimizer, replace(PROGRESS, step=12), Alone())
@@ -210,7 +210,7 @@ def test_newest_whole_checkpoint_is_found(saved: Saved) -> None:
 
 
 def test_path_without_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoint\.resume=.* is no checkpoint"):
+    with pytest.raises(UserError, match=r"checkpoint\.resume=.* is not a checkpoint"):
         find_checkpoint(str(tmp_path), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What verify calls equal, within its bound, and beyond it."""
+"""What `trainer.verify` reports as equal, within its bound and beyond it."""
 
 import math
 
@@ -29,16 +29,16 @@ def test_equal_bits() -> None:
 @pytest.mark.parametrize(
     ("seen", "expected"), [([1.0 + 2**-23], [1.0]), ([0.0], [-0.0]), ([math.nan], [1.0]), ([math.inf], [1.0])]
 )
-def test_other_bits_are_seen(seen: list[float], expected: list[float]) -> None:
+def test_different_bits_are_noticed(seen: list[float], expected: list[float]) -> None:
     assert not compared(seen, expected, [1.0])[0].same_bits
 
 
-def test_zeros_of_either_sign_are_no_failure() -> None:
+def test_zeros_of_either_sign_are_equal() -> None:
     assert not compared([0.0], [-0.0])[1]
 
 
-def test_a_bound_is_for_its_element() -> None:
-    """The largest difference may be in its bound while a smaller one is not."""
+def test_bounds_apply_to_elements() -> None:
+    """The largest difference may be within its bound while a smaller one exceeds its own."""
     comparison, failures = compared([1.5, 0.1], [1.0, 0.0], [0.5, 0.2])
     assert not failures
     assert "off by 5.0e-01, 100% of its bound" in comparison.table()
@@ -47,12 +47,12 @@ def test_a_bound_is_for_its_element() -> None:
 
 
 @pytest.mark.parametrize("seen", [[math.nan, 1.0], [math.inf, 1.0]])
-def test_what_is_not_a_number_is_beyond_every_bound(seen: list[float]) -> None:
+def test_nan_exceeds_every_bound(seen: list[float]) -> None:
     assert compared(seen, [1.0, 1.0], [9.0, 1.0])[1]
     assert compared(seen, [1.0, 1.0])[1]
 
 
-def test_another_shape_or_type_or_nothing_at_all() -> None:
+def test_a_different_shape_or_type_or_a_missing_tensor_fails() -> None:
     one = torch.zeros(2)
     for seen, expected in ((one, torch.zeros(3)), (one, one.double()), (None, one), (one, None)):
         comparison = Comparison()
@@ -60,7 +60,7 @@ def test_another_shape_or_type_or_nothing_at_all() -> None:
         assert len(comparison.failures()) == 1
 
 
-def test_the_first_step_beyond_and_the_largest_difference() -> None:
+def test_the_first_failing_step_and_the_largest_difference() -> None:
     comparison = Comparison()
     for step, seen in ((1, 1.0), (2, 1.25), (3, 3.0)):
         comparison.number(step, "loss", seen=seen, expected=1.0, allowed=0.125)
@@ -68,7 +68,7 @@ def test_the_first_step_beyond_and_the_largest_difference() -> None:
     assert "off by 2.0e+00 FAILED" in comparison.table()
 
 
-def test_failures_come_by_their_steps() -> None:
+def test_failures_are_ordered_by_step() -> None:
     comparison = Comparison()
     comparison.expect(["b", "a"])
     comparison.digest(2, "b", "weight", seen="1", expected="2")
@@ -91,5 +91,5 @@ def test_infinities_and_nans_equal_their_own_kind() -> None:
     assert compared([math.inf], [math.nan], [9.0])[1]
 
 
-def test_what_may_be_anything_is_no_failure() -> None:
+def test_an_infinite_bound_allows_any_value() -> None:
     assert not compared([math.inf, math.nan, 9.0], [1.0, math.inf, 1.0], [math.inf] * 3)[1]

@@ -1,4 +1,4 @@
-"""Every value of the configuration is held against its range; what `conf/` has composes and passes."""
+"""Every value of the configuration is checked against its range; all of `conf/` composes and passes."""
 
 import shutil
 from pathlib import Path
@@ -10,16 +10,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.command import _explain, _register, typed
-from trainer.config import AdamWConfig, Config, GPTConfig, GroupConfig, TextConfig, flat
-from trainer.config_check import check
+from trainer.config.check import check
+from trainer.config.compose import explain, register, typed
+from trainer.config.schema import AdamWConfig, Config, GPTConfig, GroupConfig, TextConfig, flat
 from trainer.errors import UserError, suggest
 
 CONF = Path(__file__).parents[1] / "conf"
 
 
 def composed(*overrides: str, conf: Path = CONF) -> DictConfig:
-    _register()
+    register()
     with initialize_config_dir(str(conf), version_base="1.3"):
         return compose("config", overrides=["run.dir=run", *overrides])
 
@@ -52,7 +52,7 @@ def test_every_file_of_conf_passes(group: str) -> None:
         overrides = [f"{group}={file.stem}"]
         if file.stem == "custom":
             overrides += [f"{group}.target=package:name"]
-        if group == "model" and file.stem == "custom":
+        if group == "model" and file.stem != "gpt":
             overrides += ["data.context=8"]
         if group == "optimizer":
             overrides += ["optimizer.lr=0.1"]
@@ -60,15 +60,20 @@ def test_every_file_of_conf_passes(group: str) -> None:
 
 
 def test_bare_command_trains_a_gpt_on_text() -> None:
-    config = typed(composed())
+    config = typed(composed("model.context=64"))
     check(config)
     assert isinstance(config.model, GPTConfig)
     assert isinstance(config.data, TextConfig)
-    assert config.data.context == config.model.context
-    assert config.layout.stages == "auto"
+    assert config.data.context == config.model.context == 64
 
 
-def test_experiment_gives_way_to_the_command_line() -> None:
+def test_another_model_needs_no_recipe() -> None:
+    check(typed(composed("model=simplenet", "data=binary")))
+    with pytest.raises(UserError, match="are both null: give one of them"):
+        check(typed(composed("experiment=none", "model=simplenet", "data=binary")))
+
+
+def test_the_command_line_overrides_the_experiment() -> None:
     config = typed(composed("experiment=small", "model.width=48"))
     assert config.model.width == 48
     assert config.model.blocks == 4
@@ -99,7 +104,10 @@ def test_keys_that_nothing_reads_are_refused(override: str, message: str) -> Non
         (["model.width=x"], "model.width: Value 'x' of type 'str' could not be converted to Integer"),
         (["train.steps=1.5"], "train.steps: Value '1.5' of type 'float' could not be converted to Integer"),
         (["model=gtp"], "model=gtp is not one of custom, gpt, simplenet; did you mean gpt?"),
-        (["experiment=smal"], "experiment=smal is not one of small; did you mean small?"),
+        (
+            ["experiment=smal"],
+            "experiment=smal is not one of gpt, none, simplenet, small; did you mean small?",
+        ),
         (["optimizer=custom", "optimizer.target=a:b"], "optimizer.lr has no value: give optimizer.lr=..."),
         (["~model"], "model has no value: give model=..."),
         (
@@ -113,10 +121,10 @@ def test_keys_that_nothing_reads_are_refused(override: str, message: str) -> Non
         ),
     ],
 )
-def test_what_hydra_says_is_said_in_one_line(overrides: list[str], message: str) -> None:
+def test_hydra_errors_become_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
         typed(composed(*overrides))
-    assert str(_explain(caught.value)) == message
+    assert str(explain(caught.value)) == message
 
 
 @pytest.mark.parametrize(
@@ -138,9 +146,13 @@ def test_what_hydra_says_is_said_in_one_line(overrides: list[str], message: str)
         ("optimizer.lr", float("nan"), "optimizer.lr=nan must be 0 or greater"),
         ("optimizer.clip", 0.0, "optimizer.clip=0.0 must be greater than 0"),
         ("optimizer.beta2", 1.0, "optimizer.beta2=1.0 must be from 0 to below 1"),
-        ("optimizer.rate.name", "cosin", "optimizer.rate.name=cosin is not one of constant, cosine, linear"),
-        ("optimizer.rate.final", 1.5, "optimizer.rate.final=1.5 must be from 0 to 1"),
-        ("optimizer.rate.warmup", -1, "optimizer.rate.warmup=-1 must be 0 or greater"),
+        (
+            "optimizer.lr_schedule.name",
+            "cosin",
+            "optimizer.lr_schedule.name=cosin is not one of constant, cosine, linear",
+        ),
+        ("optimizer.lr_schedule.final", 1.5, "optimizer.lr_schedule.final=1.5 must be from 0 to 1"),
+        ("optimizer.lr_schedule.warmup", -1, "optimizer.lr_schedule.warmup=-1 must be 0 or greater"),
         ("train.steps", 0, "train.steps=0 must be greater than 0"),
         ("train.epochs", 0.0, "train.epochs=0.0 must be greater than 0"),
         ("train.seed", -1, "train.seed=-1 must be 0 or greater"),
@@ -155,7 +167,7 @@ def test_what_hydra_says_is_said_in_one_line(overrides: list[str], message: str)
         ("averaging.op", "sum", "averaging.op=sum is not one of average, adasum"),
         ("averaging.compression", "bf16", "averaging.compression=bf16 is not one of none, fp16"),
         ("checkpoint.keep", -1, "checkpoint.keep=-1 must be 0 or greater"),
-        ("checkpoint.resume", "", "checkpoint.resume must be auto, none, or the path"),
+        ("checkpoint.resume", "", "checkpoint.resume= must be auto, none, or the path"),
         ("generate.temperature", -0.1, "generate.temperature=-0.1 must be 0 or greater"),
         ("train.freeze", ["head", ""], "train.freeze=['head', ''] must be a list of patterns"),
         ("train.freeze", [{"head": 1}], "train.freeze=[{'head': 1}] must be a list of patterns"),
@@ -191,20 +203,22 @@ GROUPS = [GroupConfig("embedding", lr=1e-4, weight_decay=0.0), GroupConfig("bloc
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_groups_of_the_command_line(optimizer: str) -> None:
+def test_groups_from_the_command_line(optimizer: str) -> None:
     groups = '[{match: "embedding", lr: 1e-4, weight_decay: 0.0},{match: block.*/*bias}]'
     config = typed(composed(f"optimizer={optimizer}", f"optimizer.groups={groups}"))
     check(config)
     assert config.optimizer.groups == GROUPS
     assert flat(config)["optimizer.groups.0.lr"] == 1e-4
-    written = OmegaConf.to_container(OmegaConf.structured(config))  # as a run's folder has it
+    written = OmegaConf.to_container(OmegaConf.structured(config))  # as saved in a run's folder
     assert written["optimizer"]["groups"][0] == {"match": "embedding", "lr": 1e-4, "weight_decay": 0.0}
 
 
-def test_groups_and_patterns_of_a_file(tmp_path: Path) -> None:
+def test_groups_and_patterns_from_a_file(tmp_path: Path) -> None:
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "experiment" / "tuned.yaml").write_text(
         """# @package _global_
+defaults:
+  - gpt
 optimizer:
   groups:
     - {match: embedding, lr: 1e-4, weight_decay: 0.0}
@@ -238,7 +252,7 @@ checkpoint:
         ("[a]", "optimizer.groups.0=a must have keys, such as {match: embedding, lr: 1e-4}"),
     ],
 )
-def test_entries_that_are_no_group(groups: str, message: str) -> None:
+def test_invalid_groups(groups: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         typed(composed(f"optimizer.groups={groups}"))
     assert str(caught.value).startswith(message)
@@ -256,9 +270,20 @@ def test_steps_or_epochs() -> None:
 def test_flat_has_every_value_by_its_dotted_key() -> None:
     values = flat(valid())
     assert values["model.width"] == 128
-    assert values["optimizer.rate.name"] == "constant"
+    assert values["optimizer.lr_schedule.name"] == "constant"
     assert values["schedule"] == "1f1b"
     assert "model" not in values
+
+
+def test_a_model_of_a_recipe_points_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's name used to choose the recipe."""
+    monkeypatch.setattr("sys.argv", ["trainer", "model=simplenet"])
+    with pytest.raises(OmegaConfBaseException) as caught:
+        typed(composed("model=simplenet"))
+    assert str(explain(caught.value)) == (
+        "data.context follows model.context, which this configuration has not: give data.context=..., "
+        "or take the recipe experiment=simplenet"
+    )
 
 
 def test_suggestions() -> None:

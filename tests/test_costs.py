@@ -1,4 +1,4 @@
-"""Costs of layers against operations and bytes counted by hand."""
+"""Layer costs, compared with operations and bytes counted by hand."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.costs import FLOPS_PER_BYTE, LayerCost, layer_costs
-from trainer.models.model import Activation, Layer, Model
-from trainer.partition import partition
+from trainer.activation import Activation
+from trainer.models.model import Layer, Model
 from trainer.pipeline.recomputation import Recompute
+from trainer.plan.costs import FLOPS_PER_BYTE, LayerCost, layer_costs
+from trainer.plan.partition import partition
 
 
 class NoLoss:
-    """A model has a loss, but that is not costed."""
+    """A placeholder: a model must have a loss, which is not costed."""
 
     def count(self, target: Activation) -> int:
         raise NotImplementedError
@@ -31,7 +32,7 @@ def costs(inputs: Activation, *builds: Callable[[], nn.Module]) -> list[LayerCos
 
 
 class Attention(nn.Module):
-    """One head, its input being query, key and value."""
+    """One head whose input is query, key and value."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(x, x, x)
@@ -48,7 +49,7 @@ class Recurrent(nn.Module):
 
 
 class Split(nn.Module):
-    """From a tensor to a nest, as a skip connection and a mask would be."""
+    """Turns a tensor into a nest, as a skip connection with a mask would."""
 
     def forward(self, x: Tensor) -> Activation:
         return {"skip": x, "nothing": None, "inner": (2 * x, x > 0)}
@@ -62,7 +63,7 @@ class Join(nn.Module):
 
 
 class DataDependent(nn.Module):
-    """The shape of what comes out hangs on the numbers that go in."""
+    """The output's shape depends on the input's values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class DataDependent(nn.Module):
         return output
 
 
-class LooksAtItself(nn.Linear):
+class ReadsItsWeights(nn.Linear):
     """Cannot be built on the meta device."""
 
     def __init__(self) -> None:
@@ -88,17 +89,18 @@ def test_linear() -> None:
     assert first == LayerCost(
         name="layer0",
         flops_forward=product,
-        flops_backward=product,  # of the weight alone: nobody needs the gradient of the data
-        moved_forward=4 * (40 + 80),  # input and output: adding the bias is part of the product
-        moved_backward=4 * (40 + 80) + 3 * 4 * 220,  # and adding to the gradients
+        flops_backward=product,  # of the weight alone: the data needs no gradient
+        moved_forward=4 * (40 + 80),  # input and output; adding the bias is part of the product
+        moved_backward=4 * (40 + 80) + 3 * 4 * 220,  # and accumulating the gradients
         parameters=10 * 20 + 20,
         parameter_bytes=4 * (10 * 20 + 20),
         output_bytes=4 * 4 * 20,
-        kept_bytes=dict.fromkeys(Recompute, 4 * 4 * 20),  # its output; its input is the layer's before
+        saved_bytes=dict.fromkeys(Recompute, 4 * 4 * 20),  # its output; its input belongs to the layer before
         trained=10 * 20 + 20,
-        put_off=10 * 20 + 20,
-        put_off_bytes=4 * 4 * (10 + 20),  # its input and the gradient of its output
-        put_off_work=product + FLOPS_PER_BYTE * 4 * (80 + 20 + 3 * 220),  # the bias' sum, and adding
+        deferred=10 * 20 + 20,
+        deferred_bytes=4 * 4 * (10 + 20),  # its input and the gradient of its output
+        deferred_work=product + FLOPS_PER_BYTE * 4 * (80 + 20 + 3 * 220),  # the bias's sum, and accumulating
+        trained_bytes={"weight": 4 * 10 * 20, "bias": 4 * 20},
     )
     assert (second.flops_forward, second.flops_backward) == (2 * 4 * 20 * 1, 2 * 2 * 4 * 20 * 1)
     assert second.forward == 160 + FLOPS_PER_BYTE * second.moved_forward
@@ -121,16 +123,16 @@ def test_attention() -> None:
 
 
 def test_lstm() -> None:
-    """Four gates, each a product with the input and one with the state, at every one of seven times."""
+    """Four gates, each with a product with the input and one with the state, at seven times."""
     layer = costs(torch.empty(4, 7, 10), Recurrent)[0]
     inputs, states = 2 * 4 * 7 * (10 * 80), 2 * 4 * 7 * (20 * 80)
     assert layer.flops_forward == inputs + states
-    # The weights' gradients, and the state's at every time but the first, which nobody learns.
+    # The weights' gradients, and the state's at every time but the first, which needs none.
     assert layer.flops_backward == inputs + 2 * states - 2 * 4 * (20 * 80)
 
 
 X = 4 * 4 * 10  # the bytes of [4, 10]
-FLOATS = torch.empty(4, 10, requires_grad=True)  # as if a layer before learnt
+FLOATS = torch.empty(4, 10, requires_grad=True)  # as if a layer before it were trained
 TOKENS = torch.zeros(2, 16, dtype=torch.int64)
 
 
@@ -144,7 +146,7 @@ TOKENS = torch.zeros(2, 16, dtype=torch.int64)
         (partial(nn.Embedding, 50_000, 32), TOKENS, 2 * 4 * 2 * 16 * 32),  # not the table
     ],
 )
-def test_what_multiplies_nothing_costs_its_bytes(
+def test_layers_without_products_cost_their_bytes(
     build: Callable[[], nn.Module], inputs: Tensor, forward: int
 ) -> None:
     layer = costs(inputs, build)[0]
@@ -154,21 +156,21 @@ def test_what_multiplies_nothing_costs_its_bytes(
     assert layer.cost == FLOPS_PER_BYTE * (layer.moved_forward + layer.moved_backward)
 
 
-def test_no_backward_where_nothing_learns() -> None:
+def test_no_backward_where_nothing_requires_gradients() -> None:
     relu, linear, last = costs(torch.empty(4, 10), nn.ReLU, partial(nn.Linear, 10, 10), nn.ReLU)
     assert (relu.backward, relu.moved_forward) == (0, 2 * X)
-    assert linear.flops_backward == 2 * 4 * 10 * 10  # nobody needs the gradient of what the first one returns
+    assert linear.flops_backward == 2 * 4 * 10 * 10  # the first layer's output needs no gradient
     assert last.moved_backward >= 2 * X
 
 
-def test_kept_bytes_count_shared_memory_once() -> None:
+def test_saved_bytes_count_shared_memory_once() -> None:
     class TwoUses(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.exp() * x.view(10, 4).t().reshape(4, 10).exp()  # each result is kept, and the product's
+            return x.exp() * x.view(10, 4).t().reshape(4, 10).exp()  # each result is saved, and the product
 
     _, layer = costs(torch.empty(4, 10), partial(nn.Linear, 10, 10), TwoUses)
-    assert layer.kept_bytes[Recompute.NONE] == 3 * 4 * 4 * 10
-    assert layer.kept_bytes[Recompute.FULL] == 4 * 4 * 10  # what it returns
+    assert layer.saved_bytes[Recompute.NONE] == 3 * 4 * 4 * 10
+    assert layer.saved_bytes[Recompute.FULL] == 4 * 4 * 10  # its output
 
 
 def test_nested_activations() -> None:
@@ -179,18 +181,18 @@ def test_nested_activations() -> None:
     assert all(layer.warning is None for layer in (split, join, last))
 
 
-def test_a_layer_that_needs_numbers_is_guessed_with_a_warning() -> None:
-    layer, behind = costs(torch.empty(4, 10), DataDependent, partial(nn.Linear, 10, 1))
+def test_a_data_dependent_layer_is_estimated_with_a_warning() -> None:
+    layer, following = costs(torch.empty(4, 10), DataDependent, partial(nn.Linear, 10, 1))
     assert (layer.flops_forward, layer.flops_backward) == (2 * 4 * 110, 4 * 4 * 110)
     assert layer.warning is not None
     assert "does not run on the meta device" in layer.warning
-    assert behind.warning is None
-    assert behind.flops_forward == 2 * 4 * 10
+    assert following.warning is None
+    assert following.flops_forward == 2 * 4 * 10
 
 
-def test_a_layer_that_looks_at_its_weights_is_built_for_a_moment_and_leaves_the_seed_alone() -> None:
+def test_a_layer_that_reads_its_weights_is_built_briefly_and_leaves_the_seed_alone() -> None:
     before = torch.get_rng_state()
-    layer = costs(torch.empty(4, 10), LooksAtItself)[0]
+    layer = costs(torch.empty(4, 10), ReadsItsWeights)[0]
     assert (layer.flops_forward, layer.warning) == (2 * 4 * 10 * 10, None)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -217,12 +219,12 @@ def test_a_model_larger_than_any_host() -> None:
     assert partition([layer.cost for layer in layers], 2) == (5,)
 
 
-def test_half_precision_halves_what_is_kept_and_sent_but_not_the_weights() -> None:
+def test_half_precision_halves_saved_and_sent_bytes_but_not_the_weights() -> None:
     layers = (Layer("tokens", partial(nn.Embedding, 50, 32)), Layer("linear", partial(nn.Linear, 32, 8)))
     model = Model(layers, NoLoss())
     full, half = layer_costs(model, TOKENS), layer_costs(model, TOKENS, torch.bfloat16)
     assert [cost.output_bytes for cost in half] == [2 * 32 * 32, 2 * 32 * 8]
-    assert half[1].put_off_bytes == 2 * 32 * (32 + 8)  # its input, and the gradient of its output
+    assert half[1].deferred_bytes == 2 * 32 * (32 + 8)  # its input and the gradient of its output
     for one, other in zip(full, half, strict=True):
         assert other.warning is None
         assert other.output_bytes * 2 == one.output_bytes
@@ -231,7 +233,7 @@ def test_half_precision_halves_what_is_kept_and_sent_but_not_the_weights() -> No
         assert other.cost < one.cost
 
 
-def test_a_layer_that_counts_on_its_float32_is_costed_in_it() -> None:
+def test_a_layer_that_relies_on_float32_is_costed_in_float32() -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""The engine's steps: the gradients of plain PyTorch, and the same bits however the model is cut."""
+"""The engine's steps: plain PyTorch's gradients, and the same bits for every cut of the model."""
 
 from functools import partial
 from itertools import combinations
@@ -11,25 +11,26 @@ from torch import Tensor, nn
 from tests.fixtures import FIXTURES
 from tests.support.one_process import Given, Pipeline, share
 from tests.support.two_steps import LAYERS, one_stage, two_steps
-from trainer.averaging import OneReplica
 from trainer.models.gpt import MASKED
 from trainer.models.model import Model
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.micro_batches import MicroBatches
-from trainer.pipeline.stage import BuiltLayer
-from trainer.schedule.orders import ORDERS
+from trainer.replication.replication import Replication
+from trainer.schedule.resolve import recipes, resolve
 
-# A layer of "mixed" returns what is not contiguous. The engine makes it so, and the next layer's kernel may
-# then add in another order than without the engine.
+# A layer of "mixed" returns non-contiguous tensors. The engine makes them contiguous, so the next layer's
+# kernel may add in another order than without the engine.
 CONTIGUOUS = [name for name in FIXTURES if name != "mixed"]
 
 
 def fits(schedule: str, sizes: tuple[int, ...]) -> bool:
-    """Return whether a schedule can place so many stages: ZB-V's workers hold two each."""
-    return schedule != "zb_v" or len(sizes) % 2 == 0
+    """Return whether a schedule can place these stages; ZB-V's workers hold two each."""
+    recipe = resolve(schedule)
+    return recipe.adjustable or len(sizes) % recipe.stages_per_worker == 0
 
 
 def cuts(layers: int) -> list[tuple[int, ...]]:
-    """Return the sizes of the stages: of every cut into 2, every third cut into 3, and a stage a layer."""
+    """Return stage sizes: every cut into 2, every third cut into 3, and one stage a layer."""
     inner = range(1, layers)
     starts = [*combinations(inner, 1), *[*combinations(inner, 2)][::3], tuple(inner)]
     return [tuple(np.diff((0, *first, layers)).tolist()) for first in starts]
@@ -38,7 +39,7 @@ def cuts(layers: int) -> list[tuple[int, ...]]:
 CASES = [
     pytest.param(name, schedule, sizes, id=f"{name}, {schedule}, {'+'.join(map(str, sizes))}")
     for name in FIXTURES
-    for schedule in ORDERS
+    for schedule in recipes()
     for sizes in cuts(LAYERS[name])
     if fits(schedule, sizes)
 ]
@@ -61,7 +62,7 @@ def total_count(model: Model, source: MicroBatches) -> int:
 
 
 def pipeline_gradients(name: str, sizes: tuple[int, ...]) -> tuple[float, dict[str, Tensor | None]]:
-    """Return the mean loss and the gradients of a step without dropout, a stage a layer."""
+    """Return the mean loss and the gradients of a step without dropout, with one stage a layer."""
     model, source = FIXTURES[name].build(dropout=0.0), FIXTURES[name].micro_batches(sizes)
     count = total_count(model, source)
     pipeline = Pipeline(model, [1] * LAYERS[name])
@@ -69,15 +70,15 @@ def pipeline_gradients(name: str, sizes: tuple[int, ...]) -> tuple[float, dict[s
 
 
 class Plain:
-    """The model in plain PyTorch: its layers in a sequence, one graph for all of them.
+    """The model in plain PyTorch: its layers in sequence, in one graph.
 
     Attributes:
-        parameters: By layer and name, a shared one under each of its names.
+        parameters: All parameters by layer and name; a shared one has several names.
         loss: The mean over all micro-batches.
     """
 
     def __init__(self, name: str, sizes: tuple[int, ...], *, shared: bool) -> None:
-        """Do a step's forwards and backwards; make ties shared parameters, or leave the uses copies."""
+        """Run a step's forwards and backwards; ties become shared parameters, or the uses stay copies."""
         model, source = FIXTURES[name].build(dropout=0.0), FIXTURES[name].micro_batches(sizes)
         layers = Pipeline(model, [LAYERS[name]]).layers
         if shared:
@@ -101,16 +102,16 @@ class Plain:
 
 
 def assert_close(ours: Tensor | None, plain: Tensor | None, parameter: str) -> None:
-    if plain is None:  # an unused parameter: the engine completes the gradients of those that it trains
+    if plain is None:  # an unused parameter: the engine completes the gradients of all that it trains
         assert ours is None or torch.count_nonzero(ours) == 0, parameter
     else:
         largest = float(plain.abs().max())
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6 * largest, msg=parameter)
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["by micro-batch", "whole batch"])
+@pytest.mark.parametrize("together", [False, True], ids=["by micro-batch", "full batch"])
 @pytest.mark.parametrize("name", FIXTURES)
-def test_gradients_are_plain_pytorch_s(name: str, together: bool) -> None:
+def test_gradients_match_plain_pytorch(name: str, together: bool) -> None:
     sizes = FIXTURES[name].sizes
     loss, gradients = pipeline_gradients(name, sizes)
     plain = Plain(name, (sum(sizes),) if together else sizes, shared=True)
@@ -121,8 +122,8 @@ def test_gradients_are_plain_pytorch_s(name: str, together: bool) -> None:
 
 
 @pytest.mark.parametrize("name", CONTIGUOUS)
-def test_one_micro_batch_has_plain_pytorch_s_bits(name: str) -> None:
-    """But where there are three uses or more: PyTorch adds them from the last layer to the first."""
+def test_one_micro_batch_matches_plain_pytorch_to_the_bit(name: str) -> None:
+    """Except with three or more uses, which PyTorch adds from the last layer to the first."""
     sizes = (sum(FIXTURES[name].sizes),)
     _, gradients = pipeline_gradients(name, sizes)
     plain = Plain(name, sizes, shared=True)
@@ -135,8 +136,8 @@ def test_one_micro_batch_has_plain_pytorch_s_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONTIGUOUS)
-def test_uses_are_added_up_in_the_order_of_layers(name: str) -> None:
-    """To the bit what PyTorch gives for every copy, however many there are; every copy gets the sum."""
+def test_uses_are_summed_in_the_order_of_layers(name: str) -> None:
+    """Equal to the bit to PyTorch's gradients of the copies, however many; every copy gets the sum."""
     sizes = FIXTURES[name].sizes
     _, gradients = pipeline_gradients(name, sizes)
     plain = Plain(name, sizes, shared=False)
@@ -166,7 +167,7 @@ def test_frozen_and_unused_parameters() -> None:
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_evaluation(name: str) -> None:
-    """No dropout, no gradients, whatever was trained before."""
+    """No dropout and no gradients, whatever was trained before."""
     fixture = FIXTURES[name]
     expected = Pipeline(fixture.build(), [LAYERS[name]]).evaluate(fixture.micro_batches(), 4)
     for sizes in cuts(LAYERS[name]):
@@ -196,7 +197,7 @@ def test_micro_batch_without_targets() -> None:
 
 
 def test_step_without_targets() -> None:
-    """Gradients are zeros then, neither missing nor NaN."""
+    """Gradients are zeros, neither missing nor NaN."""
     pipeline = Pipeline(FIXTURES["masked"].build(), [2, 3])
     tokens = torch.zeros(2, 8, dtype=torch.int64)
     losses = pipeline.train(Given([tokens], [torch.full_like(tokens, MASKED)]), 1)
@@ -204,8 +205,8 @@ def test_step_without_targets() -> None:
     assert all(torch.count_nonzero(gradient) == 0 for gradient in pipeline.gradients().values())
 
 
-class Noting(OneReplica):
-    """Notes when layers are averaged, and what their gradients are then."""
+class Noting(Replication):
+    """Records when layers are averaged, and their gradients at that time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,10 +223,10 @@ class Noting(OneReplica):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ORDERS)
+@pytest.mark.parametrize("schedule", recipes())
 @pytest.mark.parametrize("name", FIXTURES)
 def test_layers_are_averaged_once_and_complete(name: str, schedule: str) -> None:
-    """The owner of a tied parameter too, whose last gradient comes from another layer."""
+    """Including a tied parameter's owner, whose last gradient comes from another layer."""
     for sizes in filter(partial(fits, schedule), [(LAYERS[name],), *cuts(LAYERS[name])]):
         noting = Noting()
         pipeline = Pipeline(FIXTURES[name].build(), sizes, schedule, gradients=noting)

@@ -1,4 +1,4 @@
-"""What the environment tells, and what it is told, before anything else starts."""
+"""The environment: what is read from it and written to it before anything else starts."""
 
 import platform
 import subprocess
@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from tests.support.launch import REPOSITORY
-from trainer import environment
-from trainer.environment import (
+from trainer.distributed import environment
+from trainer.distributed.environment import (
     cores,
     launched,
     local_size,
@@ -53,7 +53,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads_per_rank(5, 2) == 5
 
 
-def test_one_process_starts_mpi_alone() -> None:
+def test_one_process_starts_mpi_isolated() -> None:
     variables: dict[str, str] = {}
     prepare(variables)
     assert variables == {"OMPI_MCA_ess_singleton_isolated": "1"}
@@ -65,15 +65,15 @@ def test_more_ranks_than_cores_do_not_spin() -> None:
     assert variables["OMPI_MCA_mpi_yield_when_idle"] == "1"
 
 
-def test_horovod_looks_less_often_the_more_ranks_share_a_core() -> None:
+def test_horovod_polls_less_often_the_more_ranks_share_a_core() -> None:
     few: dict[str, str] = {}
     many: dict[str, str] = {}
     slow_down_horovod(1, few)
     slow_down_horovod(MANY, many)
-    # Milliseconds; at one, Horovod's own, looking costs as much as work.
+    # Milliseconds; at one, Horovod's default, polling costs as much as the work.
     assert 5 <= float(few["HOROVOD_CYCLE_TIME"]) < float(many["HOROVOD_CYCLE_TIME"])
     slow_down_horovod(MANY, few)
-    assert float(few["HOROVOD_CYCLE_TIME"]) < float(many["HOROVOD_CYCLE_TIME"])  # what is set stays
+    assert float(few["HOROVOD_CYCLE_TIME"]) < float(many["HOROVOD_CYCLE_TIME"])  # settings stay
 
 
 def test_threads_that_fill_the_node_leave_no_core() -> None:
@@ -88,10 +88,10 @@ def test_ranks_with_a_core_each_do_not_yield_it() -> None:
     assert "OMPI_MCA_mpi_yield_when_idle" not in variables
 
 
-def test_messages_go_at_once_where_memory_cannot_be_read() -> None:
+def test_messages_are_eager_where_memory_cannot_be_read() -> None:
     given = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
     denied = given | {"OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
-    many = denied | {"OMPI_COMM_WORLD_LOCAL_SIZE": str(10**9)}  # no room in shared memory for so many
+    many = denied | {"OMPI_COMM_WORLD_LOCAL_SIZE": str(10**9)}  # too many for the shared memory
     for variables in (given, denied, many):
         prepare(variables)
     assert int(given["OMPI_MCA_btl_tcp_eager_limit"]) >= 1 << 20
@@ -102,7 +102,7 @@ def test_messages_go_at_once_where_memory_cannot_be_read() -> None:
     assert (eager in given) == (not reads_memory_of_others())
 
 
-def test_what_the_user_has_set_stays() -> None:
+def test_user_settings_stay() -> None:
     variables = {
         "OMPI_COMM_WORLD_RANK": "0",
         "OMPI_COMM_WORLD_LOCAL_SIZE": str(MANY),
@@ -121,10 +121,10 @@ def test_gloo_is_refused() -> None:
         prepare({"HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1", "HOROVOD_RANK": "0"})
 
 
-# Takes and gives back 8 MB, 50 times, and prints how often the kernel had to find memory for that.
+# Allocates and frees 8 MB, 50 times, and prints how often the kernel had to provide memory.
 COUNT_PAGE_FAULTS = """
 import resource, sys
-from trainer.environment import keep_freed_memory
+from trainer.distributed.environment import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 bytearray(8 << 20)
@@ -135,7 +135,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_freed_memory_is_kept() -> None:
     kept, given_back = (
         int(subprocess.check_output([sys.executable, "-c", COUNT_PAGE_FAULTS, what], cwd=REPOSITORY))

@@ -1,4 +1,4 @@
-"""A run's folder: the configuration reads back, numbers keep their bits, every rank has its log."""
+"""A run's folder: the configuration reads back, numbers keep their bits, every rank has a log."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from trainer.config import AdamWConfig, Config, GPTConfig, TextConfig
+from trainer.config.schema import AdamWConfig, Config, GPTConfig, TextConfig
 from trainer.errors import UserError
 from trainer.metrics.folder import RunFolder
 
@@ -59,7 +59,7 @@ def test_configuration_reads_back(tmp_path: Path) -> None:
     assert read == OmegaConf.structured(config(tmp_path / "run"))
 
 
-def test_one_rank_writes_the_metrics_and_all_log(tmp_path: Path) -> None:
+def test_one_rank_writes_the_metrics_and_all_ranks_log(tmp_path: Path) -> None:
     for rank in (0, 1):
         folder = folder_of(tmp_path / "run", rank)
         folder.write(step=1, loss=2.0, rank=rank)
@@ -79,19 +79,19 @@ def test_numbers_keep_their_bits(tmp_path: Path, number: float) -> None:
     assert objects(folder)[-1]["loss"].hex() == number.hex()
 
 
-def test_loss_that_is_no_number_reads_back(tmp_path: Path) -> None:
+def test_nan_loss_reads_back(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run")
     folder.write(step=1, loss=math.nan)
     assert math.isnan(objects(folder)[0]["loss"])
 
 
-def test_what_a_resumed_run_does_again_is_forgotten(tmp_path: Path) -> None:
+def test_steps_that_a_resumed_run_repeats_are_dropped(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run")
     for step in (1, 2, 3):
         folder.write(step=step, loss=0.5)
         folder.write(step=step, val_loss=0.25)
     with folder.metrics.open("a") as file:
-        file.write('{"step": 2, "lo')  # where a crash cut it off
+        file.write('{"step": 2, "lo')  # cut off by a crash
     folder.forget_after(2)
     folder.write(step=3, loss=0.125)
     superseded = (folder.path / "superseded.jsonl").read_text()
@@ -105,13 +105,13 @@ def test_what_a_resumed_run_does_again_is_forgotten(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_to_forget(tmp_path: Path) -> None:
+def test_nothing_to_drop(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run")
     folder.forget_after(0)
     assert not folder.metrics.exists()
 
 
-def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"run\.dir=.*file/run cannot be written"):
         folder_of(tmp_path / "file" / "run")

@@ -1,4 +1,4 @@
-"""Frozen parameters: which ones a pattern names, what they cost, and the gradients of what is left."""
+"""Frozen parameters: which ones a pattern matches, their costs, and the gradients of the others."""
 
 import fnmatch
 from collections.abc import Callable
@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.one_process import CPU, Given, Pipeline, share
-from trainer.config import GPTConfig
-from trainer.costs import layer_costs
-from trainer.cut import cut_model
+from trainer.activation import Activation
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
 from trainer.models.freeze import freeze
 from trainer.models.gpt import gpt
-from trainer.models.model import Activation, Layer, Model, Tie
+from trainer.models.model import Layer, Model, Tie
 from trainer.models.names import Parameters, choose_layers, chooses
 from trainer.pipeline.build import build_layer
+from trainer.plan.costs import layer_costs
+from trainer.plan.stages import partition_model
 
 
 class Tokens:
-    """Nothing but a shape: what a GPT looks at before it is built."""
+    """Only a shape, as a GPT needs it before it is built."""
 
     def inputs(self, samples: object) -> Tensor:
         return torch.zeros(1, 8, dtype=torch.int64)
@@ -37,7 +38,7 @@ WEIGHT = "linear.weight"  # of the head, tied to the embedding's
 
 
 class Sum:
-    """The output's sum."""
+    """The sum of the output."""
 
     def count(self, target: Activation) -> int:
         return 1
@@ -85,7 +86,7 @@ def of(*layers: str) -> set[str]:
             {f"block.{i}/widen.{n}" for i in range(3) for n in ("weight", "bias")} | HEAD,
         ),
         (["*/*bias"], {name for name in ALL if name.endswith("bias")}),
-        (["head"], HEAD),  # its weight is the embedding's
+        (["head"], HEAD),  # its weight belongs to the embedding
         (["embedding"], of("embedding") | {f"head/{WEIGHT}"}),
         (["embedding/tokens.weight"], {"embedding/tokens.weight", f"head/{WEIGHT}"}),
         (["embedding/positions*"], {"embedding/positions.weight"}),
@@ -106,23 +107,23 @@ def test_patterns(patterns: list[str], expected: set[str]) -> None:
         ("a/w*", "a", "weight", True),
         ("a/w", "a", "weight", False),
         ("*/bias", "a", "b.bias", False),
-        ("*bias", "a", "bias", False),  # without a slash it is a layer's
+        ("*bias", "a", "bias", False),  # without a slash it matches layers
         ("a/", "a", "weight", True),
     ],
 )
-def test_a_pattern_has_a_layer_s_part_and_a_parameter_s(
+def test_a_pattern_has_a_layer_part_and_a_parameter_part(
     pattern: str, layer: str, parameter: str, expected: bool
 ) -> None:
     assert chooses(pattern, (layer, parameter)) is expected
 
 
-def test_weights_are_those_of_the_model_that_is_not_frozen() -> None:
+def test_freezing_does_not_change_the_weights() -> None:
     theirs = parameters(GPT)
     for name, parameter in parameters(freeze(GPT, ["block.*", "embedding"])).items():
         assert torch.equal(parameter, theirs[name])
 
 
-def test_layers_share_a_build_if_they_freeze_the_same() -> None:
+def test_layers_share_a_build_if_they_freeze_the_same_parameters() -> None:
     embedding, *blocks, head = (layer.build for layer in GPT.layers)
     assert blocks[0] is blocks[1] is blocks[2]
     one = [layer.build for layer in freeze(GPT, ["block.1", "embedding/positions*"]).layers]
@@ -137,7 +138,7 @@ def test_layers_share_a_build_if_they_freeze_the_same() -> None:
 
 
 @pytest.mark.parametrize("freezes", ["owner", "use"])
-def test_of_a_model_s_own_frozen_ties_the_owner_decides(freezes: str) -> None:
+def test_the_owner_decides_whether_a_tied_parameter_is_frozen(freezes: str) -> None:
     def layer(name: str, *ties: Tie) -> Layer:
         return Layer(name, lambda: nn.Linear(2, 2).requires_grad_(name != freezes), ties)
 
@@ -154,7 +155,7 @@ def test_of_a_model_s_own_frozen_ties_the_owner_decides(freezes: str) -> None:
         (["embeding/tokens.weight"], ["did you mean embedding/tokens.weight?"]),
         (["block.0/attention.proj.weight"], ["did you mean block.0/attention.project.weight?"]),
         (["*bias"], ["'*bias' matches no parameter", "'block.*/*.bias'"]),
-        ([f"head/{WEIGHT}"], [f"matches head/{WEIGHT} alone", "tied to embedding/tokens.weight"]),
+        ([f"head/{WEIGHT}"], [f"matches only head/{WEIGHT}", "tied to embedding/tokens.weight"]),
         (["*"], ["train.freeze=[*] freezes every parameter"]),
         (["[be]*", "head"], ["train.freeze=[[be]*,head] freezes every parameter"]),
     ],
@@ -166,13 +167,13 @@ def test_mistakes(patterns: list[str], words: list[str]) -> None:
         assert word in str(caught.value)
 
 
-def test_what_the_model_freezes_itself_is_not_left_to_train() -> None:
+def test_parameters_that_the_model_freezes_count_as_frozen() -> None:
     model = linears(lambda: nn.Linear(2, 2), nn.ReLU, lambda: nn.Linear(2, 2).requires_grad_(False))
     with pytest.raises(UserError, match="freezes every parameter"):
         freeze(model, ["layer0"])
 
 
-def test_a_layer_without_parameters_is_nothing_to_freeze() -> None:
+def test_a_layer_without_parameters_cannot_be_frozen() -> None:
     with pytest.raises(UserError, match="'layer1' matches no parameter"):
         freeze(linears(partial(nn.Linear, 2, 2), nn.ReLU), ["layer1"])
 
@@ -192,21 +193,21 @@ def test_a_model_larger_than_any_host() -> None:
     assert [cost.flops_backward for cost in costs] == [0] * 5 + [2 * 10**10] + [4 * 10**10] * 4
 
 
-def test_names_of_a_layer_that_looks_at_its_weights_leave_the_seed_alone() -> None:
-    class LooksAtItself(nn.Linear):
+def test_naming_parameters_of_a_layer_that_reads_its_weights_leaves_the_seed_alone() -> None:
+    class ReadsItsWeights(nn.Linear):
         def __init__(self) -> None:
             super().__init__(2, 2)
             if self.weight.sum().item() == 0:
                 raise ValueError("no weights")
 
     before = torch.get_rng_state()
-    model = linears(LooksAtItself)
+    model = linears(ReadsItsWeights)
     assert list(Parameters(model).of(model.layers[0])) == ["weight", "bias"]
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_costs_of_frozen_layers() -> None:
-    """A product is 2 * 4 * 10 * 10 operations; a backward does one for the weights, and one for the input."""
+    """A product is 2 * 4 * 10 * 10 operations; a backward has one for the weights and one for the input."""
     model = linears(*[partial(nn.Linear, 10, 10)] * 4)
     inputs, moved = torch.empty(4, 10), 4 * (40 + 40)
     for patterns, flops in (
@@ -225,7 +226,7 @@ def test_costs_of_frozen_layers() -> None:
     assert biases.moved_backward == moved + 3 * 4 * 100
 
 
-def test_a_frozen_layer_that_does_not_run_on_the_meta_device_has_no_backward_either() -> None:
+def test_a_frozen_data_dependent_layer_has_no_backward() -> None:
     class DataDependent(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x[x[:, 0] > 0])
@@ -238,16 +239,17 @@ def test_a_frozen_layer_that_does_not_run_on_the_meta_device_has_no_backward_eit
     assert (costs[0].flops_forward, costs[0].backward) == (2 * 4 * 110, 0)
 
 
-def test_stages_are_cut_by_what_is_left_to_do() -> None:
-    """Six equal layers cost 1 forward and 2 backward, the first one that learns 1: 2+3+3 | 3+3+3.
+def test_stages_are_cut_by_the_remaining_work() -> None:
+    """Six equal layers cost 1 forward and 2 backward, the first trained one only 1: 2+3+3 | 3+3+3.
 
-    With four of them frozen it is 1+1+1+1 | 2+3.
+    With four of them frozen: 1+1+1+1 | 2+3.
     """
     model = linears(*[partial(nn.Linear, 500, 500)] * 6)
     frozen_start = freeze(model, ["layer[0-3]"])
     inputs = torch.empty(64, 500)
-    assert [len(stage) for stage in cut_model(model, inputs, None, range(2)).stages] == [3, 3]
-    assert [len(stage) for stage in cut_model(frozen_start, inputs, None, range(2)).stages] == [4, 2]
+    for learning, sizes in ((model, [3, 3]), (frozen_start, [4, 2])):
+        partition = partition_model(layer_costs(learning, inputs), None, range(2))
+        assert [len(stage) for stage in partition.stages] == sizes
 
 
 SIZES = [2, 2, 1]  # of the micro-batches, in samples
@@ -269,13 +271,13 @@ def batches() -> Given:
 
 
 def dropless(patterns: list[str]) -> Model:
-    """Return the model without dropout, for plain PyTorch to repeat."""
+    """Return the model without dropout, so that plain PyTorch can repeat it."""
     config = GPTConfig(blocks=3, width=16, heads=2, context=8, dropout=0.0)
     return freeze(gpt(config, Data(Tokens(), Tokens(), "", vocabulary=11)), patterns)
 
 
 @pytest.mark.parametrize("patterns", PATTERNS.values(), ids=PATTERNS.keys())
-def test_gradients_are_plain_pytorch_s(patterns: list[str]) -> None:
+def test_gradients_match_plain_pytorch(patterns: list[str]) -> None:
     model = dropless(patterns)
     pipeline = Pipeline(model, [2, 1, 2])
     losses = pipeline.train(batches(), len(SIZES), scale=0.1)

@@ -1,4 +1,4 @@
-"""Gantt charts: every bar stands where its action was, as long as it took."""
+"""Gantt charts: every bar shows when its action ran and how long it took."""
 
 import itertools
 import re
@@ -8,13 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from tests.support.schedules import training_schedule
 from tests.support.steps import ALL_REDUCES, MICRO_BATCHES, STAGES, step
 from trainer.metrics.timeline import StepTimeline
 from trainer.report.gantt import schedules_gantt, step_gantt
 from trainer.schedule.actions import Action, Kind
-from trainer.schedule.assemble import generation_schedule, training_schedule
+from trainer.schedule.assemble import generation_schedule
 from trainer.schedule.simulate import simulate
-from trainer.schedule.timeline import RankTimeline, Times
+from trainer.schedule.timeline import ActionTimes, RankTimeline
 
 
 def artists(axes: Axes, name: str) -> list[PolyCollection]:
@@ -22,7 +23,7 @@ def artists(axes: Axes, name: str) -> list[PolyCollection]:
 
 
 def spans(axes: Axes, name: str) -> list[tuple[float, float]]:
-    """Return left edge and width of every bar of the artists that are called so."""
+    """Return left edge and width of every bar of the artists with this label."""
     boxes = [path.get_extents() for each in artists(axes, name) for path in each.get_paths()]
     return [(box.x0, box.width) for box in boxes]
 
@@ -34,7 +35,7 @@ def words(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("kind", [Kind.FORWARD, Kind.BACKWARD])
 @pytest.mark.parametrize("panel", ["predicted", "measured"])
-def test_every_action_is_a_bar_where_and_as_long_as_it_was(kind: Kind, panel: str) -> None:
+def test_every_action_is_a_bar_with_its_time_and_duration(kind: Kind, panel: str) -> None:
     timeline = step()
     axes = dict(zip(("predicted", "measured"), step_gantt(timeline).axes, strict=True))[panel]
     for number, rank in enumerate(getattr(timeline, panel)):
@@ -48,7 +49,7 @@ def test_every_action_is_a_bar_where_and_as_long_as_it_was(kind: Kind, panel: st
         assert drawn == [pytest.approx(each) for each in expected]
 
 
-def test_waiting_is_hatched_and_its_share_written_behind_the_row() -> None:
+def test_waiting_is_hatched_and_its_share_written_after_the_row() -> None:
     timeline = step()
     _, measured = step_gantt(timeline).axes
     waits = spans(measured, r"measured-\d-waiting")
@@ -60,9 +61,9 @@ def test_waiting_is_hatched_and_its_share_written_behind_the_row() -> None:
 
 
 def test_a_bar_begins_where_the_waiting_ends() -> None:
-    """By hand: rank 0 works all the time, rank 1 waits half of it."""
+    """Worked out by hand: rank 0 works all the time, rank 1 waits half of it."""
     forwards = [Action(Kind.FORWARD, stage, 0) for stage in (0, 1)]
-    times = [Times(0.0, 0.0, 0.4), Times(0.0, 0.2, 0.4)]
+    times = [ActionTimes(0.0, 0.0, 0.4), ActionTimes(0.0, 0.2, 0.4)]
     both = tuple(RankTimeline((f,), (t,)) for f, t in zip(forwards, times, strict=True))
     _, measured = step_gantt(StepTimeline("by hand", 1, 0.4, 0.4, both, both, 0.0)).axes
     assert spans(measured, "measured-0-forward") == [pytest.approx((0, 400))]
@@ -93,15 +94,13 @@ def test_all_reduces_that_overlap_are_side_by_side_beneath_the_bars() -> None:
     assert row.y1 < boxes[0].y0 < boxes[0].y1 < boxes[1].y0  # the axis points downwards
 
 
-def test_title_tells_what_ran_and_how_it_compares() -> None:
+def test_title_shows_what_ran_and_how_it_compares() -> None:
     timeline = step()
     written = " ".join(words(step_gantt(timeline)))
     bubble = sum(rank.waited for rank in timeline.measured) / (STAGES * timeline.seconds)
     assert "gpt, 3 stages" in written
-    assert (
-        f"step 17: took {timeline.seconds * 1000:.0f} ms where {timeline.predicted_seconds * 1000:.0f}"
-        in written
-    )
+    measured, predicted = timeline.seconds * 1000, timeline.predicted_seconds * 1000
+    assert f"step 17: measured {measured:.0f} ms, predicted {predicted:.0f}" in written
     assert f"bubble {bubble:.0%}" in written
 
 
@@ -130,20 +129,20 @@ def test_numbers_are_left_out_where_they_do_not_fit() -> None:
         assert not [each for each in axes.texts if each.get_text().isdigit()]
 
 
-def test_one_rank_waits_for_nobody() -> None:
+def test_a_single_rank_never_waits() -> None:
     predicted, measured = step_gantt(step(1, 2)).axes
     assert not artists(predicted, r".*-waiting")
     assert "0%" in [each.get_text() for each in measured.texts]
 
 
 def test_all_kinds_of_work_are_drawn_and_messages_are_not() -> None:
-    """Sampling has no colour of its own; whatever takes time and is no message is drawn all the same."""
+    """Everything that takes time and is not a message is drawn, even sampling, which has no colour."""
     schedule = generation_schedule(range(2), 3)
     busy = {Kind.FORWARD: 1.0, Kind.SAMPLE: 0.5}
     moments = [0.0]
     for action in schedule.workers[1]:
         moments.append(moments[-1] + busy.get(action.kind, 1e-4))
-    times = tuple(Times(a, a, b) for a, b in itertools.pairwise(moments))
+    times = tuple(ActionTimes(a, a, b) for a, b in itertools.pairwise(moments))
     rank = RankTimeline(schedule.workers[1], times)
     _, axes = step_gantt(StepTimeline("t", 1, moments[-1], moments[-1], (rank,), (rank,), 0.0)).axes
     names = {each.get_gid() for each in axes.collections}
@@ -154,7 +153,7 @@ def test_the_legend_is_within_the_page() -> None:
     """ZB-V has every kind of backward, in two shades each."""
     ranks = []
     for actions in training_schedule("zb_v", 4, 8).workers:
-        times = [Times(at, at + 0.5, at + 1) for at in range(len(actions))]
+        times = [ActionTimes(at, at + 0.5, at + 1) for at in range(len(actions))]
         ranks.append(RankTimeline(actions, tuple(times), ALL_REDUCES))
     end = float(max(len(rank.actions) for rank in ranks))
     figure = step_gantt(StepTimeline("zb_v", 1, end, end, tuple(ranks), tuple(ranks), 0.0))
@@ -173,4 +172,4 @@ def test_a_schedule_is_drawn_as_simulated() -> None:
     assert spans(axes, "gpipe-2-backward") == [pytest.approx((13 + 2 * i, 2)) for i in range(8)]
     written = [each.get_text() for each in axes.texts]
     assert "gpipe: bubble 27%" in written  # (p - 1) / (m + p - 1)
-    assert written.count("8 at most") == 4
+    assert written.count("max 8") == 4

@@ -1,12 +1,12 @@
-"""Text token by token: how the next one is chosen, and that no cut of the model changes it."""
+"""Text is generated token by token: how the next token is chosen, and that no cut changes it."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.support.one_process import Pipeline
-from trainer.config import GenerateConfig, GPTConfig
+from tests.support.one_process import Given, Pipeline
+from trainer.config.schema import GenerateConfig, GPTConfig
 from trainer.data.dataset import Data
 from trainer.generation import Text
 from trainer.models.gpt import gpt
@@ -16,11 +16,11 @@ from trainer.schedule.merge import merge_for_rank
 GPT = GPTConfig(blocks=3, width=16, heads=2, context=8, dropout=0.1)
 CUTS = [[1, 1, 1, 1, 1], [2, 3], [4, 1], [1, 3, 1]]
 PROMPT = [1, 2, 3]
-TOKENS = 12  # with the prompt more than the context of 8
+TOKENS = 12  # together with the prompt more than the context of 8
 
 
 class Tokens:
-    """Nothing but a shape: what a GPT looks at before it is built."""
+    """Only a shape, as a GPT needs it before it is built."""
 
     def inputs(self, samples: np.ndarray) -> Tensor:
         return torch.zeros(len(samples), 8, dtype=torch.int64)
@@ -30,7 +30,7 @@ DATA = Data(Tokens(), Tokens(), "", vocabulary=11)  # type: ignore[arg-type]
 
 
 def written(sizes: list[int], config: GenerateConfig, seed: int = 0) -> list[int]:
-    """Return what a GPT, cut like this, writes behind the prompt."""
+    """Return what a GPT with this cut writes after the prompt."""
     pipeline = Pipeline(gpt(GPT, DATA), sizes)
     text = Text(PROMPT, TOKENS, GPT.context, config, seed)
     actions = merge_for_rank(generation_schedule(range(len(sizes)), TOKENS), range(len(sizes)))
@@ -39,19 +39,26 @@ def written(sizes: list[int], config: GenerateConfig, seed: int = 0) -> list[int
 
 
 def sampled(logits: list[float], config: GenerateConfig, number: int = 300) -> set[int]:
-    """Return which tokens are ever chosen."""
+    """Return the set of tokens that sampling chooses."""
     text = Text([0], 1, 8, config, seed=0)
-    output = torch.tensor([[[0.0] * len(logits), logits]])  # the last position counts
+    output = torch.tensor([[[0.0] * len(logits), logits]])  # only the last position counts
     return {int(text.sample(output)) for _ in range(number)}
 
 
-def test_likeliest_token_is_that_of_a_plain_loop() -> None:
+def test_most_likely_tokens_match_a_plain_loop() -> None:
     network = torch.nn.Sequential(*(layer.module for layer in Pipeline(gpt(GPT, DATA), [5]).layers)).eval()
     tokens = list(PROMPT)
     for _ in range(TOKENS):
         logits = network(torch.tensor([tokens[-GPT.context :]]))
         tokens.append(int(logits[0, -1].argmax()))
     assert written([5], GenerateConfig(temperature=0)) == tokens
+
+
+def test_a_source_without_tokens_cannot_generate() -> None:
+    pipeline = Pipeline(gpt(GPT, DATA), [2, 3])
+    actions = merge_for_rank(generation_schedule(range(2), 1), range(2))
+    with pytest.raises(TypeError, match="needs a TokenSource, not Given"):
+        pipeline.engine.infer(actions, Given([torch.tensor([PROMPT])], [None]))
 
 
 @pytest.mark.parametrize("sizes", CUTS)
@@ -80,7 +87,7 @@ def test_top_k(top_k: int, chosen: set[int]) -> None:
     assert sampled([0.0, 1.0, 1.5], GenerateConfig(temperature=2.0, top_k=top_k)) == chosen
 
 
-def test_signatures_are_the_lengths_that_the_model_sees() -> None:
+def test_signatures_are_the_lengths_of_the_input() -> None:
     text = Text(PROMPT, 7, 8, GenerateConfig(), seed=0)
     assert text.signatures() == [3, 4, 5, 6, 7, 8, 8]
     for new, length in enumerate(text.signatures(), start=4):

@@ -1,4 +1,4 @@
-"""GPT against a naive implementation of the same network, and what its user relies on."""
+"""GPT compared with a naive implementation, and the properties that users rely on."""
 
 import math
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.config import GPTConfig
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.data.text import Windows
 from trainer.errors import UserError
@@ -33,7 +33,7 @@ def make_config(**values: object) -> GPTConfig:
 
 
 def build(model: Model, seed: int = 0) -> nn.ModuleDict:
-    """Build every layer under a seed, and make tied parameters one."""
+    """Build every layer with a seed, and share tied parameters."""
     torch.manual_seed(seed)
     modules = {layer.name: layer.build() for layer in model.layers}
     for layer in model.layers:
@@ -109,11 +109,11 @@ def naive_gpt(layers: nn.ModuleDict, tokens: Tensor, heads: int, rotary: bool) -
 
 
 @POSITIONS
-def test_is_the_network_it_says(positions: str) -> None:
+def test_matches_the_naive_network(positions: str) -> None:
     config = make_config(positions=positions)
     layers = build(gpt(config, make_data())).double()
     with torch.no_grad():
-        for parameter in layers.parameters():  # far from the initial values, where every term counts
+        for parameter in layers.parameters():  # far from the initial values, so that every term counts
             parameter.normal_(std=0.5)
         tokens = random_tokens(2, 8)
         expected = naive_gpt(layers, tokens, config.heads, positions == "rotary")
@@ -158,7 +158,7 @@ def test_rotary_products_depend_on_distance_only(width: int, seed: int) -> None:
     torch.testing.assert_close(scores[0, 0], query @ key, rtol=1e-4, atol=1e-4)
 
 
-def test_the_same_token_at_another_place_is_told_apart() -> None:
+def test_positions_distinguish_equal_tokens() -> None:
     tokens = torch.tensor([[1, 2, 3, 3, 3, 3, 3, 3], [2, 1, 3, 3, 3, 3, 3, 3]])
     for positions in ("learned", "rotary"):
         logits = run(build(gpt(make_config(positions=positions), make_data())), tokens)[:, -1]
@@ -171,7 +171,7 @@ def test_a_tied_head_trains_the_embedding() -> None:
     assert (tie.owner, tie.owner_parameter, tie.parameter) == ("embedding", "tokens.weight", "linear.weight")
     layers = build(model)
     assert layers["head"].linear.weight is layers["embedding"].tokens.weight
-    # The last logits alone reach, through the head, rows of tokens that are not in the input.
+    # Only through the head do the last logits reach rows of tokens that are not in the input.
     run(layers, torch.zeros(1, 1, dtype=torch.long)).square().sum().backward()
     assert (layers["embedding"].tokens.weight.grad != 0).any(dim=1).all()
 
@@ -229,7 +229,7 @@ def test_builds_and_runs_without_memory(positions: str) -> None:
 @POSITIONS
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_what_leaves_a_layer_is_contiguous(positions: str, dropout: float, autocast: bool) -> None:
+def test_layer_outputs_are_contiguous(positions: str, dropout: float, autocast: bool) -> None:
     model = gpt(make_config(positions=positions, dropout=dropout), make_data())
     activation = random_tokens(3, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -252,7 +252,7 @@ def test_dropout_follows_the_generator_and_stops_in_evaluation() -> None:
 
 
 def test_dropout_reaches_every_part() -> None:
-    """With everything dropped, a block adds nothing and an embedding is zero."""
+    """With everything dropped, a block adds nothing and the embedding is zero."""
     layers = build(gpt(make_config(dropout=1.0, blocks=1), make_data()))
     assert not layers["embedding"](random_tokens(2, 8)).any()
     x = torch.randn(2, 8, 16)
@@ -267,7 +267,7 @@ def test_attention_weights_are_dropped() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(batch=st.integers(1, 4), time=st.integers(1, 6), masked=st.floats(0, 0.9), seed=st.integers(0, 1000))
-def test_loss_sum_over_count_is_the_mean_of_what_is_not_masked(
+def test_loss_sum_over_count_is_the_mean_over_unmasked_targets(
     batch: int, time: int, masked: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -282,7 +282,7 @@ def test_loss_sum_over_count_is_the_mean_of_what_is_not_masked(
         torch.testing.assert_close(loss(logits, targets) / loss.count(targets), expected)
 
 
-def test_a_batch_that_is_all_masked_adds_nothing() -> None:
+def test_a_fully_masked_batch_adds_nothing() -> None:
     logits = torch.randn(2, 3, VOCABULARY, requires_grad=True)
     targets = torch.full((2, 3), MASKED)
     loss = TokenLoss()(logits, targets)

@@ -1,11 +1,11 @@
-"""Ranks, replicas, workers, stages, and the dealing of micro-batches."""
+"""Ranks, replicas, workers, stages, and the assignment of micro-batches."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.distributed.layout import Layout, assign_micro_batches, micro_batch_sizes
 from trainer.errors import UserError
-from trainer.layout import Layout, deal, micro_batch_sizes
 
 
 def test_eight_ranks_of_four_stages_are_two_contiguous_groups() -> None:
@@ -14,7 +14,6 @@ def test_eight_ranks_of_four_stages_are_two_contiguous_groups() -> None:
     assert [layout.replica(rank) for rank in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert [layout.group_rank(rank) for rank in range(8)] == [0, 1, 2, 3, 0, 1, 2, 3]
     assert [list(layout.ranks_of_group(replica)) for replica in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert [list(layout.ranks_of_position(i)) for i in range(4)] == [[0, 4], [1, 5], [2, 6], [3, 7]]
 
 
 def test_a_rank_with_two_devices_holds_two_neighbouring_stages() -> None:
@@ -51,7 +50,7 @@ def test_every_stage_of_every_replica_sits_on_exactly_one_device(
         (2, 1, 10, 2),
         (8, 1, 10, 2),
         (3, 1, 10, 1),
-        (8, 1, 1, 1),  # nothing to cut
+        (8, 1, 1, 1),  # cannot be cut
         (1, 4, 10, 4),
         (3, 2, 10, 2),
     ],
@@ -84,8 +83,8 @@ def test_auto(world: int, devices: int, layers: int, stages: int) -> None:
             3,
             2,
             10,
-            "layout.stages=3 is not divisible by layout.devices_per_rank=2: a rank drives whole workers of "
-            "one replica; layout.stages can be 2, 4, 8",
+            "layout.stages=3 is not divisible by layout.devices_per_rank=2: the workers of a rank belong "
+            "to one replica; layout.stages can be 2, 4, 8",
         ),
         (
             12,
@@ -101,7 +100,7 @@ def test_auto(world: int, devices: int, layers: int, stages: int) -> None:
             4,
             3,
             "layout.stages=4 but the model has 3 layers: every stage needs one; "
-            "with layout.devices_per_rank=4 no number of stages fits; lower it",
+            "no number of stages fits layout.devices_per_rank=4, so lower it",
         ),
         (4, 0, 1, 10, 'layout.stages=0 must be "auto" or at least 1'),
         (4, -2, 1, 10, 'layout.stages=-2 must be "auto" or at least 1'),
@@ -132,12 +131,12 @@ def test_sizes_must_be_positive(sizes: tuple[int, int], key: str) -> None:
 
 
 def test_seven_micro_batches_for_three_replicas() -> None:
-    assert [list(deal(7, 3, replica)) for replica in range(3)] == [[0, 1, 2], [3, 4], [5, 6]]
+    assert [list(assign_micro_batches(7, 3, replica)) for replica in range(3)] == [[0, 1, 2], [3, 4], [5, 6]]
 
 
 @given(st.integers(1, 40), st.integers(0, 200))
 def test_dealing_gives_every_micro_batch_once_in_order_and_evenly(replicas: int, more: int) -> None:
-    runs = [deal(replicas + more, replicas, replica) for replica in range(replicas)]
+    runs = [assign_micro_batches(replicas + more, replicas, replica) for replica in range(replicas)]
     assert [i for run in runs for i in run] == list(range(replicas + more))
     lengths = [len(run) for run in runs]
     assert lengths == sorted(lengths, reverse=True)
@@ -146,6 +145,6 @@ def test_dealing_gives_every_micro_batch_once_in_order_and_evenly(replicas: int,
 
 def test_fewer_micro_batches_than_replicas() -> None:
     with pytest.raises(UserError) as error:
-        deal(3, 4, 0)
+        assign_micro_batches(3, 4, 0)
     for part in ("batch.global_size", "batch.micro_size", "3 micro-batches", "4 replicas"):
         assert part in str(error.value)

@@ -1,4 +1,4 @@
-"""The loss scale: exact, halved by an overflow, doubled when it could be larger."""
+"""The loss scale: exact, halved by an overflow, doubled after a long run of good steps."""
 
 import math
 from dataclasses import asdict, replace
@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from tests.support.steps import RESULT
-from trainer.loss_scale import LossScale
+from tests.support.steps import RESULT, SUMMARY
+from trainer.optim.loss_scale import LossScale
 
 
 def test_dividing_by_it_is_exact() -> None:
@@ -39,7 +39,7 @@ def test_two_thousand_good_steps_double_it() -> None:
     assert scale == again == LossScale(2.0**17, good_steps=0)
 
 
-def test_a_model_that_overflows_by_itself_is_told() -> None:
+def test_a_model_that_overflows_by_itself_is_reported() -> None:
     scale = LossScale()
     with pytest.raises(OverflowError, match="use precision=bf16"):
         [scale.accepts(math.nan) for _ in range(100)]
@@ -50,5 +50,5 @@ def test_a_step_is_skipped_only_where_there_is_a_loss_scale() -> None:
     assert not RESULT.skipped
     assert not scaled.skipped
     for norm in (math.inf, math.nan):
-        assert replace(scaled, grad_norm=norm).skipped
-        assert not replace(RESULT, grad_norm=norm).skipped
+        assert replace(scaled, summary=replace(SUMMARY, grad_norm=norm)).skipped
+        assert not replace(RESULT, summary=replace(SUMMARY, grad_norm=norm)).skipped

@@ -1,4 +1,4 @@
-"""What a rank holds, and the least that is computed again so that it fits."""
+"""The memory of a rank, and the least recomputation that makes it fit."""
 
 from functools import partial
 
@@ -7,27 +7,28 @@ import torch
 from torch import nn
 
 from tests.support.blocks import blocks
-from trainer.config import AdamWConfig, CustomOptimizerConfig, SGDConfig
-from trainer.cut import Cut, cut_model
+from tests.support.schedules import training_schedule
+from trainer.config.schema import AdamWConfig, CustomOptimizerConfig, SGDConfig
+from trainer.config.sizes import parse_size, size_text
 from trainer.errors import UserError
-from trainer.memory import fit, predict
 from trainer.models.model import Layer, Model
-from trainer.optimization import state_per_weight
+from trainer.optim.build import state_per_weight
 from trainer.pipeline.recomputation import Recompute
-from trainer.schedule.assemble import training_schedule
-from trainer.sizes import parse_size, size_text
+from trainer.plan.costs import layer_costs
+from trainer.plan.memory import fit, predict
+from trainer.plan.stages import Partition, partition_model
 
 STAGES, MICRO_BATCHES = 2, 6
 SCHEDULE = training_schedule("1f1b", STAGES, MICRO_BATCHES)
 
 
-def cut() -> Cut:
-    return cut_model(blocks(6), torch.zeros(32, 64), None, range(STAGES))
+def cut() -> Partition:
+    return partition_model(layer_costs(blocks(6), torch.zeros(32, 64)), None, range(STAGES))
 
 
-def least(cut: Cut) -> float:
-    """Return the time that is spent again."""
-    return sum(cost.again(mode) for cost, mode in zip(cut.costs, cut.recompute, strict=True))
+def least(cut: Partition) -> float:
+    """Return the time spent on recomputation."""
+    return sum(cost.recompute_time(mode) for cost, mode in zip(cut.costs, cut.recompute, strict=True))
 
 
 def test_sizes() -> None:
@@ -46,11 +47,11 @@ def test_sizes() -> None:
 
 def test_weights_gradients_state_and_messages() -> None:
     model = Model(tuple(Layer(f"l{i}", partial(nn.Linear, 10, 10)) for i in range(2)), blocks(1).loss)
-    whole = cut_model(model, torch.zeros(4, 10), None, range(2))
+    whole = partition_model(layer_costs(model, torch.zeros(4, 10)), None, range(2))
     memory = predict(whole, SCHEDULE, state=2)
     weights, message = 4 * 110, 4 * 4 * 10
     assert memory.fixed == (weights * 4 + 4 * message, weights * 4 + 8 * message)
-    # Of the first, its output and not its input, twice; of the second both, once.
+    # The first stage: its output, not its input, twice. The second: both, once.
     assert memory.activations == (2 * message, 2 * message)
 
 
@@ -59,7 +60,7 @@ def test_state_of_optimizers() -> None:
     assert [state_per_weight(AdamWConfig()), state_per_weight(CustomOptimizerConfig())] == [2, 2]
 
 
-def test_what_fits_is_left_alone() -> None:
+def test_nothing_is_recomputed_where_everything_fits() -> None:
     whole = cut()
     enough = max(predict(whole, SCHEDULE, 2).total(rank) for rank in range(STAGES))
     assert fit(whole, SCHEDULE, 2, enough) == whole
@@ -67,37 +68,37 @@ def test_what_fits_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_every_rank_fits_for_about_the_least_time(share: float) -> None:
+def test_every_rank_fits_at_about_the_least_time(share: float) -> None:
     whole = cut()
-    frugal = Cut(whole.stages, whole.costs, (Recompute.FULL,) * 6)
+    frugal = Partition(whole.stages, whole.costs, (Recompute.FULL,) * 6)
     most, fewest = (
         max(predict(each, SCHEDULE, 2).total(rank) for rank in range(STAGES)) for each in (whole, frugal)
     )
     limit = int(fewest + share * (most - fewest))
     fitted = fit(whole, SCHEDULE, 2, limit)
     assert all(predict(fitted, SCHEDULE, 2).total(rank) <= limit for rank in range(STAGES))
-    for stage, layers in enumerate(whole.stages):  # against all ways to choose for a stage
+    for stage, layers in enumerate(whole.stages):  # compared with all choices for a stage
         cheapest = min(
             least(way) for way in ways(whole, list(layers)) if predict(way, SCHEDULE, 2).total(stage) <= limit
         )
-        spent = sum(fitted.costs[layer].again(fitted.recompute[layer]) for layer in layers)
-        assert cheapest <= spent <= cheapest + fitted.costs[0].again(Recompute.FULL)
+        spent = sum(fitted.costs[layer].recompute_time(fitted.recompute[layer]) for layer in layers)
+        assert cheapest <= spent <= cheapest + fitted.costs[0].recompute_time(Recompute.FULL)
 
 
-def ways(whole: Cut, layers: list[int]) -> list[Cut]:
-    """Return every choice for some layers."""
+def ways(whole: Partition, layers: list[int]) -> list[Partition]:
+    """Return the cut with every choice of modes for some layers."""
     cuts = [whole]
     for layer in layers:
         cuts = [
-            Cut(each.stages, each.costs, (*each.recompute[:layer], mode, *each.recompute[layer + 1 :]))
+            Partition(each.stages, each.costs, (*each.recompute[:layer], mode, *each.recompute[layer + 1 :]))
             for each in cuts
             for mode in Recompute
         ]
     return cuts
 
 
-def test_what_cannot_fit_is_told() -> None:
+def test_a_model_that_cannot_fit_is_reported() -> None:
     with pytest.raises(
-        UserError, match=r"memory\.limit=1\.0 KiB is too little: rank 0 of a group needs .* MiB"
+        UserError, match=r"memory\.limit=1\.0 KiB is too small: rank 0 of a group needs .* MiB"
     ):
         fit(cut(), SCHEDULE, 2, 1024)

@@ -1,12 +1,13 @@
-"""The lists of a rank with several devices."""
+"""The action lists of a rank with several devices."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.layout import Layout
+from tests.support.schedules import training_schedule
+from trainer.distributed.layout import Layout
 from trainer.schedule.actions import Kind, Schedule, Tied
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.merge import by_rank, merge_for_rank
 from trainer.schedule.validate import validate
 
@@ -39,15 +40,15 @@ def test_one_worker_keeps_its_list() -> None:
 
 
 def test_devices_overlap() -> None:
-    """Micro-batch 1 is handed to the first device before micro-batch 0 goes to the second."""
+    """Micro-batch 1 goes to the first device before micro-batch 0 goes to the second."""
     actions = merge_for_rank(training_schedule("gpipe", 2, 3), [0, 1])
     computed = " ".join(str(action) for action in actions if action.kind in (Kind.FORWARD, Kind.BACKWARD))
     assert computed == "F0.0 F0.1 F1.0 F0.2 F1.1 F1.2 B1.0 B1.1 B0.0 B1.2 B0.1 B0.2"
 
 
-def test_what_waits_for_other_replicas_comes_after_all_computing() -> None:
+def test_waiting_for_other_replicas_comes_after_all_computation() -> None:
     actions = merge_for_rank(training_schedule("1f1b", 4, 8, [Tied(0, 3)]), range(4))
     kinds = [action.kind for action in actions]
     last_backward = max(i for i, kind in enumerate(kinds) if kind is Kind.BACKWARD)
-    assert kinds.index(Kind.AVERAGE) < last_backward < kinds.index(Kind.FINISH)
-    assert kinds[-4:] == [Kind.STEP] * 4
+    assert kinds.index(Kind.REDUCE_START) < last_backward < kinds.index(Kind.REDUCE_WAIT)
+    assert kinds[-4:] == [Kind.UPDATE] * 4

@@ -1,4 +1,4 @@
-"""What the configuration names is built, the user's own included; what is unsound is refused."""
+"""The configuration's models and data are built, custom ones included; unsound ones are refused."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from trainer.config import (
+from tests.support.thread_ranks import on_ranks
+from trainer.config.import_path import load
+from trainer.config.schema import (
     BinaryConfig,
     CustomDataConfig,
     CustomModelConfig,
@@ -15,17 +17,17 @@ from trainer.config import (
     SimpleNetConfig,
 )
 from trainer.data.binary import binary
-from trainer.data.build import build_data
+from trainer.data.build import load_data
 from trainer.errors import UserError
-from trainer.imports import load
 from trainer.models.build import build_model, check_model
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.simplenet import BinaryLoss
 
 OWN_CODE = """
 from torch import nn
-from trainer.config import BinaryConfig
+from trainer.config.schema import BinaryConfig
 from trainer.data.binary import binary
+from trainer.errors import UserError
 from trainer.models.model import Layer, Model
 from trainer.models.simplenet import BinaryLoss
 
@@ -41,6 +43,16 @@ def samples(count=10):
 def nothing(*arguments):
     return None
 
+def prepare(folder, count):
+    (folder / "count").write_text(str(count))
+
+def prepared(folder, count):
+    assert (folder / "count").read_text() == str(count)
+    return samples(count)
+
+def unprepared(folder, count):
+    raise UserError(f"{count} is too many")
+
 class Factory:
     @staticmethod
     def network(data):
@@ -50,7 +62,7 @@ class Factory:
 
 @pytest.fixture(autouse=True)
 def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand in a folder with a module of the user's own, as a command finds it there."""
+    """Change to a folder with a user's module, as when a command starts there."""
     (tmp_path / "own_code.py").write_text(OWN_CODE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
@@ -72,16 +84,35 @@ def test_the_configuration_chooses() -> None:
         build_model(ModelConfig(name="other"), data)
 
 
-def test_own_model_by_import_path() -> None:
+def test_custom_model_by_import_path() -> None:
     config = CustomModelConfig(target="own_code:network", options={"depth": 2, "target": "last"})
     assert names(build_model(config, binary(BinaryConfig()))) == ["linear0", "linear1", "last"]
     config = CustomModelConfig(target="own_code:Factory.network")
     assert names(build_model(config, binary(BinaryConfig()))) == ["linear0", "target"]
 
 
-def test_own_data_by_import_path() -> None:
+def test_custom_data_by_import_path() -> None:
     config = CustomDataConfig(target="own_code:samples", options={"count": 30})
-    assert len(build_data(config, local_rank=0, barrier=lambda: None).training) == 30
+    assert len(load_data(config).training) == 30
+
+
+def test_custom_data_is_prepared_by_one_rank_of_a_node(own_code: Path) -> None:
+    """It is prepared before any rank loads it, with the same options."""
+    options = {"folder": own_code, "count": 30}
+    config = CustomDataConfig(target="own_code:prepared", prepare="own_code:prepare", options=options)
+    found = on_ranks(lambda rank: load_data(config, rank), local_ranks=(1, 2, 0))
+    assert [len(data.training) for data in found] == [30] * 3
+    assert len(load_data(config).training) == 30
+
+
+def test_errors_in_preparation_are_raised_on_every_rank(own_code: Path) -> None:
+    options = {"folder": own_code, "count": 30}
+    config = CustomDataConfig(target="own_code:prepared", prepare="own_code:unprepared", options=options)
+    errors = on_ranks(lambda rank: load_data(config, rank), local_ranks=(1, 0, 0))
+    assert [(type(error), str(error)) for error in errors] == [(UserError, "30 is too many")] * 3
+    config = CustomDataConfig(target="own_code:prepared", prepare="own_code:prepar", options=options)
+    with pytest.raises(UserError, match=r"data\.prepare=own_code:prepar: .* did you mean 'prepare'"):
+        load_data(config)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +131,7 @@ def test_own_data_by_import_path() -> None:
         ("own_raises:network", ["ZeroDivisionError"]),
     ],
 )
-def test_a_bad_import_path_is_told(own_code: Path, target: str, words: list[str]) -> None:
+def test_a_bad_import_path_is_reported(own_code: Path, target: str, words: list[str]) -> None:
     (own_code / "own_broken.py").write_text("def (")
     (own_code / "own_needs.py").write_text("import own_missing_package")
     (own_code / "own_raises.py").write_text("1 / 0")
@@ -110,23 +141,19 @@ def test_a_bad_import_path_is_told(own_code: Path, target: str, words: list[str]
         assert word in str(caught.value)
 
 
-def test_options_that_do_not_fit_are_told() -> None:
+def test_wrong_options_are_reported() -> None:
     data = binary(BinaryConfig())
     with pytest.raises(UserError, match=r"model\.options.*own_code:network.*depht"):
         build_model(CustomModelConfig(target="own_code:network", options={"depth": 2, "depht": 2}), data)
     with pytest.raises(UserError, match=r"data\.options.*own_code:samples.*number"):
-        build_data(
-            CustomDataConfig(target="own_code:samples", options={"number": 2}),
-            local_rank=0,
-            barrier=lambda: None,
-        )
+        load_data(CustomDataConfig(target="own_code:samples", options={"number": 2}))
 
 
-def test_what_is_not_a_model_or_data_is_told() -> None:
+def test_a_wrong_return_type_is_reported() -> None:
     with pytest.raises(UserError, match=r"model\.target=own_code:nothing returned NoneType"):
         build_model(CustomModelConfig(target="own_code:nothing"), binary(BinaryConfig()))
     with pytest.raises(UserError, match=r"data\.target=own_code:nothing returned NoneType"):
-        build_data(CustomDataConfig(target="own_code:nothing"), local_rank=0, barrier=lambda: None)
+        load_data(CustomDataConfig(target="own_code:nothing"))
 
 
 def layer(name: str, *ties: Tie) -> Layer:
@@ -149,17 +176,17 @@ def layer(name: str, *ties: Tie) -> Layer:
         ),
         (
             (layer("a"), layer("b", Tie("x", "a", "y")), layer("c"), layer("d", Tie("z", "b", "x"))),
-            "'d' ties its 'z' to 'x' of layer 'b'.*tied itself: tie it to .* 'y' of layer 'a'",
+            "'d' ties its 'z' to 'x' of layer 'b'.*itself tied: tie it to .* 'y' of layer 'a'",
         ),
     ],
 )
-def test_an_unsound_model_is_told(layers: tuple[Layer, ...], words: str) -> None:
+def test_an_unsound_model_is_reported(layers: tuple[Layer, ...], words: str) -> None:
     with pytest.raises(UserError, match=words):
         check_model(Model(layers, BinaryLoss()))
 
 
-def test_a_layer_may_use_parameters_and_own_others() -> None:
-    """Two of its parameters may have one owner, too."""
+def test_a_layer_may_both_use_and_own_parameters() -> None:
+    """Two of its parameters may have the same owner."""
     layers = (
         layer("a"),
         layer("b", Tie("weight", "a", "weight"), Tie("other", "a", "weight")),
@@ -168,7 +195,7 @@ def test_a_layer_may_use_parameters_and_own_others() -> None:
     check_model(Model(layers, BinaryLoss()))
 
 
-def test_own_models_are_checked_too() -> None:
+def test_custom_models_are_checked_too() -> None:
     config = CustomModelConfig(target="own_code:network", options={"depth": 2, "target": "linear0"})
     with pytest.raises(UserError, match="'linear0'"):
         build_model(config, binary(BinaryConfig()))

@@ -1,4 +1,4 @@
-"""Learning rates against closed formulas, clipping against torch's, decay where it belongs."""
+"""Learning rates compared with closed formulas, clipping with torch's; weight decay where it belongs."""
 
 import math
 from collections.abc import Callable
@@ -10,60 +10,54 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.support.layers import layers_of
-from trainer.config import (
+from trainer.config.schema import (
     AdamWConfig,
     CustomOptimizerConfig,
     GroupConfig,
+    LRScheduleConfig,
     OptimizerConfig,
-    RateConfig,
     SGDConfig,
 )
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.simplenet import BinaryLoss
-from trainer.optimization import (
-    all_gradients,
-    build_optimizer,
-    check_groups,
-    clear_gradients,
-    clip,
-    global_norm,
-    gradient_norms,
-    learning_rate,
-    set_learning_rates,
-)
-from trainer.pipeline.stage import BuiltLayer
+from trainer.optim.build import build_optimizer, check_groups
+from trainer.optim.gradients import all_gradients, clear_gradients, clip, global_norm, gradient_norms
+from trainer.optim.learning_rate import learning_rate, set_learning_rates
+from trainer.pipeline.layer import BuiltLayer
 
 PEAK = 0.3
 
 
-def rates(rate: RateConfig, steps: int) -> list[float]:
+def rates(rate: LRScheduleConfig, steps: int) -> list[float]:
     return [learning_rate(PEAK, rate, step, steps) for step in range(1, steps + 1)]
 
 
 def test_constant() -> None:
-    assert rates(RateConfig("constant"), 5) == [PEAK] * 5
+    assert rates(LRScheduleConfig("constant"), 5) == [PEAK] * 5
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
 def test_warmup_grows_evenly_to_the_peak(name: str) -> None:
-    assert rates(RateConfig(name, warmup=4), 10)[:4] == pytest.approx([PEAK * i / 4 for i in (1, 2, 3, 4)])
+    assert rates(LRScheduleConfig(name, warmup=4), 10)[:4] == pytest.approx(
+        [PEAK * i / 4 for i in (1, 2, 3, 4)]
+    )
 
 
 def test_linear_falls_evenly_to_the_final_share() -> None:
     expected = [PEAK * (1 - 0.75 * i / 8) for i in range(1, 9)]
-    assert rates(RateConfig("linear", warmup=2, final=0.25), 10)[2:] == pytest.approx(expected)
+    assert rates(LRScheduleConfig("linear", warmup=2, final=0.25), 10)[2:] == pytest.approx(expected)
 
 
 def test_cosine_falls_to_the_final_share() -> None:
-    found = rates(RateConfig("cosine", warmup=2, final=0.25), 10)
+    found = rates(LRScheduleConfig("cosine", warmup=2, final=0.25), 10)
     assert found[-1] == pytest.approx(PEAK / 4)
     assert found[5] == pytest.approx(PEAK * (1 + 0.25) / 2)  # half way
     expected = [PEAK * (0.25 + 0.75 * math.cos(math.pi * i / 16) ** 2) for i in range(1, 9)]
     assert found[2:] == pytest.approx(expected)
 
 
-def test_cosine_is_torch_s() -> None:
+def test_cosine_matches_torch() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=PEAK)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
     expected = []
@@ -71,7 +65,7 @@ def test_cosine_is_torch_s() -> None:
         optimizer.step()
         scheduler.step()
         expected.append(scheduler.get_last_lr()[0])
-    assert rates(RateConfig("cosine"), 10) == pytest.approx(expected)
+    assert rates(LRScheduleConfig("cosine"), 10) == pytest.approx(expected)
 
 
 @given(
@@ -80,8 +74,8 @@ def test_cosine_is_torch_s() -> None:
     st.floats(0, 1),
     st.integers(1, 30),
 )
-def test_never_beyond_the_peak_nor_below_nothing(name: str, warmup: int, final: float, steps: int) -> None:
-    for rate in rates(RateConfig(name, warmup, final), steps):
+def test_rates_are_between_zero_and_the_peak(name: str, warmup: int, final: float, steps: int) -> None:
+    for rate in rates(LRScheduleConfig(name, warmup, final), steps):
         assert 0 <= rate <= PEAK * (1 + 1e-12)
 
 
@@ -134,7 +128,7 @@ def test_nothing_to_train() -> None:
         ),
     ],
 )
-def test_optimizers_are_torch_s(config: OptimizerConfig, reference: object) -> None:
+def test_optimizers_match_torch(config: OptimizerConfig, reference: object) -> None:
     mine, theirs = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
     theirs.load_state_dict(mine.state_dict())
     optimizers = build_optimizer(config, layers_of(mine)), reference(theirs.parameters())
@@ -148,10 +142,10 @@ def test_optimizers_are_torch_s(config: OptimizerConfig, reference: object) -> N
 
 GROUPS = [
     GroupConfig("layer0/bias", weight_decay=0.3),
-    GroupConfig("layer0", lr=0.02),  # its bias is taken
+    GroupConfig("layer0", lr=0.02),  # its bias matched an earlier group
     GroupConfig("*/*bias", lr=0.03, weight_decay=0.0),
-    GroupConfig("layer2", lr=0.0),  # its bias is taken too
-    GroupConfig("layer3"),  # as it would be without
+    GroupConfig("layer2", lr=0.0),  # its bias matched an earlier group too
+    GroupConfig("layer3"),  # as without the group
 ]
 
 
@@ -177,9 +171,9 @@ GROUPS = [
         ),
     ],
 )
-def test_groups_are_torch_s(config: OptimizerConfig, reference: Callable[..., torch.optim.Optimizer]) -> None:
-    """Each with a learning rate that warms up and falls, against explicit groups and torch's scheduler."""
-    config.groups, config.rate = GROUPS, RateConfig("linear", warmup=2)
+def test_groups_match_torch(config: OptimizerConfig, reference: Callable[..., torch.optim.Optimizer]) -> None:
+    """Each group's rate warms up and decays, as with explicit groups and torch's scheduler."""
+    config.groups, config.lr_schedule = GROUPS, LRScheduleConfig("linear", warmup=2)
     steps = 6
     mine, theirs = (nn.Sequential(*(nn.Linear(3, 3) for _ in range(4))) for _ in range(2))
     theirs.load_state_dict(mine.state_dict())
@@ -200,7 +194,7 @@ def test_groups_are_torch_s(config: OptimizerConfig, reference: Callable[..., to
         for network in (mine, theirs):
             network.zero_grad()
             network(torch.arange(9.0).reshape(3, 3).sin()).square().sum().backward()
-        set_learning_rates(optimizer, config.rate, step, steps)
+        set_learning_rates(optimizer, config.lr_schedule, step, steps)
         optimizer.step()
         plain.step()
         scheduler.step()
@@ -215,7 +209,7 @@ def test_a_tied_parameter_is_in_its_owner_s_group() -> None:
         BuiltLayer(1, "use", use, (Tie("weight", "owner", "weight"),)),
     ]
     groups = [GroupConfig("use", lr=0.2), GroupConfig("owner", lr=0.1)]
-    for held in (layers, layers[1:]):  # a rank may hold the use alone
+    for held in (layers, layers[1:]):  # a rank may hold only the use
         optimizer = build_optimizer(AdamWConfig(groups=groups), held)
         assert optimizer is not None
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -236,7 +230,7 @@ def test_groups_that_match_nothing() -> None:
 
 
 @pytest.mark.parametrize("largest", [0.5, 2.0, 1e6, None])
-def test_clipping_is_torch_s(largest: float | None) -> None:
+def test_clipping_matches_torch(largest: float | None) -> None:
     modules = nn.Linear(4, 4), nn.LayerNorm(4)
     layers = with_gradients(*modules)
     parameters = [p for module in modules for p in module.parameters()]
@@ -269,7 +263,7 @@ def test_a_tied_parameter_counts_once_and_is_clipped_everywhere() -> None:
     assert torch.equal(use.weight.grad, torch.full((2, 2), 0.5))
 
 
-def test_norm_does_not_hang_on_the_cut() -> None:
+def test_norm_does_not_depend_on_the_cut() -> None:
     layers = with_gradients(*(nn.Linear(5, 5) for _ in range(4)))
     whole = gradient_norms(layers)
     assert [*gradient_norms(layers[:1]), *gradient_norms(layers[1:])] == whole.tolist()

@@ -18,7 +18,7 @@ def test_every_pass_is_a_permutation(length: int, seed: int, number: int) -> Non
 
 @given(lengths, seeds, st.integers(0, 200), st.lists(st.integers(1, 60), min_size=1, max_size=5))
 def test_batches_join_without_gap_or_overlap(length: int, seed: int, start: int, sizes: list[int]) -> None:
-    """Also where a batch begins in one pass and ends in another, whatever was asked for before."""
+    """Also where a batch spans two passes, whatever was requested before."""
     order = Order(length, seed)
     position, parts = start, []
     for size in sizes:
@@ -37,5 +37,5 @@ def test_passes_and_seeds_differ() -> None:
 
 
 def test_numbers_never_change() -> None:
-    """A checkpoint counts on it: it says how many samples were trained on, not which."""
+    """Checkpoints rely on it: they store how many samples were trained on, not which."""
     assert Order(8, 0).samples(0, 8).tolist() == [2, 4, 1, 0, 6, 5, 7, 3]

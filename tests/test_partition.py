@@ -1,16 +1,16 @@
-"""The cut of layers into stages, against trying every cut."""
+"""The cut of layers into stages, compared with trying every cut."""
 
 import random
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import UserError
-from trainer.partition import (
+from trainer.plan.partition import (
     boundaries_from_user,
     partition,
     partition_among_workers,
@@ -19,7 +19,7 @@ from trainer.partition import (
 
 COSTS = st.one_of(
     st.integers(0, 5),  # many ties
-    st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.7]),  # sums that rounding would tell apart
+    st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.7]),  # sums that rounding would make unequal
     st.floats(0, 1e12),
 )
 
@@ -29,7 +29,7 @@ def stage_costs(costs: Sequence[float], cut: tuple[int, ...]) -> list[Fraction]:
 
 
 def brute_force(costs: Sequence[float], stages: int) -> tuple[int, ...]:
-    """Return the best of all cuts: slowest stage, then squares, then the earliest cuts from the end."""
+    """Return the best of all cuts by slowest stage, then squares, then the earliest cuts from the end."""
     return min(
         combinations(range(1, len(costs)), stages - 1),
         key=lambda cut: (
@@ -60,10 +60,10 @@ def test_equals_brute_force_on_layers_of_a_kind(costs: list[float]) -> None:
     ("costs", "stages", "cut"),
     [
         ([1, 1, 1, 1], 2, (2,)),
-        ([1, 1, 1, 1, 1], 2, (2,)),  # either cut is as good: the first stage gets fewer layers
+        ([1, 1, 1, 1, 1], 2, (2,)),  # both cuts are equally good: the first stage gets fewer layers
         ([1] * 10, 4, (2, 4, 7)),  # 2 2 3 3, and not 3 3 3 1
         ([5, 1, 1, 1, 1, 1], 2, (1,)),
-        ([0, 0, 0, 0], 3, (1, 2)),  # nothing costs anything, still a layer each
+        ([0, 0, 0, 0], 3, (1, 2)),  # without any costs, still a layer each
         ([9, 0, 0], 3, (1, 2)),
         ([3], 1, ()),
         ([0.1, 0.2, 0.3], 2, (2,)),  # 0.1 + 0.2 is more than 0.3 in floats
@@ -75,7 +75,7 @@ def test_examples(costs: list[float], stages: int, cut: tuple[int, ...]) -> None
 
 
 def test_a_thousand_layers_on_sixty_four_stages() -> None:
-    """Its slowest stage is the best: a greedy fill manages with 64 stages of that, but not of any less."""
+    """Its slowest stage is optimal: a greedy fill needs 64 stages of that size, and more of any smaller."""
     generator = random.Random(0)
     costs = [generator.randint(1, 10**6) for _ in range(1000)]
     cut = partition(costs, 64)
@@ -86,7 +86,7 @@ def test_a_thousand_layers_on_sixty_four_stages() -> None:
 
 
 def greedy_stages(costs: Sequence[int], limit: int | Fraction) -> int:
-    """Return how many stages of at most `limit` a fill from the left needs: as few as there can be."""
+    """Return the number of stages of at most `limit` in a fill from the left, which is the minimum."""
     stages, room = 1, limit
     for cost in costs:
         if cost > room:
@@ -114,7 +114,7 @@ def test_ranges_of_stages() -> None:
     assert stage_ranges((), 3) == (range(3),)
 
 
-def test_boundaries_of_the_user() -> None:
+def test_given_boundaries() -> None:
     assert boundaries_from_user([4, 8], layers=10, stages=3) == (4, 8)
     assert boundaries_from_user([], layers=10, stages=1) == ()
 
@@ -130,7 +130,7 @@ def test_boundaries_of_the_user() -> None:
         ([4, 10], "10 is out of range"),
     ],
 )
-def test_wrong_boundaries_of_the_user(boundaries: list[int], message: str) -> None:
+def test_wrong_given_boundaries(boundaries: list[int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         boundaries_from_user(boundaries, layers=10, stages=3)
 
@@ -148,7 +148,7 @@ def worker_costs(costs: Sequence[float], cut: tuple[int, ...], placement: Sequen
     st.lists(COSTS, min_size=4, max_size=9), st.sampled_from([(0, 1, 0, 1), (0, 1, 1, 0), (0, 1, 2), (0, 0)])
 )
 def test_workers_with_several_stages(costs: list[float], placement: tuple[int, ...]) -> None:
-    """Never worse than the cut that is best by stage; no move of one boundary makes it better."""
+    """Never worse than the best cut by stage; moving one boundary never improves it."""
     stages = len(placement)
     cut = partition_among_workers(costs, placement)
     slowest = max(worker_costs(costs, cut, placement))
@@ -159,13 +159,28 @@ def test_workers_with_several_stages(costs: list[float], placement: tuple[int, .
             assert slowest <= max(worker_costs(costs, moved, placement))
 
 
+@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("way", ["there and there again", "there and back"])
+def test_a_transformer_is_cut_by_what_each_worker_holds(way: str, workers: int) -> None:
+    """Equal blocks, a cheap embedding and a head of any weight: the slowest worker is that of brute force."""
+    there = range(workers)
+    placement = (*there, *(there if way == "there and there again" else reversed(there)))
+    for blocks, head in product(range(5, 13), (0.2, 1.0, 1.6)):
+        costs = [0.1, *[1.0] * blocks, head]
+        if len(costs) < len(placement):
+            continue
+        cuts = combinations(range(1, len(costs)), len(placement) - 1)
+        best = min(max(worker_costs(costs, cut, placement)) for cut in cuts)
+        assert max(worker_costs(costs, partition_among_workers(costs, placement), placement)) == best
+
+
 def test_a_worker_with_one_stage_has_the_exact_cut() -> None:
     costs = [3, 1, 4, 1, 5, 9, 2, 6]
     assert partition_among_workers(costs, (0, 1, 2)) == partition(costs, 3)
 
 
-def test_what_a_long_stage_has_too_much_its_worker_gets_back() -> None:
-    """By stage the best is 6 | 1 1 1 | 1 1 1 | 1 1: worker 0 would have nine, worker 1 five."""
+def test_a_worker_with_a_long_stage_gets_a_short_one() -> None:
+    """The best cut by stage is 6 | 1 1 1 | 1 1 1 | 1 1, which gives worker 0 nine and worker 1 five."""
     costs = [6, 1, 1, 1, 1, 1, 1, 1, 1]
     cut = partition_among_workers(costs, (0, 1, 0, 1))
     assert sorted(worker_costs(costs, cut, (0, 1, 0, 1))) == [7, 7]

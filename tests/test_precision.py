@@ -1,4 +1,4 @@
-"""Mixed precision: which type goes where, and bits that no cut and no split changes."""
+"""Mixed precision: which types are used where, and bits that no cut and no split changes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from tests.fixtures import FIXTURES
 from tests.support.modules import ON_VECTORS, WIDTH
 from tests.support.one_process import Pipeline
-from trainer.models.model import Activation
+from trainer.activation import Activation
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 
 CPU = torch.device("cpu")
 TYPES = [torch.bfloat16, torch.float16]
@@ -24,7 +25,7 @@ def stage_of(compute: torch.dtype, *modules: nn.Module, loss: Any = None) -> Sta
     layers = [BuiltLayer(i, f"layer{i}", module) for i, module in enumerate(modules)]
     precision = Precision(compute)
     return Stage(
-        0, layers, CPU, loss=loss, randomness=Randomness(0), between=lambda: None, precision=precision
+        0, layers, CPU, loss=loss, randomness=Randomness(0), on_layer_done=lambda: None, precision=precision
     )
 
 
@@ -38,7 +39,7 @@ class Function(nn.Module):
 
 
 class Float32Sum:
-    """A loss of one's own, that adds up what it is given."""
+    """A custom loss that sums its input."""
 
     def count(self, target: Activation) -> int:
         return 1
@@ -51,8 +52,8 @@ class Float32Sum:
 
 
 @pytest.mark.parametrize("compute", [torch.float32, *TYPES])
-def test_what_a_layer_hands_on(compute: torch.dtype) -> None:
-    """Between any two layers, cut or not."""
+def test_types_between_layers(compute: torch.dtype) -> None:
+    """The types hold between any two layers, cut or not."""
 
     def everything(x: Tensor) -> dict[str, Any]:
         others = {"double": x.double(), "integer": x.long(), "mask": x > 0, "nothing": None}
@@ -87,7 +88,7 @@ def test_weights_and_their_gradients_stay_float32(compute: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("compute", TYPES)
-def test_the_loss_is_added_up_in_float32(compute: torch.dtype) -> None:
+def test_the_loss_is_summed_in_float32(compute: torch.dtype) -> None:
     """300 + 0.5 is 300 in bfloat16, and 60,000 + 60,000 infinite in float16."""
     large = 300.0 if compute is torch.bfloat16 else 60_000.0
     scores = torch.tensor([large, 0.5, large])
@@ -148,13 +149,13 @@ def test_no_cut_changes_a_bit(name: str, compute: torch.dtype, schedule: str) ->
 @pytest.mark.parametrize("given", [torch.float32, None], ids=["float32 inside", "handed on"])
 @pytest.mark.parametrize("shape", [(5,), (3, 7)], ids=str)
 @pytest.mark.parametrize("name", ON_VECTORS)
-def test_a_split_backward_has_the_bits_of_a_whole_one(
+def test_a_split_backward_has_the_bits_of_a_full_one(
     name: str, shape: tuple[int, ...], given: torch.dtype | None, compute: torch.dtype
 ) -> None:
     build, _ = ON_VECTORS[name]
 
     class Inside(nn.Module):
-        """Gives its module what a layer may: float32, although it was handed the compute type."""
+        """Passes float32 to its module, as a layer may, although its input has the compute type."""
 
         def __init__(self) -> None:
             super().__init__()

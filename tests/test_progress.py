@@ -1,4 +1,4 @@
-"""What a person sees: whole lines, or a bar on a terminal, from rank 0 alone."""
+"""Progress output: complete lines, or a bar on a terminal, from rank 0 only."""
 
 import fcntl
 import os
@@ -30,7 +30,7 @@ def test_bubble_is_the_waiting_share_of_all_ranks() -> None:
 def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
     shown = display("line")
     for step in range(1, STEPS + 1):
-        shown.step(step, RESULT)
+        shown.step(replace(RESULT, step=step))
     shown.say("a table\nof two lines")
     shown.close()
     first, last, *said = capsys.readouterr().out.splitlines()
@@ -40,16 +40,16 @@ def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert said == ["a table", "of two lines"]
 
 
-def test_a_line_a_second_and_the_time_that_is_left(
+def test_a_line_a_second_and_the_remaining_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred steps of 0.3 s, from step 20 on: of resumed runs only the steps done here count."""
+    """A hundred steps of 0.3 s, from step 20 on: after resuming, only steps of this run count."""
     now = 1000.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     shown = display("line", start=20, steps=120)
     for step in range(21, 121):
         now += 0.3
-        shown.step(step, RESULT)
+        shown.step(replace(RESULT, step=step))
     lines = capsys.readouterr().out.splitlines()
     steps = [int(re.match(r"step (\d+)/120", line).group(1)) for line in lines]
     assert steps[:3] == [21, 25, 29]
@@ -61,9 +61,9 @@ def test_a_line_a_second_and_the_time_that_is_left(
 def test_speed_follows_the_last_steps(capsys: pytest.CaptureFixture[str]) -> None:
     shown = display("line", steps=100)
     for step in range(1, 50):
-        shown.step(step, RESULT)
+        shown.step(replace(RESULT, step=step))
     for step in range(50, 101):
-        shown.step(step, replace(RESULT, seconds=1.0))
+        shown.step(replace(RESULT, step=step, seconds=1.0))
     assert "  1,000 tokens/s" in capsys.readouterr().out.splitlines()[-1]
 
 
@@ -71,14 +71,14 @@ def test_speed_follows_the_last_steps(capsys: pytest.CaptureFixture[str]) -> Non
 def test_nothing(mode: str, rank: int, capsys: pytest.CaptureFixture[str]) -> None:
     shown = display(mode, rank=rank)
     shown.say("table")
-    shown.step(1, RESULT)
+    shown.step(RESULT)
     shown.close()
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
 
 
 class Terminal:
-    """A pseudo-terminal of 120 columns that can take the place of standard output."""
+    """A pseudo-terminal of 120 columns that can replace standard output."""
 
     def __init__(self) -> None:
         self._reader, writer = pty.openpty()
@@ -86,13 +86,13 @@ class Terminal:
         self.output = os.fdopen(writer, "w")
 
     def text(self) -> str:
-        """Return what was written; ends the terminal."""
+        """Close the terminal, and return what was written."""
         self.output.close()
         found = b""
         try:
             while part := os.read(self._reader, 65536):
                 found += part
-        except OSError:  # Linux tells the end like this
+        except OSError:  # how Linux reports the end
             pass
         os.close(self._reader)
         return found.decode()
@@ -113,7 +113,7 @@ def test_bar_on_a_terminal(mode: str, terminal: Terminal, monkeypatch: pytest.Mo
     shown = display(mode, start=2)
     shown.say("a table\nof two lines")
     for step in range(3, STEPS + 1):
-        shown.step(step, RESULT)
+        shown.step(replace(RESULT, step=step))
     shown.say("validation")
     shown.close()
     text = terminal.text()
@@ -132,5 +132,5 @@ def test_lines_under_a_launcher_even_on_a_terminal(
     monkeypatch.setattr(sys, "stdout", terminal.output)
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
     shown = display("auto", steps=1)
-    shown.step(1, RESULT)
+    shown.step(RESULT)
     assert re.fullmatch(r"step 1/1  loss [^\r\n]*\r\n", terminal.text())

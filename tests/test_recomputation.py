@@ -1,4 +1,4 @@
-"""Recomputation: the bits of what keeps everything, in less memory; and the bytes that were foreseen."""
+"""Recomputation: bit-identical to saving everything, in less memory; and saved bytes as predicted."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,21 +12,21 @@ from tests.fixtures import FIXTURES
 from tests.support.blocks import WIDTH, Squares, blocks
 from tests.support.one_process import Given, Pipeline
 from tests.support.two_steps import LAYERS, one_stage, two_steps
-from trainer.costs import layer_costs
-from trainer.cut import Cut
-from trainer.live_bytes import LiveBytes
-from trainer.memory import stage_bytes
 from trainer.models.model import Layer, Model
-from trainer.partition import stage_ranges
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.statistics import RunningStatistics
-from trainer.schedule.actions import PASSES_ON, Action, Schedule
-from trainer.schedule.live import live_bytes
+from trainer.pipeline.tensor_bytes import LiveBytes
+from trainer.plan.costs import layer_costs
+from trainer.plan.memory import stage_bytes
+from trainer.plan.partition import stage_ranges
+from trainer.plan.stages import Partition
+from trainer.schedule.actions import MAKES_INPUT_GRADIENT, Action, Schedule
+from trainer.schedule.peak_memory import live_bytes
 
 LESS = [Recompute.SELECTIVE, Recompute.FULL]
 SAMPLES, MICRO_BATCHES = 32, 6
 MESSAGE = SAMPLES * WIDTH * 4  # bytes
-LOSSES = 1024  # numbers by themselves, and what the loss keeps
+LOSSES = 1024  # single numbers, and tensors saved by the loss
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb_h1"])
@@ -63,7 +63,7 @@ def test_running_statistics_see_every_micro_batch_once(recompute: Recompute) -> 
 
 
 class Recurrent(nn.Module):
-    """An LSTM, which makes its gates in place."""
+    """An LSTM, which computes its gates in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Recurrent(nn.Module):
 
 
 class InParts(nn.Module):
-    """Writes into a product, twice, through a view of it; the product itself is used before and behind."""
+    """Modifies a product twice in place, through a view; uses the product before and after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def gradients(build: Callable[[], nn.Module], schedule: str, recompute: Recomput
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb_h1"])
 @pytest.mark.parametrize("build", WRITING)
-def test_a_layer_may_write_into_what_selective_keeps(build: Callable[[], nn.Module], schedule: str) -> None:
+def test_a_layer_may_modify_what_selective_saves(build: Callable[[], nn.Module], schedule: str) -> None:
     plain = gradients(build, schedule, Recompute.NONE)
     assert any(gradient is not None and gradient.any() for gradient in plain)
     for expected, found in zip(plain, gradients(build, schedule, Recompute.SELECTIVE), strict=True):
@@ -123,7 +123,7 @@ def test_a_layer_may_write_into_what_selective_keeps(build: Callable[[], nn.Modu
 
 
 class Fickle(nn.Module):
-    """Does something else the second time."""
+    """Behaves differently in the second forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,12 +137,12 @@ class Fickle(nn.Module):
         return hidden.exp().square()
 
 
-def test_a_forward_that_does_something_else_the_second_time_is_found() -> None:
-    with pytest.raises(RuntimeError, match=r"run again for its backward, does aten.conv.* where it had done"):
-        gradients(Fickle, "1f1b", Recompute.SELECTIVE)
+def test_a_forward_that_does_not_repeat_is_detected() -> None:
+    with pytest.raises(RuntimeError, match=r"it ran aten.conv.* where it first ran aten"):
+        gradients(Unrepeatable, "1f1b", Recompute.SELECTIVE)
 
 
-def test_a_norm_is_left_as_it_was_where_a_forward_stops_early() -> None:
+def test_a_norm_is_restored_where_a_forward_stops_early() -> None:
     pipeline = Pipeline(blocks(2), [2], recompute=Recompute.FULL)
     RunningStatistics(pipeline.layers)
     before = {
@@ -156,7 +156,7 @@ def test_a_norm_is_left_as_it_was_where_a_forward_stops_early() -> None:
 
 
 def counted(schedule: str, recompute: Recompute) -> list[tuple[Action, int, int]]:
-    """Return the bytes that a step keeps behind every action, counted and foreseen; both stages here."""
+    """Return the bytes saved by both stages after every action of a step, counted and predicted."""
     model, source = blocks(4), micro_batches()
     pipeline = Pipeline(model, [2, 2], schedule, recompute=recompute)
     pipeline.train(source, MICRO_BATCHES)  # so that every weight has its gradient
@@ -171,27 +171,27 @@ def counted(schedule: str, recompute: Recompute) -> list[tuple[Action, int, int]
     engine._do = {kind: partial(counting, do) for kind, do in engine._do.items()}
     with LiveBytes() as live:
         pipeline.train(source, MICRO_BATCHES)
-    cut = Cut(stage_ranges((2,), 4), tuple(layer_costs(model, source.inputs(0))), (recompute,) * 4)
+    cut = Partition(stage_ranges((2,), 4), tuple(layer_costs(model, source.inputs(0))), (recompute,) * 4)
     first, second = stage_bytes(cut)
     second = replace(
         second, kept=second.kept - MESSAGE
-    )  # what the first one keeps too: no copy in one process
+    )  # also saved by the first stage: one process makes no copy
     plan = Schedule(schedule, (0, 0), MICRO_BATCHES, (actions,))
-    foreseen = [behind for _, behind in live_bytes(plan, 0, [first, second])]
-    return list(zip(actions, found, foreseen, strict=True))
+    predicted = [after for _, after in live_bytes(plan, 0, [first, second])]
+    return list(zip(actions, found, predicted, strict=True))
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "zb_h1"])
 @pytest.mark.parametrize("recompute", Recompute, ids=lambda mode: mode.value)
-def test_bytes_are_as_many_as_foreseen(recompute: Recompute, schedule: str) -> None:
+def test_saved_bytes_match_the_prediction(recompute: Recompute, schedule: str) -> None:
     under_way = 0  # gradients between the stages
-    for action, found, foreseen in counted(schedule, recompute):
-        if action.kind in PASSES_ON:
+    for action, found, predicted in counted(schedule, recompute):
+        if action.kind in MAKES_INPUT_GRADIENT:
             under_way += 1 if action.stage == 1 else -1
-        assert 0 <= found - foreseen - under_way * MESSAGE <= LOSSES, str(action)
+        assert 0 <= found - predicted - under_way * MESSAGE <= LOSSES, str(action)
 
 
-def test_recomputation_keeps_less() -> None:
+def test_recomputation_saves_less() -> None:
     peaks = {mode: max(found for _, found, _ in counted("gpipe", mode)) for mode in Recompute}
     assert peaks[Recompute.FULL] < peaks[Recompute.SELECTIVE] < 0.7 * peaks[Recompute.NONE]
-    assert peaks[Recompute.FULL] < (4 + 1) * MICRO_BATCHES * MESSAGE + LOSSES  # a layer's input each
+    assert peaks[Recompute.FULL] < (4 + 1) * MICRO_BATCHES * MESSAGE + LOSSES  # one input a layer

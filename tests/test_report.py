@@ -1,4 +1,4 @@
-"""Reports of runs: pictures that hold what was measured, and one clear message for what cannot be drawn."""
+"""Reports of runs: figures show the measurements, and one clear message says what cannot be drawn."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from trainer.report.read import read_run
 
 
 def write_run(path: Path, steps: int = 3, *, timeline: bool = True, **numbers: float) -> Path:
-    """Write a run's folder with so many steps; `numbers` stand instead of the usual ones."""
+    """Write a run's folder with some steps; `numbers` replace the usual ones."""
     path.mkdir(parents=True)
     with (path / "metrics.jsonl").open("w") as file:
         for number in range(1, steps + 1):
@@ -72,7 +72,7 @@ def test_curves_are_the_numbers_of_the_metrics(tmp_path: Path) -> None:
 
 
 def test_many_steps_get_a_running_median(tmp_path: Path) -> None:
-    """One wild step in a hundred does not move it; the steps themselves are drawn too."""
+    """One outlier in a hundred steps does not move it; the steps themselves are drawn too."""
     path = write_run(tmp_path / "run", steps=400, timeline=False)
     lines = (path / "metrics.jsonl").read_text().splitlines()
     entry = json.loads(lines[199]) | {"samples_per_second": 1e6}
@@ -89,11 +89,11 @@ def test_nan_is_shown_and_does_not_hide_the_rest(tmp_path: Path) -> None:
         file.write(json.dumps({"step": 5, "loss": math.inf}) + "\n")
     loss = panel(curves([read_run(path)], ["run"]), "loss")
     assert loss.lines[0].get_ydata().tolist()[:3] == [4, 3, 2]
-    assert "x: not a finite number, at 2 steps" in axis_words(loss)
+    assert "x: not finite at 2 steps" in axis_words(loss)
     assert loss.lines[1].get_xdata().tolist() == [4, 5]
 
 
-def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
+def test_missing_numbers_are_mentioned(tmp_path: Path) -> None:
     path = tmp_path / "run"
     path.mkdir()
     (path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
@@ -136,7 +136,7 @@ def test_several_runs_share_the_curves(tmp_path: Path, capsys: pytest.CaptureFix
     assert len({line.get_color() for line in panel(figure, "gradient norm").lines[::2]}) == 2
 
 
-def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_last_line_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(tmp_path / "run", steps=3)
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 1.2')

@@ -1,13 +1,13 @@
-"""The orders of computing, as staircases that can be seen, and the lists that are made from them."""
+"""Orders of computation, drawn as staircases, and the action lists built from them."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.errors import UserError
+from tests.support.schedules import training_schedule
 from trainer.schedule.actions import (
-    COMPLETES,
-    PASSES_ON,
+    COMPLETES_WEIGHT_GRADIENT,
+    MAKES_INPUT_GRADIENT,
     RECEIVES,
     SENDS,
     Action,
@@ -16,20 +16,20 @@ from trainer.schedule.actions import (
     Tied,
     parse_action,
 )
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.draw import draw_text
-from trainer.schedule.live import StageBytes, live_bytes, peak_live, peak_live_bytes
 from trainer.schedule.machine import Machine
-from trainer.schedule.orders import ORDERS, placement
+from trainer.schedule.peak_memory import StageBytes, live_bytes, peak_live, peak_live_bytes
+from trainer.schedule.resolve import recipes
 from trainer.schedule.simulate import simulate, simulate_on
 from trainer.schedule.validate import validate
 
-SPLIT = (Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)
-NAMES = st.sampled_from(sorted(ORDERS))
+SPLIT = (Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)
+NAMES = st.sampled_from(list(recipes()))
 
 
 def staircase(schedule: Schedule, backward: float = 1) -> list[str]:
-    """Return the drawing's rows, a forward taking one unit of time."""
+    """Return the drawing's rows; a forward takes one unit of time."""
     stages = schedule.stages
     return draw_text(schedule, simulate(schedule, [1] * stages, [backward] * stages)).splitlines()
 
@@ -62,7 +62,7 @@ def test_1f1b_with_backwards_twice_as_long() -> None:
 
 
 def test_zb_h1() -> None:
-    """A part of a split backward takes half of a whole one's time."""
+    """Each part of a split backward takes half the time of a full one."""
     assert staircase(training_schedule("zb_h1", 3, 5), backward=2) == [
         "0 |0   1   2   ........(0)     3   (1)     4   (2)     (3)     (4)     |",
         "1 |....0   1   ....(0) 2   (1) {0} 3   (2) {1} 4   (3) {2} (4) {3} {4} |",
@@ -91,7 +91,7 @@ def test_interleaved() -> None:
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))
 def test_interleaved_fills_and_drains_as_many_times_as_fast(p: int, groups: int, v: int) -> None:
     m = groups * p
-    schedule = training_schedule("interleaved", p, m, virtual_stages=v)
+    schedule = training_schedule("interleaved", p, m, stages_per_worker=v)
     stages = schedule.stages
     assert simulate(schedule, [1.0] * stages, [2.0] * stages).makespan == 3 * (v * m + p - 1)
     evaluation = evaluation_schedule(schedule.placement, m)
@@ -100,7 +100,7 @@ def test_interleaved_fills_and_drains_as_many_times_as_fast(p: int, groups: int,
 
 @pytest.mark.slow
 @given(st.integers(1, 8), st.integers(1, 20), st.integers(1, 3))
-def test_interleaved_comes_to_an_end_with_any_number_of_micro_batches(p: int, m: int, v: int) -> None:
+def test_interleaved_terminates_with_any_number_of_micro_batches(p: int, m: int, v: int) -> None:
     schedule = training_schedule("interleaved", p, m, [Tied(0, p * v - 1)], v)
     validate([schedule])
     validate([evaluation_schedule(schedule.placement, m)])
@@ -113,7 +113,7 @@ def test_interleaved_comes_to_an_end_with_any_number_of_micro_batches(p: int, m:
 def test_zb_v_keeps_within_1f1b_memory_and_near_its_bound(p: int, m: int) -> None:
     schedule = training_schedule("zb_v", p, m)
     assert schedule.placement == (*range(p), *reversed(range(p)))
-    assert max(peak_live(schedule)) <= 2 * p  # halves of what 1F1B's stages keep
+    assert max(peak_live(schedule)) <= 2 * p  # each half of a 1F1B stage's activations
     if m >= p:
         seconds = simulate(schedule, [1.0] * 2 * p, [2.0] * 2 * p).makespan
         assert seconds <= 1.1 * (6 * m + p - 1)
@@ -123,32 +123,26 @@ def test_zb_v_keeps_within_1f1b_memory_and_near_its_bound(p: int, m: int) -> Non
 @pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(1, 5), st.integers(1, 16), st.sampled_from([0.02, 0.05, 0.1, 0.2]))
-def test_zb_v_splits_only_what_pays(p: int, m: int, more: float) -> None:
-    """Where parts are more work than a whole backward: not longer than the order that splits freely."""
+def test_zb_v_splits_only_where_it_pays(p: int, m: int, more: float) -> None:
+    """Where split backwards are more work than full ones: never slower than splitting freely."""
     times = {
         Kind.FORWARD: 1.0,
         Kind.BACKWARD: 2.0,
-        Kind.INPUT_GRADIENT: 1 + more,
-        Kind.WEIGHT_GRADIENT: 1 + more,
+        Kind.BACKWARD_INPUT: 1 + more,
+        Kind.BACKWARD_WEIGHT: 1 + more,
     }
     work = {kind: [seconds] * 2 * p for kind, seconds in times.items()}
-    dear, free = training_schedule("zb_v", p, m, work=work), training_schedule("zb_v", p, m)
-    validate([dear])
-    assert max(peak_live(dear)) <= 2 * p
+    expensive, free = training_schedule("zb_v", p, m, work=work), training_schedule("zb_v", p, m)
+    validate([expensive])
+    assert max(peak_live(expensive)) <= 2 * p
     if m >= 2 * p:
-        seconds = [simulate_on(Machine(work), [schedule])[0].makespan for schedule in (dear, free)]
+        seconds = [simulate_on(Machine(work), [schedule])[0].makespan for schedule in (expensive, free)]
         assert seconds[0] <= seconds[1] + 1e-9
-        assert seconds[0] < seconds[1] - 1e-9 or splits(dear) <= splits(free)
+        assert seconds[0] < seconds[1] - 1e-9 or splits(expensive) <= splits(free)
 
 
 def splits(schedule: Schedule) -> int:
-    return sum(action.kind is Kind.WEIGHT_GRADIENT for actions in schedule.workers for action in actions)
-
-
-def test_a_schedule_that_does_not_interleave_has_one_stage_a_worker() -> None:
-    assert placement("1f1b", 3) == placement("zb_h1", 3, 1) == (0, 1, 2)
-    with pytest.raises(UserError, match=r"layout\.virtual_stages=2, but schedule=1f1b has 1 stage a worker"):
-        placement("1f1b", 3, 2)
+    return sum(action.kind is Kind.BACKWARD_WEIGHT for actions in schedule.workers for action in actions)
 
 
 def test_evaluation() -> None:
@@ -169,13 +163,13 @@ def test_generation_goes_round() -> None:
 def test_the_lists_of_a_small_step_with_a_tie() -> None:
     schedule = training_schedule("1f1b", 2, 2, [Tied(owner=0, use=1)])
     assert [words(actions) for actions in schedule.workers] == [
-        "F0.0 sa0.0>1 F0.1 sa0.1>1 rg0.0<1 B0.0 rg0.1<1 B0.1 rt0<1 A0 Z0 sT0>1 O0",
-        "ra1.0<0 F1.0 B1.0 sg1.0>0 ra1.1<0 F1.1 B1.1 sg1.1>0 st1>0 A1 Z1 rT1<0 O1",
+        "F0.0 sa0.0>1 F0.1 sa0.1>1 rg0.0<1 B0.0 rg0.1<1 B0.1 rt0<1 A0 Aw0 sR0>1 U0",
+        "ra1.0<0 F1.0 B1.0 sg1.0>0 ra1.1<0 F1.1 B1.1 sg1.1>0 st1>0 A1 Aw1 rR1<0 U1",
     ]
 
 
 def test_one_stage_sends_nothing() -> None:
-    assert words(training_schedule("1f1b", 1, 2).workers[0]) == "F0.0 B0.0 F0.1 B0.1 A0 Z0 O0"
+    assert words(training_schedule("1f1b", 1, 2).workers[0]) == "F0.0 B0.0 F0.1 B0.1 A0 Aw0 U0"
     assert words(evaluation_schedule(range(1), 2).workers[0]) == "F0.0 F0.1"
 
 
@@ -188,12 +182,12 @@ def test_every_stage_computes_every_micro_batch_once_and_backwards_in_order(
     for stage, worker in enumerate(schedule.placement):
         order = [action for action in schedule.workers[worker] if action.stage == stage]
         assert [a.micro_batch for a in order if a.kind is Kind.FORWARD] == list(range(m))
-        assert [a.micro_batch for a in order if a.kind in PASSES_ON] == list(range(m))
-        assert [a.micro_batch for a in order if a.kind in COMPLETES] == list(range(m))
+        assert [a.micro_batch for a in order if a.kind in MAKES_INPUT_GRADIENT] == list(range(m))
+        assert [a.micro_batch for a in order if a.kind in COMPLETES_WEIGHT_GRADIENT] == list(range(m))
 
 
 @given(st.integers(1, 8), st.integers(1, 20))
-def test_1f1b_keeps_no_more_alive_than_stages_are_left(p: int, m: int) -> None:
+def test_1f1b_keeps_at_most_the_remaining_stages_alive(p: int, m: int) -> None:
     assert peak_live(training_schedule("1f1b", p, m)) == tuple(min(p - stage, m) for stage in range(p))
 
 
@@ -208,13 +202,13 @@ def test_live_bytes() -> None:
     assert peak_live_bytes(evaluation_schedule(range(3), 8), sizes) == (0, 0, 0)
 
 
-def test_live_bytes_of_backwards_in_two_parts() -> None:
-    sizes = [StageBytes(kept=100, backward=50), StageBytes(kept=1000, put_off=300, backward=70)]
+def test_live_bytes_of_split_backwards() -> None:
+    sizes = [StageBytes(kept=100, backward=50), StageBytes(kept=1000, deferred=300, backward=70)]
     schedule = training_schedule("zb_h1", 2, 3)
     computing = [action for action in schedule.workers[1] if action.kind in (Kind.FORWARD, *SPLIT)]
     assert words(tuple(computing)) == "F1.0 I1.0 F1.1 I1.1 W1.0 F1.2 I1.2 W1.1 W1.2"
-    behind = dict(zip(schedule.workers[1], live_bytes(schedule, 1, sizes), strict=True))
-    assert [behind[action] for action in computing[:5]] == [
+    during_and_after = dict(zip(schedule.workers[1], live_bytes(schedule, 1, sizes), strict=True))
+    assert [during_and_after[action] for action in computing[:5]] == [
         (0, 1000),
         (1070, 300),
         (300, 1300),
@@ -224,13 +218,13 @@ def test_live_bytes_of_backwards_in_two_parts() -> None:
     assert peak_live_bytes(schedule, sizes) == (250, 1370)
 
 
-def test_a_drawing_that_is_too_wide_is_cut_to_fit() -> None:
+def test_a_drawing_that_is_too_wide_is_truncated() -> None:
     schedule = training_schedule("1f1b", 4, 64)
     rows = draw_text(schedule, simulate(schedule, [1] * 4, [2] * 4), width=80).splitlines()
     assert {len(row) for row in rows} == {80}
 
 
-def test_a_schedule_of_nothing_is_drawn_empty() -> None:
+def test_an_empty_schedule_has_an_empty_drawing() -> None:
     assert staircase(evaluation_schedule(range(2), 0)) == ["0 ||", "1 ||"]
 
 
@@ -247,15 +241,15 @@ def test_every_action_reads_back(kind: Kind, stage: int, micro_batch: int, peer:
     assert parse_action(str(action)) == action
 
 
-def test_every_kind_has_a_text_of_its_own() -> None:
+def test_every_kind_has_its_own_text() -> None:
     texts = {str(Action(kind, 2, 5, 3 if kind in SENDS | RECEIVES else -1)) for kind in Kind}
     assert len(texts) == len(Kind)
-    assert texts >= {"F2.5", "B2.5", "sa2.5>3", "rg2.5<3", "sT2.5>3", "A2.5"}
+    assert texts >= {"F2.5", "B2.5", "sa2.5>3", "rg2.5<3", "sR2.5>3", "A2.5"}
 
 
 @pytest.mark.slow
 @given(NAMES, st.integers(1, 5), st.integers(1, 6))
-def test_whole_lists_read_back(name: str, p: int, m: int) -> None:
+def test_complete_lists_read_back(name: str, p: int, m: int) -> None:
     schedule = training_schedule(name, p, m, [Tied(0, p - 1)])
     for actions in schedule.workers:
         assert tuple(map(parse_action, words(actions).split())) == actions
@@ -266,9 +260,9 @@ def test_whole_lists_read_back(name: str, p: int, m: int) -> None:
     [
         *("", "F", "2.5", "F.5", "F2.", "F2.5.1", "F-1.0", "F2.-1", "F2.5>", "F2.5 ", " F2.5", "F2.5\n"),
         *("Q2.5", "f2.5", "SA2.5>3", "F02.5", "F2.05", "sa2.5>03", "F\N{ARABIC-INDIC DIGIT TWO}.5"),
-        *("sa2.5<3", "ra2.5>3", "sa2.5=3", "F2.5>3"),  # an arrow that points the wrong way
+        *("sa2.5<3", "ra2.5>3", "sa2.5=3", "F2.5>3"),  # an arrow in the wrong direction
     ],
 )
-def test_a_text_that_is_no_action_is_refused(text: str) -> None:
+def test_invalid_actions_are_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  (whatever it says)
         parse_action(text)

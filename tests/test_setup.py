@@ -1,4 +1,4 @@
-"""The set-up's pure parts: versions, patches, keys, choices and the messages of what goes wrong."""
+"""The pure parts of the set-up: versions, patches, cache keys, choices and error messages."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ class TestChoices:
     def test_defaults(self, tmp_path):
         assert resolve({}, {}, tmp_path) == Choices("2.13.0", "pypi", "", "auto")
 
-    def test_a_set_up_is_remembered_and_overruled(self, tmp_path):
+    def test_choices_are_remembered_until_overridden(self, tmp_path):
         (tmp_path / "w").mkdir()
         first = resolve({"torch": "system", "wheels": "w", "mpi": "", "gpu": ""}, {}, tmp_path)
         assert first == Choices("system", "pypi", str(tmp_path / "w"), "auto")
@@ -70,12 +70,12 @@ class TestChoices:
             ({"wheels": "missing"}, "missing: no such folder. Fill one with `make wheels"),
         ],
     )
-    def test_what_means_nothing_is_refused(self, tmp_path, given, message):
+    def test_invalid_choices_are_refused(self, tmp_path, given, message):
         with pytest.raises(InputError, match=message.replace(".", r"\.")) as caught:
             resolve(given, {}, tmp_path)
         assert caught.value.exit_code == 2
 
-    def test_the_command_reports_in_lines_not_a_traceback(self):
+    def test_the_command_prints_a_message_instead_of_a_traceback(self):
         command = [sys.executable, "-m", "launch.install", "setup", "--torch", "newest"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 2
@@ -89,11 +89,11 @@ class TestCacheKey:
     ):
         return cache.key(torch, chosen_mpi, chosen_gpu, machine=machine, libc=libc)
 
-    def test_reads_as_what_it_is_for(self):
+    def test_key_is_readable(self):
         combination = "torch-2.13.0+cpu_openmpi-4.1.8_cp311_cuda-none_cpu_x86_64_glibc2.36"
         assert self.key() == f"horovod-0.28.1-{cache.RECIPE}_{combination}"
 
-    def test_everything_the_library_depends_on_changes_it(self):
+    def test_everything_the_library_depends_on_changes_the_key(self):
         built_with_nccl = gpu.Gpu(Path("/c"), "13.0", Path("/i"), Path("/l"))
         keys = [
             self.key(),
@@ -110,7 +110,7 @@ class TestCacheKey:
         assert len(set(keys)) == len(keys)
 
     @pytest.mark.parametrize("changed", ["horovod_patch.py", "horovod_build.py"])
-    def test_another_patch_or_build_is_another_recipe(self, tmp_path, changed):
+    def test_a_change_of_the_patch_or_the_build_changes_the_recipe(self, tmp_path, changed):
         for name in ("horovod_patch.py", "horovod_build.py"):
             (tmp_path / name).write_bytes((ROOT / "launch" / "install" / name).read_bytes())
         assert cache.recipe(tmp_path) == cache.RECIPE
@@ -118,11 +118,11 @@ class TestCacheKey:
         (tmp_path / changed).write_text("# another")
         assert cache.recipe(tmp_path) != cache.RECIPE
 
-    def test_store_follows_the_user(self):
+    def test_the_cache_is_in_the_users_home(self):
         assert cache.store({"HOME": "/h"}) == Path("/h/.cache/hybrid-trainer/wheels")
         assert cache.store({"HOME": "/h", "XDG_CACHE_HOME": "/x"}) == Path("/x/hybrid-trainer/wheels")
 
-    def test_the_slower_of_two_builds_takes_the_wheel_of_the_faster(self, tmp_path):
+    def test_the_slower_of_two_builds_uses_the_wheel_of_the_faster(self, tmp_path):
         wheel = tmp_path / "horovod-0.28.1-cp311-cp311-linux_x86_64.whl"
         wheel.write_text("first")
         folder = tmp_path / "store" / "key"
@@ -131,7 +131,7 @@ class TestCacheKey:
         wheel.write_text("second")
         assert cache.put(wheel, folder) == stored
         assert stored.read_text() == "first"
-        assert [path.name for path in folder.parent.iterdir()] == ["key"], "nothing half-written stays"
+        assert [path.name for path in folder.parent.iterdir()] == ["key"], "no partial file is left"
 
 
 class TestHorovodPatch:
@@ -144,8 +144,32 @@ class TestHorovodPatch:
         assert 'set(CMAKE_INSTALL_RPATH "$ORIGIN/../../../..;$ORIGIN/../../torch/lib;/opt/mpi/lib")' in text
         assert " 14" not in text
 
+    def test_a_build_has_no_debug_information_and_is_as_optimized(self):
+        """Horovod then replaces the -O2 of these flags by -O3."""
+        text = horovod_patch.patch_debug_info(self.MAIN, "CMakeLists.txt")
+        assert 'project(horovod CXX)\nset(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -DNDEBUG")\n' in text
+
+    def test_the_patches_fit_together(self, tmp_path):
+        """Each patch changes its file once, and other patches of that file leave its place intact."""
+        for name, text in {
+            "CMakeLists.txt": self.MAIN,
+            "horovod/torch/CMakeLists.txt": "    set(CMAKE_CXX_STANDARD 14)\n",
+            "horovod/runner/gloo_run.py": (
+                "\n        exit_code, timestamp = value\n        if exit_code != 0:\n"
+            ),
+            "horovod/runner/mpi_run.py": "os.execve('/bin/sh', ['/bin/sh', '-c', mpirun_command], env)\n",
+        }.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        horovod_patch.patch(tmp_path, 17, ())
+        main = (tmp_path / "CMakeLists.txt").read_text()
+        assert "CMAKE_CXX_STANDARD 17" in main
+        assert "CMAKE_INSTALL_RPATH" in main
+        assert "CMAKE_CXX_FLAGS_RELWITHDEBINFO" in main
+        assert "'exec ' + mpirun_command" in (tmp_path / "horovod/runner/mpi_run.py").read_text()
+
     def test_gloo_exit_code(self):
-        """In the static launcher's loop only; the elastic one's is indented further."""
+        """Only the static launcher's loop changes; the elastic launcher's loop has a deeper indentation."""
         check = "\n{0}exit_code, timestamp = value\n{0}if exit_code != 0:\n{0}    raise RuntimeError()\n"
         static, elastic = check.format(8 * " "), check.format(12 * " ")
         text = horovod_patch.patch_exit_code(static + elastic, "gloo_run.py")
@@ -153,7 +177,7 @@ class TestHorovodPatch:
         assert text.index("SystemExit") < text.index("RuntimeError")
         assert text.endswith(elastic)
 
-    def test_another_source_is_refused(self):
+    def test_the_source_of_another_version_is_refused(self):
         with pytest.raises(
             SetupError, match=r"CMakeLists.txt .* 0 times, expected once: this is not the source"
         ):
@@ -169,7 +193,7 @@ class TestTorchFacts:
             ("", 17),
         ],
     )
-    def test_standard_comes_from_torch_itself(self, header, standard):
+    def test_standard_comes_from_the_headers_of_torch(self, header, standard):
         assert torch_facts.required_standard(header) == standard
 
     def test_version_without_importing(self, tmp_path):
@@ -177,7 +201,7 @@ class TestTorchFacts:
         assert torch_facts.read_version(tmp_path) == "2.14.1+cu130"
         assert torch_facts.read_version(tmp_path / "gone") == ""
 
-    def test_of_the_torch_that_runs_these_tests(self):
+    def test_facts_of_the_torch_that_runs_these_tests(self):
         found = torch_facts.ask(Path(sys.executable), ROOT, {})
         assert found is not None
         assert found.version == installed_torch.__version__
@@ -186,12 +210,12 @@ class TestTorchFacts:
 
 
 class TestGpu:
-    def test_cpu_torch_means_cpu_build(self):
+    def test_a_cpu_torch_gets_a_cpu_build(self):
         assert gpu.plan("auto", CPU_TORCH, {}, strict=True) is None
         with pytest.raises(InputError, match=r"GPU=yes: torch 2\.13\.0\+cpu has no CUDA"):
             gpu.plan("yes", CPU_TORCH, {}, strict=True)
 
-    def test_nccl_beside_torch(self, tmp_path):
+    def test_nccl_is_found_beside_torch(self, tmp_path):
         torch = dataclasses.replace(CUDA_TORCH, folder=str(tmp_path / "site" / "torch"))
         nccl = tmp_path / "site" / "nvidia" / "nccl"
         for file in ("include/nccl.h", "lib/libnccl.so.2"):
@@ -205,9 +229,9 @@ class TestGpu:
         assert flags["HOROVOD_NCCL_LIB"] == "/link"
         assert "HOROVOD_GPU_OPERATIONS" not in horovod_build.flags(None, Path("/link"), 2)
 
-    def test_toolkit_of_another_cuda(self, tmp_path):
+    def test_a_toolkit_of_another_cuda_is_refused(self, tmp_path):
         env = {"CUDA_HOME": str(cuda_toolkit(tmp_path, "12.8"))}
-        with pytest.raises(InputError, match=r"uses CUDA 13\.0, and .* is CUDA 12\.8\. Set CUDA_HOME"):
+        with pytest.raises(InputError, match=r"uses CUDA 13\.0, but .* is CUDA 12\.8\. Set CUDA_HOME"):
             gpu.plan("auto", CUDA_TORCH, env, strict=True)
         assert gpu.plan("no", CUDA_TORCH, env, strict=True) is None
 
@@ -240,8 +264,8 @@ class TestMpi:
             mpi.parse_version("srun 23\n")
 
 
-class TestWhatWentWrong:
-    def test_no_compiler(self, tmp_path):
+class TestErrors:
+    def test_a_missing_compiler(self, tmp_path):
         with pytest.raises(
             InputError, match=r"none of c\+\+, g\+\+, clang\+\+ is on PATH.*\n.*apt-get install g\+\+"
         ):
@@ -249,7 +273,7 @@ class TestWhatWentWrong:
         with pytest.raises(InputError, match=r"CXX=icpc is not on PATH"):
             prerequisites.find_compiler({"PATH": str(tmp_path), "CXX": "icpc"})
 
-    def test_first_error_of_a_build_and_its_remedy(self):
+    def test_the_first_error_of_a_build_and_its_remedy(self):
         error = "/h/a.h:3:10: fatal error: Python.h: No such file or directory"
         text = horovod_build.explain("noise\n" * 100 + error + "\n compilation terminated\n" + "more\n" * 100)
         assert text.splitlines()[1] == error
@@ -260,8 +284,8 @@ class TestWhatWentWrong:
 
     def test_pip(self):
         log = "Looking in links: w\nERROR: No matching distribution found for mpi4py<5,>=4.0\n"
-        assert "w lacks it. Fill the folder anew" in explain_pip(log, "w")
-        assert "Is the package index reachable" in explain_pip(log, "")
+        assert "w does not contain it. Refill it" in explain_pip(log, "w")
+        assert "the package index is reachable and has that version" in explain_pip(log, "")
 
     def test_progress_of_cmake(self):
         assert cmake_percent("[ 9%] Building\n[ 45%] Linking\n...") == "45 %"
@@ -271,7 +295,7 @@ class TestWhatWentWrong:
 class TestStamp:
     @pytest.fixture
     def venv(self, tmp_path):
-        """An environment as a set-up leaves it, as far as the stamp looks."""
+        """Make an environment as set-up leaves it, as far as the stamp checks it."""
         (tmp_path / "pyproject.toml").write_text("dependencies = []\n")
         venv = tmp_path / ".venv"
         site = venv / "lib" / "python3.11" / "site-packages"
@@ -331,6 +355,7 @@ class TestWheels:
         assert any(name.startswith("mpi4py") for name in names)
         assert any(name.startswith("pytest") for name in names)
         assert not any(name.startswith(("torch", "horovod")) for name in names)
+        assert not any(name.startswith("mkdocs") for name in names), "clusters do not build the site"
 
     def test_target(self):
         arguments = wheels.target_arguments("3.12", "aarch64")

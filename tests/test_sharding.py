@@ -1,4 +1,4 @@
-"""Dealing against every other way to deal; optimizers of shards against one of everything."""
+"""Assignment of parameters compared with every alternative; sharded optimizers, with a single one."""
 
 from copy import deepcopy
 from itertools import product
@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.support.layers import layers_of
-from trainer.config import AdamWConfig, GroupConfig, OptimizerConfig, SGDConfig
-from trainer.optimization import build_optimizer, state_bytes
-from trainer.sharding import Shards, deal_parameters
+from trainer.config.schema import AdamWConfig, GroupConfig, OptimizerConfig, SGDConfig
+from trainer.distributed.waiting import WaitMeter
+from trainer.optim.build import build_optimizer, state_bytes
+from trainer.replication.sharding import Shards, assign_parameters
 
 
 def largest_shard(sizes: list[int], shard_of: tuple[int, ...] | list[int], shards: int) -> int:
@@ -24,24 +25,24 @@ def largest_shard(sizes: list[int], shard_of: tuple[int, ...] | list[int], shard
 
 @given(st.lists(st.integers(0, 1000), max_size=40), st.integers(1, 9))
 def test_no_shard_has_more_than_its_share_and_one_parameter(sizes: list[int], shards: int) -> None:
-    dealt = deal_parameters(sizes, shards)
-    assert all(0 <= shard < shards for shard in dealt)
-    assert largest_shard(sizes, dealt, shards) <= sum(sizes) / shards + max(sizes, default=0)
+    assignment = assign_parameters(sizes, shards)
+    assert all(0 <= shard < shards for shard in assignment)
+    assert largest_shard(sizes, assignment, shards) <= sum(sizes) / shards + max(sizes, default=0)
 
 
 @given(st.lists(st.integers(0, 20), max_size=7), st.integers(1, 3))
-def test_no_other_dealing_is_better_by_more_than_a_third(sizes: list[int], shards: int) -> None:
-    """Graham's bound (1969) for the largest first, against all there are."""
+def test_no_other_assignment_is_better_by_more_than_a_third(sizes: list[int], shards: int) -> None:
+    """Graham's bound (1969) for largest-first assignment, compared with all assignments."""
     best = min(largest_shard(sizes, each, shards) for each in product(range(shards), repeat=len(sizes)))
-    found = largest_shard(sizes, deal_parameters(sizes, shards), shards)
+    found = largest_shard(sizes, assign_parameters(sizes, shards), shards)
     assert found <= best * (4 / 3 - 1 / (3 * shards)) + 1e-9
 
 
-def test_order_decides_between_equals() -> None:
-    assert deal_parameters([5, 5, 5, 5, 5], 2) == [0, 1, 0, 1, 0]
-    assert deal_parameters([1, 9, 4, 4], 2) == [1, 0, 1, 1]
-    assert deal_parameters([2, 3], 4) == [1, 0]
-    assert deal_parameters([], 3) == []
+def test_order_decides_between_equal_sizes() -> None:
+    assert assign_parameters([5, 5, 5, 5, 5], 2) == [0, 1, 0, 1, 0]
+    assert assign_parameters([1, 9, 4, 4], 2) == [1, 0, 1, 1]
+    assert assign_parameters([2, 3], 4) == [1, 0]
+    assert assign_parameters([], 3) == []
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 20])
@@ -53,15 +54,15 @@ def test_order_decides_between_equals() -> None:
     ],
     ids=["adamw", "sgd"],
 )
-def test_shards_step_what_one_optimizer_steps(config: OptimizerConfig, shards: int) -> None:
-    """Each its own parameters, with the same bits; together they have its state, and nothing twice."""
+def test_shards_step_like_one_optimizer(config: OptimizerConfig, shards: int) -> None:
+    """Each steps its own parameters, bit-identically; together they hold the state exactly once."""
     whole = nn.Sequential(*(nn.Linear(7, 7 + 10 * (i == 2)) for i in range(3)))
     whole[0].bias.requires_grad_(False)
     copies = [deepcopy(whole) for _ in range(shards)]
-    dealt = [Shards(layers_of(*copy), shards, own) for own, copy in enumerate(copies)]
+    assignment = [Shards(layers_of(*copy), shards, own, WaitMeter()) for own, copy in enumerate(copies)]
     optimizers = [
         build_optimizer(config, layers_of(*copy), shard.has)
-        for copy, shard in zip(copies, dealt, strict=True)
+        for copy, shard in zip(copies, assignment, strict=True)
     ]
     reference = build_optimizer(config, layers_of(*whole))
     assert reference is not None
@@ -77,7 +78,7 @@ def test_shards_step_what_one_optimizer_steps(config: OptimizerConfig, shards: i
     models = before, whole, *copies
     for first, expected, *seen in zip(*(model.parameters() for model in models), strict=True):
         if expected.requires_grad:
-            has = [shard.has(parameter) for shard, parameter in zip(dealt, seen, strict=True)]
+            has = [shard.has(parameter) for shard, parameter in zip(assignment, seen, strict=True)]
             assert has.count(True) == 1
             for own, parameter in zip(has, seen, strict=True):
                 assert torch.equal(parameter, expected if own else first)
@@ -85,7 +86,7 @@ def test_shards_step_what_one_optimizer_steps(config: OptimizerConfig, shards: i
     assert sum(sizes) == state_bytes(reference)
     largest = max(state_bytes_of(reference, parameter) for parameter in whole.parameters())
     assert max(sizes) <= state_bytes(reference) / shards + largest
-    assert sum(shard.own_bytes for shard in dealt) == dealt[0].bytes
+    assert sum(shard.own_bytes for shard in assignment) == assignment[0].bytes
 
 
 def state_bytes_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> int:

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.config import BinaryConfig, SimpleNetConfig
+from trainer.config.schema import BinaryConfig, SimpleNetConfig
 from trainer.data.binary import binary
 from trainer.data.dataset import Data
 from trainer.data.text import Windows
@@ -45,7 +45,7 @@ def test_layers_and_shapes() -> None:
         assert activation.shape == (7, width)
 
 
-def test_loss_is_the_sum_of_each_samples_own() -> None:
+def test_loss_is_the_sum_over_samples() -> None:
     loss = simplenet(SimpleNetConfig(), binary(BinaryConfig())).loss
     logits, labels = torch.randn(6, 1), torch.tensor([0.0, 1, 1, 0, 1, 0])
     chances = torch.sigmoid(logits[:, 0])
@@ -61,7 +61,7 @@ def test_loss_stays_finite_far_from_the_label() -> None:
     assert loss(torch.tensor([[-1000.0]]), torch.tensor([1.0])).item() == 1000
 
 
-def test_hundred_steps_of_the_example_learn() -> None:
+def test_hundred_steps_of_the_example_reduce_the_loss() -> None:
     losses, _ = train(lr=0.01, epochs=10)
     assert losses == sorted(losses, reverse=True)
 

@@ -1,11 +1,12 @@
-"""The simulator against closed formulas."""
+"""The simulator, compared with closed formulas."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.schedules import training_schedule
 from trainer.schedule.actions import Action, Kind, Schedule, Tied
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.simulate import simulate, simulate_on
 from trainer.schedule.validate import ScheduleError
@@ -14,7 +15,7 @@ from trainer.schedule.validate import ScheduleError
 @pytest.mark.parametrize("name", ["gpipe", "1f1b"])
 @pytest.mark.parametrize("p", range(1, 9))
 def test_bubble_of_equal_stages(name: str, p: int) -> None:
-    """(p - 1) / (m + p - 1), however long a backward is (Narayanan et al., 2021, section 2.2.1)."""
+    """(p - 1) / (m + p - 1), for any length of backwards (Narayanan et al., 2021, section 2.2.1)."""
     for m in range(1, 33):
         for backward in (1.0, 2.0):
             timeline = simulate(training_schedule(name, p, m), [1.0] * p, [backward] * p)
@@ -24,7 +25,7 @@ def test_bubble_of_equal_stages(name: str, p: int) -> None:
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 50))
 def test_forward_passes_run_at_the_pace_of_the_slowest_stage(times: list[int], m: int, message: int) -> None:
-    """The first micro-batch goes through all stages; the others follow, a slowest stage's time each."""
+    """The first micro-batch passes all stages; the others follow at intervals of the slowest stage's time."""
     timeline = simulate(evaluation_schedule(range(len(times)), m), times, [], message)
     assert timeline.makespan == sum(times) + (len(times) - 1) * message + (m - 1) * max(times)
 
@@ -32,13 +33,13 @@ def test_forward_passes_run_at_the_pace_of_the_slowest_stage(times: list[int], m
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=5), st.integers(1, 6), st.integers(0, 50))
 def test_a_token_goes_all_the_way_round(times: list[int], tokens: int, message: int) -> None:
     timeline = simulate(generation_schedule(range(len(times)), tokens), times, [], message)
-    messages = len(times) if len(times) > 1 else 0  # what a stage sends to itself does not travel
+    messages = len(times) if len(times) > 1 else 0  # no message from a stage to itself
     assert timeline.makespan == tokens * (sum(times) + messages * message)
 
 
 def test_messages_and_waiting_by_hand() -> None:
     timeline = simulate(training_schedule("gpipe", 2, 1), [3, 5], [7, 11], message=2)
-    # F0.0 sa0.0>1 rg0.0<1 B0.0 A0 Z0 O0 and ra1.0<0 F1.0 B1.0 sg1.0>0 A1 Z1 O1
+    # F0.0 sa0.0>1 rg0.0<1 B0.0 A0 Aw0 U0 and ra1.0<0 F1.0 B1.0 sg1.0>0 A1 Aw1 U1
     assert timeline.starts == ((0, 3, 3, 23, 30, 30, 30), (0, 5, 10, 21, 21, 21, 21))
     assert timeline.ends == ((3, 3, 23, 30, 30, 30, 30), (5, 10, 21, 21, 21, 21, 30))
     assert timeline.busy == ((3, 0, 0, 7, 0, 0, 0), (0, 5, 11, 0, 0, 0, 0))
@@ -47,10 +48,10 @@ def test_messages_and_waiting_by_hand() -> None:
 
 def test_any_action_can_take_time() -> None:
     schedule = training_schedule("gpipe", 2, 1, [Tied(0, 1)])
-    kinds = {Kind.FORWARD: 1, Kind.BACKWARD: 1, Kind.FINISH: 10, Kind.STEP: 100}
+    kinds = {Kind.FORWARD: 1, Kind.BACKWARD: 1, Kind.REDUCE_WAIT: 10, Kind.UPDATE: 100}
     machine = Machine(
         {kind: (seconds, seconds) for kind, seconds in kinds.items()},
-        message_bytes={(Kind.SEND_TIED, 0, 1): 2000},
+        message_bytes={(Kind.SEND_REDUCED_GRADIENT, 0, 1): 2000},
         network=Network(Link(bandwidth=2.0)),
         begin=7,
         end=5,
@@ -61,24 +62,24 @@ def test_any_action_can_take_time() -> None:
 
 
 @pytest.mark.parametrize("tied", [0, 50, 2000])
-def test_norms_are_exchanged_when_the_last_rank_has_come(tied: int) -> None:
-    """By hand: forward and backward of both stages, the tied gradient on its way back, an exchange."""
+def test_norms_are_exchanged_when_the_last_rank_has_arrived(tied: int) -> None:
+    """Worked out by hand: both stages' forward and backward, the tied gradient's way back, an exchange."""
     schedule = training_schedule("gpipe", 2, 1, [Tied(0, 1)])
-    work = {Kind.FORWARD: (1, 1), Kind.BACKWARD: (1, 1), Kind.STEP: (5, 3)}
-    sizes = {(Kind.SEND_TIED, 0, 1): tied}
+    work = {Kind.FORWARD: (1, 1), Kind.BACKWARD: (1, 1), Kind.UPDATE: (5, 3)}
+    sizes = {(Kind.SEND_REDUCED_GRADIENT, 0, 1): tied}
     machine = Machine(work, message_bytes=sizes, network=Network(Link(bandwidth=2.0)), exchange=10)
     (timeline,) = simulate_on(machine, [schedule])
-    assert timeline.ends[1][-2] == 4 + tied / 2  # the last to come waits for the exchange alone
+    assert timeline.ends[1][-2] == 4 + tied / 2  # the last to arrive waits only for the exchange
     assert [starts[-1] for starts in timeline.starts] == [4, 4 + tied / 2]
     assert [ends[-1] for ends in timeline.ends] == [4 + tied / 2 + 10 + 5, 4 + tied / 2 + 10 + 3]
 
 
-def test_nothing_takes_no_time() -> None:
+def test_an_empty_schedule_takes_no_time() -> None:
     timeline = simulate(evaluation_schedule(range(3), 0), [1] * 3, [])
     assert (timeline.makespan, timeline.bubble) == (0, 0)
 
 
-def test_a_deadlock_is_told() -> None:
+def test_a_deadlock_is_an_error() -> None:
     both_wait = Schedule(
         "wrong",
         (0, 1),
@@ -91,12 +92,19 @@ def test_a_deadlock_is_told() -> None:
     with pytest.raises(ScheduleError) as error:
         simulate(both_wait, [1, 1], [1, 1])
     assert str(error.value) == (
-        "deadlock: worker 0 waits in rg0.0<1, for worker 1 waits in ra1.0<0, for worker 0"
+        "deadlock: worker 0 waits in rg0.0<1 for worker 1, which waits in ra1.0<0 for worker 0"
     )
 
 
+def test_waiting_for_a_missing_action_is_a_deadlock() -> None:
+    waits = Schedule("wrong", (0, 1), 1, ((), (Action(Kind.RECEIVE_ACTIVATION, 1, 0, 0),)))
+    with pytest.raises(ScheduleError) as error:
+        simulate(waits, [1, 1], [1, 1])
+    assert str(error.value) == "deadlock: worker 1 waits in ra1.0<0 for an action that no worker performs"
+
+
 def test_messages_of_a_link_follow_one_another() -> None:
-    """A stage ten times as fast as its link: the link sets the pace: bytes / bandwidth each."""
+    """A stage is ten times as fast as its link, so the link sets the pace: bytes / bandwidth a message."""
     m, latency, seconds = 6, 3.0, 10.0
     machine = Machine(
         {Kind.FORWARD: (1.0, 2.0)},
@@ -115,7 +123,7 @@ def test_links_between_nodes(per_node: int | None, crossings: int) -> None:
     assert timeline.makespan == 4 + crossings * 100 + (3 - crossings)
 
 
-def test_replicas_that_lie_on_other_nodes_differ() -> None:
+def test_replicas_placed_differently_on_nodes_differ() -> None:
     """Three stages on nodes of four ranks: replica 0 stays on one node, 1 and 2 cross once, 3 does not."""
     schedule = evaluation_schedule(range(3), 1)
     machine = Machine({Kind.FORWARD: (1.0,) * 3}, network=Network(Link(0.0), Link(100.0), 4), replicas=4)
@@ -149,7 +157,7 @@ def test_all_reduces_overlap_with_the_backward_and_follow_one_another() -> None:
 
 
 def test_a_late_replica_holds_up_the_ring() -> None:
-    """Replica 1 has a micro-batch more; replica 0 waits in FINISH, and that is its bubble."""
+    """Replica 1 has one more micro-batch; replica 0 waits in FINISH, which is its bubble."""
     work = {Kind.FORWARD: (1.0,), Kind.BACKWARD: (2.0,)}
     machine = Machine(work, buckets=[[Bucket("a", 100)]], ring=Link(0.0, 10.0), replicas=2)
     schedules = [training_schedule("1f1b", 1, micro_batches) for micro_batches in (3, 4)]

@@ -1,4 +1,4 @@
-"""A stage's forward and backward are plain autograd's, bit for bit."""
+"""A stage's forward and backward match plain autograd's, bit for bit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,17 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.activation import TreeSpec, flatten, unflatten
 from trainer.models.simplenet import BinaryLoss
-from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 
 CPU = torch.device("cpu")
 
 
-def build(*modules: nn.Module, loss: Any = None, between: Callable[[], None] = lambda: None) -> Stage:
+def build(*modules: nn.Module, loss: Any = None, on_layer_done: Callable[[], None] = lambda: None) -> Stage:
     layers = [BuiltLayer(i, f"layer{i}", module) for i, module in enumerate(modules)]
-    return Stage(0, layers, CPU, loss=loss, randomness=Randomness(0), between=between)
+    return Stage(0, layers, CPU, loss=loss, randomness=Randomness(0), on_layer_done=on_layer_done)
 
 
 def network() -> list[nn.Module]:
@@ -67,7 +68,7 @@ def test_several_micro_batches_add_up_in_the_order_of_their_backwards() -> None:
     for i, x in enumerate(inputs):
         stage.forward(i, [x], 0)
     for i, gradient in enumerate(incoming):
-        assert stage.backward(i, [gradient]) == []  # the data learns nothing
+        assert stage.backward(i, [gradient]) == []  # the data needs no gradient
     for x, gradient in zip(inputs, incoming, strict=True):
         nn.Sequential(*plain)(x).backward(gradient)
     assert_equal(gradients(mine), gradients(plain))
@@ -89,12 +90,12 @@ def test_loss() -> None:
     assert_equal(gradients(mine), gradients(plain))
 
 
-def split_nest(activation: Any) -> tuple[list[Tensor], Nest]:
+def split_nest(activation: Any) -> tuple[list[Tensor], TreeSpec]:
     tensors, nest = flatten(activation)
     return [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors], nest
 
 
-def test_nested_with_a_skip_a_mask_and_an_output_that_nobody_uses() -> None:
+def test_nested_with_a_skip_a_mask_and_an_unused_output() -> None:
     torch.manual_seed(1)
     linear = nn.Linear(4, 4)
 
@@ -106,7 +107,7 @@ def test_nested_with_a_skip_a_mask_and_an_output_that_nobody_uses() -> None:
         return (parts["x"] + parts["skip"]).masked_fill(parts["mask"], 0.0), parts["unused"]
 
     first = Function(branch)
-    first.linear = linear  # known as a part of the layer
+    first.linear = linear  # registered as a submodule
     stage = build(first, Function(join), Function(lambda pair: pair[0]))
     x = torch.randn(3, 4, requires_grad=True)
     incoming = torch.randn(3, 4)
@@ -121,7 +122,7 @@ def test_nested_with_a_skip_a_mask_and_an_output_that_nobody_uses() -> None:
     assert torch.equal(mine, linear.weight.grad)
 
 
-def test_what_leaves_a_layer_is_contiguous() -> None:
+def test_layer_outputs_are_contiguous() -> None:
     stage = build(Function(lambda x: x.transpose(0, 1)))
     (output,), _ = stage.forward(0, [torch.randn(2, 3, requires_grad=True)], 0)
     assert output.is_contiguous()
@@ -155,16 +156,16 @@ def test_frozen_layers() -> None:
     assert [parameter.grad is None for parameter in mine[3].parameters()] == [True, True]
 
 
-def test_messages_move_on_behind_every_layer() -> None:
+def test_messages_progress_after_every_layer() -> None:
     calls: list[None] = []
-    stage = build(*network(), between=lambda: calls.append(None))
+    stage = build(*network(), on_layer_done=lambda: calls.append(None))
     stage.forward(0, [torch.randn(5, 4)], 0)
     assert len(calls) == 4
     stage.backward(0, [torch.randn(5, 3)])
     assert len(calls) == 8
 
 
-def test_dropout_follows_from_step_and_micro_batch_alone() -> None:
+def test_dropout_depends_only_on_step_and_micro_batch() -> None:
     modules = [nn.Dropout(0.5), nn.Linear(64, 64), nn.Dropout(0.5)]
     whole, second = build(*modules), build(*modules)
     x = torch.ones(4, 64)
@@ -175,7 +176,7 @@ def test_dropout_follows_from_step_and_micro_batch_alone() -> None:
     assert not torch.equal(outputs[0], outputs[1])
 
 
-def test_inference_has_no_dropout_and_keeps_nothing() -> None:
+def test_inference_has_no_dropout_and_saves_nothing() -> None:
     stage = build(nn.Linear(4, 4), nn.Dropout(0.5))
     stage.train(False)
     x = torch.randn(3, 4)
@@ -186,7 +187,7 @@ def test_inference_has_no_dropout_and_keeps_nothing() -> None:
     assert stage._tapes == {}
 
 
-def test_layers_that_write_into_their_input() -> None:
+def test_layers_that_modify_their_input() -> None:
     mine = [nn.Linear(4, 8), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8)), nn.Linear(8, 3)]
     torch.manual_seed(0)
     x = torch.randn(5, 4)

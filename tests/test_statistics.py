@@ -1,4 +1,4 @@
-"""Running statistics: those of the global batch, once a step, wherever the model is cut."""
+"""Running statistics: from the global batch, once a step, wherever the model is cut."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.fixtures.images import convolutional, images
 from tests.support.one_process import Given, Pipeline
 from trainer.errors import UserError
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.statistics import RunningStatistics
 
 ALONE: Any = SimpleNamespace(size=1, all_gather=lambda values, counts: values)  # one replica
@@ -25,7 +25,7 @@ def batches(start: int = 0) -> Given:
 
 
 def trained(sizes: list[int], schedule: str = "1f1b", steps: int = 2) -> Pipeline:
-    """Return a pipeline that has seen some global batches; its weights stay as they are."""
+    """Return a pipeline that has processed some global batches without changing its weights."""
     pipeline = Pipeline(convolutional(images()), sizes, schedule)
     statistics = RunningStatistics(pipeline.layers)
     for step in range(steps):
@@ -39,7 +39,7 @@ def buffers(pipeline: Pipeline) -> dict[str, Tensor]:
 
 
 def expected(steps: int = 2) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return mean and variance of every norm, by definition: over the inputs of whole global batches."""
+    """Return mean and variance of every norm by definition: over the inputs of complete global batches."""
     modules = [layer.module for layer in Pipeline(convolutional(images()), [5]).layers]
     norms = {
         str(i): norm
@@ -68,7 +68,7 @@ def expected(steps: int = 2) -> dict[str, tuple[Tensor, Tensor]]:
     return moved
 
 
-def test_they_are_of_the_global_batch() -> None:
+def test_they_describe_the_global_batch() -> None:
     found = buffers(trained([5]))
     wanted = expected()
     for place, name in (("0", "convolution.0/1."), ("1", "convolution.1/1."), ("2", "plain/")):
@@ -95,7 +95,7 @@ def test_they_have_the_same_bits_in_every_cut(sizes: list[int], schedule: str) -
 
 
 def test_training_normalises_each_micro_batch() -> None:
-    """With what PyTorch normalises by, and so with PyTorch's gradients."""
+    """With the same statistics as PyTorch, and so with PyTorch's gradients."""
     pipeline = trained([2, 3], steps=1)
     plain = Pipeline(convolutional(images()), [5])
     network, source = nn.Sequential(*(layer.module for layer in plain.layers)), batches()
@@ -107,7 +107,7 @@ def test_training_normalises_each_micro_batch() -> None:
             torch.testing.assert_close(gradient, theirs[name])
 
 
-def test_evaluation_uses_them_and_leaves_them() -> None:
+def test_evaluation_uses_them_without_changing_them() -> None:
     pipeline = trained([2, 3])
     before = {name: buffer.clone() for name, buffer in buffers(pipeline).items()}
     one = pipeline.evaluate(batches(), len(SIZES))
@@ -119,7 +119,7 @@ def test_evaluation_uses_them_and_leaves_them() -> None:
         assert torch.equal(buffer, before[name]), name
 
 
-def test_a_value_that_is_not_a_number_does_not_stay() -> None:
+def test_nan_does_not_persist() -> None:
     module = nn.BatchNorm1d(2)
     statistics = RunningStatistics([BuiltLayer(0, "norm", module)])
     module(torch.full((3, 2), torch.nan))
@@ -138,12 +138,12 @@ def test_a_value_that_is_not_a_number_does_not_stay() -> None:
         (nn.InstanceNorm2d(4, track_running_stats=True), "InstanceNorm"),
     ],
 )
-def test_norms_that_would_follow_the_layout_are_refused(module: nn.Module, word: str) -> None:
+def test_norms_that_depend_on_the_layout_are_refused(module: nn.Module, word: str) -> None:
     with pytest.raises(UserError, match=word):
         RunningStatistics([BuiltLayer(0, "layer", module)])
 
 
-def test_other_norms_are_left_alone() -> None:
+def test_other_norms_are_accepted() -> None:
     modules = nn.Sequential(
         nn.InstanceNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False), nn.LayerNorm(3)
     )
@@ -168,7 +168,7 @@ class Counter(nn.Module):
         return x * self.constant
 
 
-def test_other_buffers_that_change_are_known() -> None:
+def test_changes_of_other_buffers_are_detected() -> None:
     modules = nn.Sequential(nn.BatchNorm1d(2), Counter())
     statistics = RunningStatistics([BuiltLayer(0, "layer", modules)])
     before = statistics.versions_of_others()
@@ -177,7 +177,7 @@ def test_other_buffers_that_change_are_known() -> None:
     assert [name for name in after if after[name] != before[name]] == ["layer/1: seen"]
 
 
-def test_a_step_that_does_not_count_leaves_them() -> None:
+def test_a_skipped_step_does_not_change_them() -> None:
     pipeline = Pipeline(convolutional(images()), [2, 3])
     statistics = RunningStatistics(pipeline.layers)
     before = {name: buffer.clone() for name, buffer in buffers(pipeline).items()}

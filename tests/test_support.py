@@ -1,4 +1,4 @@
-"""What tests share is in tests/support and tests/fixtures, where a reader looks for it."""
+"""Tests share code only through tests/support and tests/fixtures, where a reader looks for it."""
 
 import ast
 from pathlib import Path

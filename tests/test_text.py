@@ -1,8 +1,7 @@
-"""Text: which files, in which order, cut how, tokenised once; and every way in which it can be wrong."""
+"""Text: which files, their order, how they are cut, tokenised once; and all that can be wrong."""
 
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config import TextConfig
-from trainer.data.build import build_data
+from tests.support.thread_ranks import ThreadRank, on_ranks
+from trainer.config.schema import TextConfig
+from trainer.data.build import Ranks, load_data
 from trainer.data.dataset import Data
 from trainer.data.text import Windows
 from trainer.data.tokenizer import build_tokenizer
@@ -27,9 +27,9 @@ PROSE = "The quick brown fox jumps over the lazy dog; été, naïve, 東京.\n"
 def build(tmp_path: Path) -> Callable[..., Data]:
     """Build text data with a cache of the test's own; `values` are fields of TextConfig."""
 
-    def run(*, local_rank: int = 0, barrier: Callable[[], None] = lambda: None, **values: object) -> Data:
+    def run(ranks: Ranks | None = None, **values: object) -> Data:
         fields = {"context": 4, "validation": 0.5, "cache": str(tmp_path / "cache"), **values}
-        return build_data(TextConfig(**fields), local_rank=local_rank, barrier=barrier)  # type: ignore[arg-type]
+        return load_data(TextConfig(**fields), ranks)  # type: ignore[arg-type]
 
     return run
 
@@ -70,7 +70,7 @@ def bpe(tmp_path: Path) -> Path:
 
 
 def everything(data: Data) -> list[int]:
-    """Return the training part's tokens, then the validation part's, as the windows give them."""
+    """Return the training part's tokens, then the validation part's, joined from their windows."""
     tokens: list[int] = []
     for part in (data.training, data.validation):
         samples = np.arange(len(part))
@@ -107,7 +107,7 @@ def test_a_file(tmp_path: Path, build: Callable[..., Data]) -> None:
 def test_validation_is_the_end_of_the_text_and_not_trained_on(
     tmp_path: Path, build: Callable[..., Data], share: float
 ) -> None:
-    numbers = np.arange(250, dtype=np.uint8)  # each byte once: a token tells its place
+    numbers = np.arange(250, dtype=np.uint8)  # each byte once: a token shows its position
     (tmp_path / "text").write_bytes(numbers.tobytes())
     data = build(path=str(tmp_path / "text"), validation=share)
     trained, held_out = (
@@ -119,7 +119,7 @@ def test_validation_is_the_end_of_the_text_and_not_trained_on(
     )
     cut = 250 - int(250 * share)
     assert max(trained) < cut <= min(held_out)
-    assert cut - max(trained) <= 4  # less than a window is left over
+    assert cut - max(trained) <= 4  # less than a window is unused
     assert 250 - max(held_out) <= 4
 
 
@@ -149,7 +149,7 @@ def test_windows_are_slices(tokens: list[int], context: int, data: st.DataObject
             assert tensor.is_contiguous()
 
 
-def test_the_standard_library_is_there_without_a_download(build: Callable[..., Data]) -> None:
+def test_the_standard_library_needs_no_download(build: Callable[..., Data]) -> None:
     data = build(path=None, context=128, validation=0.05)
     assert 5e6 < len(data.training) * 128 < 50e6
     text = data.tokenizer.decode(data.training.inputs(np.arange(50_000)).flatten().tolist())
@@ -168,7 +168,7 @@ def test_tokenised_once(folder: Path, tmp_path: Path, build: Callable[..., Data]
     assert second.fingerprint != first.fingerprint
 
 
-def test_a_change_is_noticed(folder: Path, build: Callable[..., Data]) -> None:
+def test_a_change_is_detected(folder: Path, build: Callable[..., Data]) -> None:
     first = build(path=str(folder), pattern="*.txt")
     (folder / "a.txt").write_bytes(b"9876543210")
     second = build(path=str(folder), pattern="*.txt")
@@ -179,7 +179,7 @@ def test_a_change_is_noticed(folder: Path, build: Callable[..., Data]) -> None:
 
 
 def test_fingerprint_is_that_of_the_content(folder: Path, tmp_path: Path, build: Callable[..., Data]) -> None:
-    """Not of names, times, or how the text is divided into files: other machines may differ in these."""
+    """Not of names, times, or the division into files, which may differ between machines."""
     (tmp_path / "elsewhere").write_bytes(b"0123456789" * 4)
     os.utime(tmp_path / "elsewhere", (1, 1))
     one = build(path=str(folder), pattern="*.txt")
@@ -199,7 +199,7 @@ def test_equal_name_size_and_time_elsewhere_is_another_text(
 
 
 @pytest.mark.parametrize("damage", ["shorten", "lose", "garble"])
-def test_a_damaged_cache_is_made_anew(
+def test_a_damaged_cache_is_rebuilt(
     folder: Path, tmp_path: Path, build: Callable[..., Data], damage: str
 ) -> None:
     first = build(path=str(folder), pattern="*.txt", context=19)
@@ -216,29 +216,24 @@ def test_a_damaged_cache_is_made_anew(
     assert second.fingerprint == first.fingerprint
 
 
-def test_ranks_share_what_local_rank_0_made(folder: Path, tmp_path: Path, build: Callable[..., Data]) -> None:
-    """Four ranks of two nodes on one cache: each waits once, all read the same, nothing is left behind."""
-    barrier = threading.Barrier(4, timeout=60)
-    waits: list[int] = []
-    built: list[Data] = []
+def test_ranks_share_what_one_of_each_node_prepared(
+    folder: Path, tmp_path: Path, build: Callable[..., Data]
+) -> None:
+    """Four ranks of two nodes share a cache: each waits once, all read the same, no files are left."""
 
-    def rank(local_rank: int) -> None:
-        def wait() -> None:
-            waits.append(local_rank)
-            barrier.wait()
+    def rank(ranks: ThreadRank) -> tuple[Data, int]:
+        return build(ranks, path=str(folder), pattern="*.txt"), ranks.gathered
 
-        built.append(build(path=str(folder), pattern="*.txt", local_rank=local_rank, barrier=wait))
-
-    threads = [threading.Thread(target=rank, args=(local_rank,)) for local_rank in (0, 1, 0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(waits) == [0, 0, 1, 1]
-    assert len(built) == 4
-    assert len({data.fingerprint for data in built}) == 1
-    assert len({tuple(everything(data)) for data in built}) == 1
+    outcomes = on_ranks(rank, local_ranks=(0, 1, 0, 1))
+    assert [waits for _, waits in outcomes] == [1] * 4
+    assert len({data.fingerprint for data, _ in outcomes}) == 1
+    assert len({tuple(everything(data)) for data, _ in outcomes}) == 1
     assert len(cache_state(tmp_path)) == 2
+
+
+def test_the_other_ranks_of_a_node_prepare_nothing(folder: Path, build: Callable[..., Data]) -> None:
+    outcomes = on_ranks(lambda rank: build(rank, path=str(folder)), local_ranks=(1, 2))
+    assert ["are not in data.cache" in str(error) for error in outcomes] == [True, True]
 
 
 def test_bytes_stay_bytes(tmp_path: Path, build: Callable[..., Data]) -> None:
@@ -270,14 +265,14 @@ def test_a_tokenizers_file(tmp_path: Path, bpe: Path, build: Callable[..., Data]
     library = tokenizers.Tokenizer.from_file(str(bpe))
     assert everything(data) == library.encode(PROSE * 4).ids
     assert data.vocabulary == library.get_vocab_size() > 256
-    assert len(everything(data)) < len((PROSE * 4).encode()) / 2  # tokens longer than bytes, so trained
+    assert len(everything(data)) < len((PROSE * 4).encode()) / 2  # longer than bytes: it is trained
     assert data.tokenizer.encode(PROSE) == library.encode(PROSE).ids
     assert data.tokenizer.decode(data.tokenizer.encode(PROSE)) == PROSE
 
 
 def test_a_long_file_is_cut_at_line_ends(tmp_path: Path, bpe: Path, build: Callable[..., Data]) -> None:
     lines = [f"line {number}, jumps over the lazy dog; été\r\n" for number in range(8000)]
-    text = "".join([*lines, "fox " * 50_000, "\n", *lines])  # and a line longer than a chunk
+    text = "".join([*lines, "fox " * 50_000, "\n", *lines])  # including a line longer than a chunk
     (tmp_path / "text").write_bytes(text.encode())
     data = build(path=str(tmp_path / "text"), tokenizer=str(bpe), context=1)
     assert data.tokenizer.decode(everything(data)) == text
@@ -286,7 +281,7 @@ def test_a_long_file_is_cut_at_line_ends(tmp_path: Path, bpe: Path, build: Calla
     assert everything(data)[: len(expected)] == expected
 
 
-def test_what_the_tokenizers_file_adds_is_left_out(
+def test_additions_by_the_tokenizers_file_are_disabled(
     tmp_path: Path, bpe: Path, build: Callable[..., Data]
 ) -> None:
     library = tokenizers.Tokenizer.from_file(str(bpe))
@@ -317,17 +312,10 @@ def test_text_that_is_not_utf8_is_read(tmp_path: Path, bpe: Path, build: Callabl
 
 
 def check_all_ranks_raise_alike(build: Callable[..., Data], words: list[str], **values: object) -> None:
-    """Raise on every rank, or a rank would wait for ever for one that has left."""
-    messages = set()
-    waits = []
-    for local_rank in (0, 1):
-        count: list[None] = []
-        with pytest.raises(UserError) as caught:
-            build(local_rank=local_rank, barrier=lambda count=count: count.append(None), **values)
-        messages.add(str(caught.value))
-        waits.append(len(count))
-    (message,) = messages
-    assert waits in ([0, 0], [1, 1])
+    """Check that every rank raises: otherwise a rank would wait forever for one that has left."""
+    errors = on_ranks(lambda rank: build(rank, **values))
+    assert {type(error) for error in errors} == {UserError}
+    (message,) = {str(error) for error in errors}
     for word in words:
         assert word in message
 
@@ -349,7 +337,7 @@ def test_empty_data(tmp_path: Path, build: Callable[..., Data]) -> None:
     check_all_ranks_raise_alike(build, ["a.md", "is empty"], path=str(path / "a.md"))
 
 
-def test_data_that_is_no_file(tmp_path: Path, build: Callable[..., Data]) -> None:
+def test_data_that_is_not_a_file(tmp_path: Path, build: Callable[..., Data]) -> None:
     os.mkfifo(tmp_path / "pipe")
     check_all_ranks_raise_alike(build, ["neither a file nor a folder"], path=str(tmp_path / "pipe"))
     check_all_ranks_raise_alike(build, ["data.path", "cannot be read"], path="x" * 300)
@@ -357,7 +345,7 @@ def test_data_that_is_no_file(tmp_path: Path, build: Callable[..., Data]) -> Non
 
 @pytest.fixture
 def not_root(build: Callable[..., Data]) -> Iterator[Path]:
-    """A folder of a user who may not read everything, as root may; the test runs as that user."""
+    """A folder of an unprivileged user, as which the test runs: root may read everything."""
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as folder:
         if user == 0:
@@ -404,7 +392,7 @@ def test_text_shorter_than_a_sample(tmp_path: Path, build: Callable[..., Data]) 
         f"data.path={path}",
         "199 tokens",
         "data.context=9",
-        "200 in all",
+        "200 in total",
         "190 for training",
         "9 for val",
     ]
@@ -412,7 +400,7 @@ def test_text_shorter_than_a_sample(tmp_path: Path, build: Callable[..., Data]) 
     path.write_bytes(bytes(200))
     assert len(build(**values).validation) == 1
     check_all_ranks_raise_alike(
-        build, ["data.validation=0 ", "between 0 and 1"], **{**values, "validation": 0.0}
+        build, ["data.validation=0.0 ", "between 0 and 1"], **{**values, "validation": 0.0}
     )
 
 
@@ -431,7 +419,7 @@ def test_a_bad_tokenizer(tmp_path: Path, build: Callable[..., Data]) -> None:
     check_all_ranks_raise_alike(build, ["no tokens"], tokenizer=untrained, **values)
 
 
-def test_a_cache_that_is_no_folder(tmp_path: Path, build: Callable[..., Data]) -> None:
+def test_a_cache_that_is_not_a_folder(tmp_path: Path, build: Callable[..., Data]) -> None:
     (tmp_path / "text").write_text(PROSE)
     check_all_ranks_raise_alike(
         build, ["data.cache", "exists"], path=str(tmp_path / "text"), cache=str(tmp_path / "text")

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from tests.support.one_process import Given, Pipeline
+from trainer.activation import Activation
 from trainer.errors import UserError
-from trainer.models.model import Activation, Layer, Model, Tie
+from trainer.models.model import Layer, Model, Tie
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.ties import tied_stages
 from trainer.schedule.actions import Tied
@@ -51,7 +52,7 @@ def test_a_rank_builds_a_use_without_its_owner() -> None:
 
 
 class Add(nn.Module):
-    """Adds its weight, times a factor: so its gradient is the factor."""
+    """Adds its weight times a factor, so the weight's gradient is the factor."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class Add(nn.Module):
 
 
 class Sum:
-    """The output itself."""
+    """The output itself as the loss."""
 
     def count(self, target: Activation) -> int:
         return 1
@@ -75,7 +76,7 @@ class Sum:
 
 @pytest.mark.parametrize("sizes", [[4], [1, 3], [1, 1, 2], [1, 1, 1, 1], [2, 2]])
 def test_gradients_are_added_in_the_order_of_layers(sizes: list[int]) -> None:
-    """In float32, (1 + 2**24) + (4 - 2**24) is 4, as the 1 is lost; in other orders it is 5."""
+    """In float32, (1 + 2**24) + (4 - 2**24) is 4, as the 1 is lost; other orders give 5."""
     factors = {"owner": 1.0, "first": 2.0**24, "second": 4 - 2.0**24, "third": 0.25}
     layers = [
         Layer(

@@ -1,4 +1,4 @@
-"""A step's timeline reads back as it was written; a file that is none is told, not drawn."""
+"""A step's timeline reads back as written; an invalid file is reported, not drawn."""
 
 import json
 import math
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.schedules import training_schedule
 from tests.support.steps import MESSAGE, MICRO_BATCHES, STAGES, step
 from trainer.errors import UserError
 from trainer.metrics.timeline import StepTimeline
-from trainer.schedule.assemble import training_schedule
 from trainer.schedule.simulate import simulate
 
 Content = dict[str, Any]
@@ -24,7 +24,7 @@ def test_it_reads_back_to_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_by_rank_keeps_what_was_simulated() -> None:
-    """Shifted by the step's begin; waiting lies before an action, its work behind."""
+    """Shifted by the step's begin; an action first waits, then works."""
     schedule = training_schedule("1f1b", STAGES, MICRO_BATCHES)
     timeline = simulate(schedule, [1.0] * STAGES, [2.0] * STAGES, MESSAGE)
     for worker, rank in enumerate(timeline.by_rank(schedule, begin=10.0)):
@@ -81,7 +81,7 @@ BROKEN |= {
 
 
 @pytest.mark.parametrize(("broken", "message"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_file_is_told(tmp_path: Path, broken: Callable[[Content], Any], message: str) -> None:
+def test_a_broken_file_is_reported(tmp_path: Path, broken: Callable[[Content], Any], message: str) -> None:
     path = tmp_path / "timeline.json"
     step().save(path)
     path.write_text(json.dumps(broken(json.loads(path.read_text()))))
@@ -94,7 +94,7 @@ def test_a_broken_file_is_told(tmp_path: Path, broken: Callable[[Content], Any],
 @pytest.mark.parametrize(
     "content", [b'{"title": "gpt"', b"\xff\xfe", b""], ids=["cut off", "no text", "empty"]
 )
-def test_what_is_no_json_is_told(tmp_path: Path, content: bytes) -> None:
+def test_invalid_json_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "timeline.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match="is not a step's timeline"):

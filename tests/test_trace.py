@@ -1,28 +1,28 @@
-"""A trace is what was observed, in the Trace Event Format, on one clock."""
+"""A trace contains the observations, in the Trace Event Format, on one clock."""
 
 from collections import Counter
 
 import pytest
 
+from tests.support.schedules import training_schedule
 from tests.support.trace_format import check_trace
 from trainer.metrics.clock import Clock, Offset
 from trainer.metrics.trace import RankTrace, trace_events
-from trainer.pipeline.observed import Observed
+from trainer.pipeline.timings import StepTimings
 from trainer.schedule.actions import RECEIVES, SENDS, Action, Kind, Schedule
-from trainer.schedule.assemble import training_schedule
 from trainer.schedule.simulate import simulate
-from trainer.schedule.timeline import AllReduce, Times
+from trainer.schedule.timeline import ActionTimes, AllReduce
 
 FORWARD, BACKWARD, MESSAGE = 0.02, 0.04, 0.001  # seconds
 STAGES, MICRO_BATCHES = 3, 4
 
 
-def observed(schedule: Schedule, worker: int, clock: float) -> Observed:
-    """Return what a rank would see whose clock is ahead by `clock` seconds."""
+def observed(schedule: Schedule, worker: int, clock: float) -> StepTimings:
+    """Return the observations of a rank whose clock is ahead by `clock` seconds."""
     times = simulate(schedule, [FORWARD] * STAGES, [BACKWARD] * STAGES, MESSAGE)
     rows = zip(times.starts[worker], times.ends[worker], times.busy[worker], strict=True)
-    moments = [Times(start + clock, end - busy + clock, end + clock) for start, end, busy in rows]
-    return Observed(schedule.workers[worker], moments)
+    moments = [ActionTimes(start + clock, end - busy + clock, end + clock) for start, end, busy in rows]
+    return StepTimings(schedule.workers[worker], moments)
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_bars_last_as_long_as_the_actions(events: list[dict]) -> None:
             assert event["dur"] == pytest.approx(seconds * 1e6)
 
 
-def test_clocks_are_one(events: list[dict]) -> None:
-    """The first forward of stage 1 begins when that of stage 0 and its message are over, on another clock."""
+def test_clocks_are_aligned(events: list[dict]) -> None:
+    """Stage 1's first forward begins when stage 0's and its message have ended, on another clock."""
     starts = {e["args"]["action"]: e["ts"] for e in events if e["ph"] == "X" and e["name"] != "wait"}
     assert starts["F0.0"] == pytest.approx(0.0, abs=1e-3)
     assert starts["F1.0"] == pytest.approx((FORWARD + MESSAGE) * 1e6)
@@ -96,15 +96,15 @@ def test_ranks_have_names_and_their_order(events: list[dict]) -> None:
 # --- all-reduces
 
 
-def averaged(*all_reduces: AllReduce) -> Observed:
-    """Return a step of a stage: from second 1 to 4 it works, then it waits until 6 for its gradients."""
-    actions = (Action(Kind.BACKWARD, 0, 0), Action(Kind.AVERAGE, 0), Action(Kind.FINISH, 0))
-    times = [Times(0.0, 1.0, 4.0), Times(4.0, 4.0, 4.0), Times(4.0, 6.0, 7.0)]
-    return Observed(actions, times, list(all_reduces))
+def averaged(*all_reduces: AllReduce) -> StepTimings:
+    """Return a stage's step: it works from second 1 to 4, then waits for its gradients until 6."""
+    actions = (Action(Kind.BACKWARD, 0, 0), Action(Kind.REDUCE_START, 0), Action(Kind.REDUCE_WAIT, 0))
+    times = [ActionTimes(0.0, 1.0, 4.0), ActionTimes(4.0, 4.0, 4.0), ActionTimes(4.0, 6.0, 7.0)]
+    return StepTimings(actions, times, list(all_reduces))
 
 
-def test_an_all_reduce_is_a_bar_that_tells_how_much_of_it_was_hidden() -> None:
-    """From 2 to 7: the rank worked for 2 seconds of the backward and 1 behind the wait."""
+def test_the_bar_of_an_all_reduce_shows_how_much_was_hidden() -> None:
+    """From 2 to 7, the rank worked for 2 seconds of the backward and 1 after the wait."""
     seen = averaged(AllReduce("block.1", 4096, 2.0, 7.0), AllReduce("block.0", 1024, 4.5, 5.5))
     content = trace_events([RankTrace(0, 0, steady(0.0), [(3, seen)])])
     check_trace(content)
@@ -114,8 +114,8 @@ def test_an_all_reduce_is_a_bar_that_tells_how_much_of_it_was_hidden() -> None:
     assert second["args"]["overlap"] == 0.0
 
 
-def test_all_reduces_have_as_few_threads_as_keep_them_apart() -> None:
-    """Beneath their own rank; in the second step, one alone is on the first of these threads again."""
+def test_all_reduces_have_as_few_threads_as_possible() -> None:
+    """They are beneath their rank; in the second step, a single one uses the first of these threads."""
     step_1 = averaged(AllReduce("c", 1, 1.0, 3.0), AllReduce("b", 1, 2.0, 4.0), AllReduce("a", 1, 3.0, 5.0))
     step_2 = averaged(AllReduce("c", 1, 11.0, 12.0))
     ranks = [RankTrace(0, rank, steady(0.0), [(1, step_1), (2, step_2)]) for rank in (0, 1)]
@@ -138,14 +138,14 @@ def test_all_reduces_have_as_few_threads_as_keep_them_apart() -> None:
 # --- clocks
 
 
-def test_a_drift_of_clocks_is_taken_out() -> None:
+def test_clock_drift_is_removed() -> None:
     """Rank 1's clock is 5 s behind and a thousandth too fast; both ranks act at the same moments."""
     fast = Clock(Offset(5.0, 1e-6, at=0.0), Offset(4.9, 3e-6, at=100.0))
     moments = (0.0, 10.0, 50.0, 100.0)
     actions = tuple(Action(Kind.FORWARD, 0, i) for i in range(len(moments)))
 
-    def seen(moments: list[float]) -> Observed:
-        return Observed(actions, [Times(moment, moment, moment + 1e-3) for moment in moments])
+    def seen(moments: list[float]) -> StepTimings:
+        return StepTimings(actions, [ActionTimes(moment, moment, moment + 1e-3) for moment in moments])
 
     late = [(moment - 5.0) / 0.999 for moment in moments]  # t + 5 - t / 1000 is rank 0's time
     ranks = [
@@ -159,11 +159,11 @@ def test_a_drift_of_clocks_is_taken_out() -> None:
     assert starts[0] == [moment * 1e6 for moment in moments]
     assert starts[1] == pytest.approx(starts[0], abs=1e-3)
     assert content["otherData"] == {
-        "clock error of any rank when measured, microseconds": 3.0,
-        "clock drift of any rank, taken out as if even, microseconds": 1e5,
+        "largest clock error of a rank when measured, microseconds": 3.0,
+        "largest clock drift of a rank, corrected linearly, microseconds": 1e5,
     }
 
 
-def test_a_clock_that_was_measured_once_is_taken_as_steady() -> None:
+def test_a_clock_measured_once_counts_as_steady() -> None:
     once = Offset(2.0, 1e-6, at=5.0)
     assert Clock(once, once).read(7.0) == 9.0

@@ -1,13 +1,14 @@
-"""The validator: each rule broken in turn, and deadlocks; random changes are in `test_validate_random`."""
+"""The validator: each rule broken in turn, and deadlocks; `test_validate_random` tests random changes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
+from tests.support.schedules import training_schedule
 from trainer.schedule.actions import Action, Kind, Schedule, Tied
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
+from trainer.schedule.resolve import recipes
 from trainer.schedule.validate import ScheduleError, validate
 
 Lists = list[list[Action]]
@@ -28,7 +29,7 @@ def changed(schedule: Schedule, change: Callable[[Lists], object]) -> Schedule:
 
 
 def place(lists: Lists, name: str) -> tuple[int, int]:
-    """Return worker and position of the action that is written so."""
+    """Return worker and position of the action with this text."""
     return next((w, k) for w, actions in enumerate(lists) for k, a in enumerate(actions) if str(a) == name)
 
 
@@ -68,7 +69,7 @@ def put(name: str, *actions: Action) -> Callable[[Lists], object]:
     return change
 
 
-@pytest.mark.parametrize("name", sorted(ORDERS))
+@pytest.mark.parametrize("name", list(recipes()))
 @pytest.mark.parametrize("stages", [1, 2, 3, 5])
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 8])
 def test_the_trainers_own_schedules_are_valid(name: str, stages: int, micro_batches: int) -> None:
@@ -83,16 +84,16 @@ TIES = (Tied(0, 1), Tied(0, 2))
 F22 = Action(Kind.FORWARD, 2, 2)
 
 # Worker 0 of `step` reads F0.0 sa0.0>1 F0.1 sa0.1>1 F0.2 sa0.2>1 rg0.0<1 B0.0 F0.3 sa0.3>1 ...
-# rt0<1 rt0<2 A0 Z0 sT0>1 sT0>2 O0, worker 2 ra2.0<1 F2.0 B2.0 sg2.0>1 ... st2>0 A2 Z2 rT2<0 O2.
+# rt0<1 rt0<2 A0 Aw0 sR0>1 sR0>2 U0, worker 2 ra2.0<1 F2.0 B2.0 sg2.0>1 ... st2>0 A2 Aw2 rR2<0 U2.
 BROKEN = [
     # once
     (drop("F2.2"), "worker 2: F2.2 is missing"),
     (drop("B0.3"), "worker 0: B0.3 is missing"),
     (drop("A1"), "worker 1: A1 is missing"),
-    (drop("Z1"), "worker 1: Z1 is missing"),
-    (drop("O2"), "worker 2: O2 is missing"),
-    (duplicate("F1.1"), "worker 1: F1.1 is there twice"),
-    (duplicate("sg1.1>0"), "worker 1: sg1.1>0 is there twice"),
+    (drop("Aw1"), "worker 1: Aw1 is missing"),
+    (drop("U2"), "worker 2: U2 is missing"),
+    (duplicate("F1.1"), "worker 1: F1.1 appears twice"),
+    (duplicate("sg1.1>0"), "worker 1: sg1.1>0 appears twice"),
     # known
     (put("F0.0", Action(Kind.FORWARD, 0, 4)), "worker 0: F0.4 has a wrong micro-batch; there are 4"),
     (
@@ -115,20 +116,20 @@ BROKEN = [
     (swap(("A1", "sg1.3>0"), ("A1", "B1.3")), "worker 1: A1 comes before B1.3, which it needs"),
     (swap(("A0", "rt0<2")), "worker 0: A0 comes before rt0<2, which it needs"),
     (swap(("rt0<1", "rt0<2")), "worker 0: rt0<2 comes before rt0<1, which it needs"),
-    (swap(("A0", "Z0")), "worker 0: Z0 comes before A0, which it needs"),
-    (swap(("Z0", "sT0>1")), "worker 0: sT0>1 comes before Z0, which it needs"),
+    (swap(("A0", "Aw0")), "worker 0: Aw0 comes before A0, which it needs"),
+    (swap(("Aw0", "sR0>1")), "worker 0: sR0>1 comes before Aw0, which it needs"),
     (drop("rg1.2<2", "sg2.2>1"), "worker 1: B1.2 needs rg1.2<2, which is missing"),
     # last
-    (swap(("O2", "rT2<0")), "worker 2: O2 comes before rT2<0, which it needs"),
-    (swap(("sT0>2", "O0")), "worker 0: O0 comes before sT0>2, which it needs"),
+    (swap(("U2", "rR2<0")), "worker 2: U2 comes before rR2<0, which it needs"),
+    (swap(("sR0>2", "U0")), "worker 0: U0 comes before sR0>2, which it needs"),
     # ties
-    (drop("st2>0"), "worker 2: st2>0 is missing: stages 0 and 2 tie"),
-    (drop("st2>0", "rt0<2", "sT0>2", "rT2<0"), "worker 2: st2>0 is missing: stages 0 and 2 tie"),
+    (drop("st2>0"), "worker 2: st2>0 is missing: stages 0 and 2 are tied"),
+    (drop("st2>0", "rt0<2", "sR0>2", "rR2<0"), "worker 2: st2>0 is missing: stages 0 and 2 are tied"),
     (drop("rt0<1"), "worker 0: rt0<1 is missing"),
-    (drop("sT0>1"), "worker 0: sT0>1 is missing"),
-    (drop("rT1<0"), "worker 1: rT1<0 is missing"),
-    (put("A2", Action(Kind.SEND_TIE, 2, peer=1)), "worker 2: st2>1 ties nothing"),
-    (put("A1", Action(Kind.RECEIVE_TIE, 1, peer=2)), "worker 1: rt1<2 belongs to no tie"),
+    (drop("sR0>1"), "worker 0: sR0>1 is missing"),
+    (drop("rR1<0"), "worker 1: rR1<0 is missing"),
+    (put("A2", Action(Kind.SEND_TIED_GRADIENT, 2, peer=1)), "worker 2: st2>1 ties nothing"),
+    (put("A1", Action(Kind.RECEIVE_TIED_GRADIENT, 1, peer=2)), "worker 1: rt1<2 belongs to no tie"),
     # messages
     (drop("sa0.1>1"), "worker 1: ra1.1<0 has no send at its other end"),
     (drop("ra1.1<0"), "worker 1: F1.1 needs ra1.1<0, which is missing"),
@@ -157,7 +158,7 @@ def test_backwards_out_of_order() -> None:
 
 
 def test_a_deadlock_within_a_replica() -> None:
-    """Each worker does what is allowed, but waits before it sends what the other waits for."""
+    """Each worker's list is legal, but it waits before it sends the message that the other needs."""
 
     def change(lists: Lists) -> None:
         lists[0].remove(late := Action(Kind.SEND_ACTIVATION, 0, 1, 1))
@@ -170,37 +171,39 @@ def test_a_deadlock_within_a_replica() -> None:
     with pytest.raises(ScheduleError) as error:
         validate([step])
     assert str(error.value) == (
-        "deadlock: worker 0 waits in rg0.0<1, for worker 1 waits in ra1.1<0, for worker 0"
+        "deadlock: worker 0 waits in rg0.0<1 for worker 1, which waits in ra1.1<0 for worker 0"
     )
 
 
 def two_stages_on_a_worker(*tail: Action) -> Schedule:
     computing = [(Kind.FORWARD, 0), (Kind.FORWARD, 1), (Kind.BACKWARD, 1), (Kind.BACKWARD, 0)]
     actions = (*(Action(kind, stage, 0) for kind, stage in computing), *tail)
-    return Schedule("two", (0, 0), 1, ((*actions, Action(Kind.STEP, 0), Action(Kind.STEP, 1)),))
+    return Schedule("two", (0, 0), 1, ((*actions, Action(Kind.UPDATE, 0), Action(Kind.UPDATE, 1)),))
 
 
-A0, A1, Z0, Z1 = (Action(kind, stage) for kind in (Kind.AVERAGE, Kind.FINISH) for stage in (0, 1))
+A0, A1, WAIT0, WAIT1 = (
+    Action(kind, stage) for kind in (Kind.REDUCE_START, Kind.REDUCE_WAIT) for stage in (0, 1)
+)
 
 
-def test_something_behind_the_step() -> None:
-    step = two_stages_on_a_worker(A0, Z0, A1, Z1)
-    with pytest.raises(ScheduleError, match=r"worker 0: Z1 comes after O0, which must be last"):
-        validate([changed(step, swap(("Z1", "O0")))])
+def test_an_action_after_the_step() -> None:
+    step = two_stages_on_a_worker(A0, WAIT0, A1, WAIT1)
+    with pytest.raises(ScheduleError, match=r"worker 0: Aw1 comes after U0, which must be last"):
+        validate([changed(step, swap(("Aw1", "U0")))])
 
 
 def test_replicas_that_average_in_another_order() -> None:
-    validate([two_stages_on_a_worker(A0, Z0, A1, Z1), two_stages_on_a_worker(A0, A1, Z1, Z0)])
+    validate([two_stages_on_a_worker(A0, WAIT0, A1, WAIT1), two_stages_on_a_worker(A0, A1, WAIT1, WAIT0)])
     with pytest.raises(
         ScheduleError, match=r"worker 0: averages stages \[1, 0\] on replica 1, but \[0, 1\] on"
     ):
-        validate([two_stages_on_a_worker(A0, A1, Z0, Z1), two_stages_on_a_worker(A1, A0, Z0, Z1)])
+        validate([two_stages_on_a_worker(A0, A1, WAIT0, WAIT1), two_stages_on_a_worker(A1, A0, WAIT0, WAIT1)])
 
 
 def test_a_deadlock_across_replicas() -> None:
-    """Two stages own a parameter that the other uses; each of the replicas alone comes to an end.
+    """Each of two stages owns a parameter that the other uses; each replica alone would terminate.
 
-    On replica 0 stage 1 averages when it has stage 0's averaged parameter, on replica 1 the other way round.
+    On replica 0, stage 1 averages once it has stage 0's averaged parameter; on replica 1, vice versa.
     """
     ties = (Tied(0, 1), Tied(1, 0))
     step = training_schedule("gpipe", 2, 1, ties)
@@ -208,7 +211,7 @@ def test_a_deadlock_across_replicas() -> None:
 
     def received_first(stage: int) -> Schedule:
         def change(lists: Lists) -> None:
-            received = Action(Kind.RECEIVE_TIED, stage, peer=1 - stage)
+            received = Action(Kind.RECEIVE_REDUCED_GRADIENT, stage, peer=1 - stage)
             lists[stage].remove(received)
             lists[stage].insert(place(lists, f"A{stage}")[1], received)
 
@@ -219,8 +222,8 @@ def test_a_deadlock_across_replicas() -> None:
     with pytest.raises(ScheduleError) as error:
         validate([received_first(1), received_first(0)], ties)
     assert str(error.value) == (
-        "deadlock: worker 0 of replica 0 waits in Z0, for worker 0 of replica 1 waits in rT0<1, "
-        "for worker 1 of replica 1 waits in Z1, for worker 1 of replica 0 waits in rT1<0, "
+        "deadlock: worker 0 of replica 0 waits in Aw0 for worker 0 of replica 1, which waits in rR0<1 "
+        "for worker 1 of replica 1, which waits in Aw1 for worker 1 of replica 0, which waits in rR1<0 "
         "for worker 0 of replica 0"
     )
 
@@ -228,7 +231,7 @@ def test_a_deadlock_across_replicas() -> None:
 def test_replicas_must_place_stages_alike() -> None:
     straight = training_schedule("gpipe", 2, 1)
     crossed = replace(straight, placement=(1, 0), workers=straight.workers[::-1])
-    with pytest.raises(ScheduleError, match="replica 1 places its stages in another way than replica 0"):
+    with pytest.raises(ScheduleError, match="replica 1 places its stages differently from replica 0"):
         validate([straight, crossed])
 
 
@@ -258,7 +261,7 @@ def test_generation(change: Callable[[Lists], object], message: str) -> None:
 
 
 def test_last_token_must_be_sent() -> None:
-    """No forward waits for it, but it belongs to the text."""
+    """No forward needs it, but it belongs to the text."""
     whole = generation_schedule(range(2), 3)
     first, last = whole.workers
     cut = replace(whole, workers=(first[:-1], last[:-1]))

@@ -1,4 +1,4 @@
-"""The validator against an interpreter of its own: random changes are rejected, or compute the same."""
+"""The validator, compared with an interpreter: random changes are rejected, or compute the same."""
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.schedules import training_schedule
 from trainer.schedule.actions import (
-    COMPLETES,
-    PASSES_ON,
+    COMPLETES_WEIGHT_GRADIENT,
+    MAKES_INPUT_GRADIENT,
     RECEIVE_OF,
     RECEIVES,
     SENDS,
@@ -20,9 +21,9 @@ from trainer.schedule.actions import (
     Schedule,
     Tied,
 )
-from trainer.schedule.assemble import evaluation_schedule, generation_schedule, training_schedule
+from trainer.schedule.assemble import evaluation_schedule, generation_schedule
 from trainer.schedule.merge import merge_for_rank
-from trainer.schedule.orders import ORDERS
+from trainer.schedule.resolve import recipes
 from trainer.schedule.validate import ScheduleError, validate
 
 Lists = list[list[Action]]
@@ -37,21 +38,21 @@ def with_lists(schedule: Schedule, lists: Lists) -> Schedule:
 
 
 class HangError(Exception):
-    """The interpreter has not come to an end."""
+    """The interpreter did not terminate."""
 
 
 class Interpreter:
-    """Runs lists on symbols in place of tensors, independently of the trainer's own code.
+    """Runs lists on symbols instead of tensors, independently of the trainer's code.
 
-    A channel is a queue that knows no micro-batches, and averages meet by their order, as NCCL has it. What
-    is wrong gives other symbols, a missing key, a queue that is not empty, or a hang.
+    A channel is a queue without micro-batch tags, and averages match by their order, as in NCCL. A mistake
+    results in other symbols, a missing key, a queue that is not empty, or a hang.
     """
 
     def __init__(self, world: Sequence[Schedule]) -> None:
         self.world = world
         self.values: dict[tuple[object, ...], object] = {}
         self.gradients: defaultdict[tuple[int, int], list[object]] = defaultdict(list)
-        self.put_off: defaultdict[tuple[int, int], list[object]] = defaultdict(list)
+        self.deferred: defaultdict[tuple[int, int], list[object]] = defaultdict(list)
         self.queues: defaultdict[tuple[object, ...], deque[object]] = defaultdict(deque)
         self.averages: defaultdict[tuple[int, int], list[object]] = defaultdict(list)
         self.finished: dict[tuple[int, int], int] = {}
@@ -69,31 +70,31 @@ class Interpreter:
         if any(left.values()):
             raise HangError
         unread = [key for key, queue in self.queues.items() if queue]
-        # Micro-batches that are left out, and steps, show in what is compared.
+        # Omitted micro-batches and steps show in the comparison.
         return unread, self.stepped, {k: v for k, v in self.values.items() if k[1] in ("F", "S", "rk")}
 
     def act(self, replica: int, worker: int, action: Action) -> bool:
-        """Do an action; return False if it must wait."""
+        """Perform an action; return False if it must wait."""
         kind, s, i = action.kind, action.stage, action.micro_batch
         if kind in RECEIVES:
             queue = self.queues[replica, kind, action.peer, s]
             if not queue:
                 return False
             self.values[replica, kind.value, s, i, action.peer] = queue.popleft()
-            if kind is Kind.RECEIVE_TIE:
+            if kind is Kind.RECEIVE_TIED_GRADIENT:
                 self.gradients[replica, s].append(self.values[replica, kind.value, s, i, action.peer])
         elif kind in SENDS:
             self.queues[replica, RECEIVE_OF[kind], s, action.peer].append(self.sent(replica, action))
         elif kind is Kind.FORWARD:
             assert (replica, "F", s, i) not in self.values
             self.values[replica, "F", s, i] = ("F", s, self.input(replica, s, i))
-        elif kind in PASSES_ON | COMPLETES:
+        elif kind in MAKES_INPUT_GRADIENT | COMPLETES_WEIGHT_GRADIENT:
             self.backward(replica, action)
         elif kind is Kind.SAMPLE:
             self.values[replica, "S", s, i] = ("S", self.values[replica, "F", s, i])
-        elif kind is Kind.AVERAGE:
+        elif kind is Kind.REDUCE_START:
             self.values[replica, "A", s] = len(self.averages[replica, worker])
-            complete = tuple(self.gradients[replica, s]), tuple(self.put_off[replica, s])
+            complete = tuple(self.gradients[replica, s]), tuple(self.deferred[replica, s])
             self.averages[replica, worker].append(complete)
         else:
             return self.wait(replica, worker, action)
@@ -107,7 +108,7 @@ class Interpreter:
         return ("data", replica, i)
 
     def from_neighbour(self, replica: int, receive: Action, letter: str) -> object:
-        """Return what was received, or what the worker itself has made if its list has no such receive."""
+        """Return the received value, or the worker's own if its list has no such receive."""
         s, i, peer = receive.stage, receive.micro_batch, receive.peer
         placement = self.world[replica].placement
         if placement[s] == placement[peer] and receive not in self.world[replica].workers[placement[s]]:
@@ -115,29 +116,29 @@ class Interpreter:
         return self.values[replica, receive.kind.value, s, i, peer]
 
     def backward(self, replica: int, action: Action) -> None:
-        """Do a backward or a part of one; both parts add to gradients, each to some."""
+        """Run a backward or one part of it; each part adds to some of the gradients."""
         s, i = action.stage, action.micro_batch
         gradient: object = "loss"
-        if action.kind in PASSES_ON:
+        if action.kind in MAKES_INPUT_GRADIENT:
             if s + 1 < self.world[replica].stages:
                 gradient = self.from_neighbour(replica, Action(Kind.RECEIVE_GRADIENT, s, i, s + 1), "B")
             self.values[replica, "B", s, i] = ("B", s, self.values[replica, "F", s, i], gradient)
             self.gradients[replica, s].append(self.values[replica, "B", s, i])
-        if action.kind in COMPLETES:
-            self.put_off[replica, s].append(self.values[replica, "B", s, i])
+        if action.kind in COMPLETES_WEIGHT_GRADIENT:
+            self.deferred[replica, s].append(self.values[replica, "B", s, i])
 
     def sent(self, replica: int, action: Action) -> object:
         letter = {Kind.SEND_ACTIVATION: "F", Kind.SEND_GRADIENT: "B", Kind.SEND_TOKEN: "S"}.get(action.kind)
         if letter is not None:
             return self.values[replica, letter, action.stage, action.micro_batch]
         s = action.stage
-        if action.kind is Kind.SEND_TIE:
-            return "tie", tuple(self.gradients[replica, s]), tuple(self.put_off[replica, s])
+        if action.kind is Kind.SEND_TIED_GRADIENT:
+            return "tie", tuple(self.gradients[replica, s]), tuple(self.deferred[replica, s])
         return self.values[replica, "Z", s]
 
     def wait(self, replica: int, worker: int, action: Action) -> bool:
         s = action.stage
-        if action.kind is Kind.FINISH:
+        if action.kind is Kind.REDUCE_WAIT:
             turn = self.values[replica, "A", s]
             assert isinstance(turn, int)
             all_ = [self.averages[other, worker] for other in range(len(self.world))]
@@ -168,8 +169,8 @@ def training(name: str, workers: int, micro_batches: int, ties: tuple[Tied, ...]
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[list[Schedule], list[Tied]]:
-    """Return one to three replicas, a stage a worker or several, that train, evaluate or generate."""
-    name = draw(st.sampled_from([*sorted(ORDERS), "evaluation", "generation"]))
+    """Return one to three replicas with one or more stages a worker, which train, evaluate or generate."""
+    name = draw(st.sampled_from([*recipes(), "evaluation", "generation"]))
     devices, ranks, m = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     p = devices * ranks
     ties = draw(st.sampled_from([[], [Tied(0, p - 1)], [Tied(0, 1), Tied(0, p - 1)] if p > 2 else []]))
@@ -187,7 +188,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[Schedule], list[Tied]]:
 
 
 def on_ranks(schedule: Schedule, devices: int, *, local: bool) -> Schedule:
-    """Return a list a rank; with `local`, activations and gradients that stay on a rank are no messages."""
+    """Return one list a rank; with `local`, activations and gradients within a rank are not messages."""
     placement = tuple(worker // devices for worker in schedule.placement)
     nearby = (Kind.SEND_ACTIVATION, Kind.RECEIVE_ACTIVATION, Kind.SEND_GRADIENT, Kind.RECEIVE_GRADIENT)
     workers = [
@@ -202,7 +203,7 @@ def on_ranks(schedule: Schedule, devices: int, *, local: bool) -> Schedule:
 
 
 def mutate(draw: st.DrawFn, lists: Lists) -> None:
-    """Drop, double, move or swap actions, or change what one of them is about."""
+    """Drop, duplicate, move or swap actions, or change one of them."""
     worker = draw(st.integers(0, len(lists) - 1))
     actions = lists[worker]
     if not actions:
@@ -246,7 +247,7 @@ def mutated(draw: st.DrawFn) -> tuple[list[Schedule], list[Schedule], list[Tied]
 @pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(mutated())
-def test_what_is_accepted_computes_the_same(case: tuple[list[Schedule], list[Schedule], list[Tied]]) -> None:
+def test_accepted_schedules_compute_the_same(case: tuple[list[Schedule], list[Schedule], list[Tied]]) -> None:
     world, other, ties = case
     validate(world, ties)
     expected = outcome(world)
@@ -260,7 +261,7 @@ def test_what_is_accepted_computes_the_same(case: tuple[list[Schedule], list[Sch
 
 @st.composite
 def reordered(draw: st.DrawFn) -> tuple[list[Schedule], list[Schedule], list[Tied]]:
-    """Return a world, and the same with a few neighbours changed over in every list of a replica."""
+    """Return a world, and a copy with some neighbours swapped in every list of a replica."""
     world, ties = draw(worlds())
     replica = draw(st.integers(0, len(world) - 1))
     lists = lists_of(world[replica])
@@ -275,7 +276,7 @@ def reordered(draw: st.DrawFn) -> tuple[list[Schedule], list[Schedule], list[Tie
 @pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(reordered())
-def test_what_would_hang_or_differ_is_rejected(
+def test_schedules_that_would_hang_or_differ_are_rejected(
     case: tuple[list[Schedule], list[Schedule], list[Tied]],
 ) -> None:
     world, other, ties = case

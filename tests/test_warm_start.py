@@ -1,4 +1,4 @@
-"""A warm start takes weights and buffers, of the layers that are chosen, and nothing else of a checkpoint."""
+"""A warm start takes the chosen layers' weights and buffers from a checkpoint, and nothing else."""
 
 import json
 from pathlib import Path
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from tests.support.alone import Alone
 from tests.support.one_process import CPU
-from trainer.checkpoint import Progress, save_checkpoint
-from trainer.config import AdamWConfig, CheckpointConfig
+from trainer.checkpoint.checkpoint import Progress, save_checkpoint
+from trainer.checkpoint.warm_start import warm_start
+from trainer.config.schema import AdamWConfig, CheckpointConfig
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.simplenet import BinaryLoss
-from trainer.optimization import build_optimizer
+from trainer.optim.build import build_optimizer
 from trainer.pipeline.build import build_layer
-from trainer.pipeline.stage import BuiltLayer
-from trainer.warm_start import warm_start
+from trainer.pipeline.layer import BuiltLayer
 
 TIE = Tie("weight", "first", "weight")
 MODEL = Model(
@@ -49,7 +49,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
-    """Return a run's folder with a checkpoint of training with Adam, and what is in it."""
+    """Return a run's folder with a checkpoint of training with Adam, and its content."""
     layers = built(MODEL, seed=1)
     first, norm, last = (layer.module for layer in layers)
     optimizer = build_optimizer(AdamWConfig(), layers)
@@ -103,7 +103,7 @@ def test_none() -> None:
 @pytest.mark.parametrize(
     ("patterns", "taken"),
     [
-        (["first"], {"first/weight", "first/bias", "last/weight"}),  # a use goes with its owner
+        (["first"], {"first/weight", "first/bias", "last/weight"}),  # a use comes with its owner
         (["last"], {"last/bias"}),
         (
             ["norm"],
@@ -124,7 +124,7 @@ def test_some_layers(source: Source, patterns: list[str], taken: set[str]) -> No
     assert torch.equal(after["first/weight"], after["last/weight"])
 
 
-def test_a_rank_reads_what_it_holds_alone(source: Source) -> None:
+def test_a_rank_reads_only_what_it_holds(source: Source) -> None:
     folder, expected = source
     path = folder / "checkpoints" / "step-00000003"
     (path / "layers" / "norm.safetensors").unlink()
@@ -143,7 +143,7 @@ def test_the_optimizer_is_new(source: Source) -> None:
     assert any(parameter is layers[0].module.weight for parameter in held)
 
 
-def test_frozen_layers_take_theirs_too(source: Source) -> None:
+def test_frozen_layers_take_their_weights_too(source: Source) -> None:
     layers = built(MODEL, seed=2)
     layers[0].module.requires_grad_(False)
     warm_start(config(source[0]), layers, MODEL)
@@ -160,15 +160,15 @@ FIRST, NORM, LAST = MODEL.layers
         ((FIRST, NORM, LAST, Layer("new", nn.ReLU)), "there is no layer 'new' among its 3"),
         (
             (FIRST, NORM, Layer("last", lambda: nn.Linear(3, 4))),
-            "last: weight is no parameter there, and of shape (4, 3) here",
+            "last/weight: no such parameter in the checkpoint, shape (4, 3) in this model",
         ),
         (
             (FIRST, NORM, Layer("last", lambda: nn.Linear(3, 3, bias=False), (TIE,))),
-            "last: bias is of shape (3,) there, and no parameter here",
+            "last/bias: shape (3,) in the checkpoint, no such parameter in this model",
         ),
         (
             (Layer("first", lambda: nn.Linear(2, 3)), NORM),
-            "first: weight is of shape (3, 3) there, and of shape (3, 2) here",
+            "first/weight: shape (3, 3) in the checkpoint, shape (3, 2) in this model",
         ),
     ],
 )
@@ -191,21 +191,21 @@ def test_a_new_head(source: Source) -> None:
     assert not changed({name: t for name, t in source[1].items() if not name.startswith("last")}, after)
 
 
-def test_the_layer_with_the_use_alone_tells_of_the_owner_s_shape(source: Source) -> None:
-    """A rank that holds only the use finds the same mistake as the owner's."""
+def test_a_rank_with_only_the_use_reports_the_owner_s_shape(source: Source) -> None:
+    """A rank that holds only the use reports the same mistake as the owner's rank."""
     wide = Model(
         (Layer("first", lambda: nn.Linear(5, 3)), Layer("last", lambda: nn.Linear(5, 3), (TIE,))),
         BinaryLoss(),
     )
     with pytest.raises(
-        UserError, match=r"first: weight is of shape \(3, 3\) there, and of shape \(3, 5\) here"
+        UserError, match=r"first/weight: shape \(3, 3\) in the checkpoint, shape \(3, 5\) in this model"
     ):
         warm_start(config(source[0]), built(wide, seed=2)[1:], wide)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"checkpoint\.warm_start=.* is no checkpoint: there is no manifest\.json"
+        UserError, match=r"checkpoint\.warm_start=.* is not a checkpoint: it has no manifest\.json"
     ):
         warm_start(config(tmp_path), built(MODEL, seed=2), MODEL)
 

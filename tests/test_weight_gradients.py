@@ -1,4 +1,4 @@
-"""Backwards in two parts: the same bits as whole ones, whatever has weights."""
+"""Split backwards: the same bits as full ones, for every kind of layer."""
 
 import weakref
 from contextlib import nullcontext
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from tests.support.modules import ON_VECTORS, WIDTH, Build, Function, frozen, linear, three_times
 from trainer.errors import UserError
 from trainer.models.gpt import Block, Embedding, Head
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 
 CPU = torch.device("cpu")
 MICRO_BATCHES = 3
 
 
-CONVOLUTIONS: dict[str, tuple[Build, tuple[int, ...], int]] = {  # the shape of an input, too
+CONVOLUTIONS: dict[str, tuple[Build, tuple[int, ...], int]] = {  # with the input's shape
     "1d": (lambda: nn.Conv1d(6, 8, 3), (2, 6, 17), 2),
     "1d, stride": (lambda: nn.Conv1d(6, 8, 5, stride=2, padding=2), (2, 6, 17), 2),
     "2d": (lambda: nn.Conv2d(6, 8, 3, padding=1), (2, 6, 9, 9), 2),
@@ -50,7 +51,7 @@ CONVOLUTIONS: dict[str, tuple[Build, tuple[int, ...], int]] = {  # the shape of 
         (2, 6, 9, 9),
         2,
     ),
-    "on what is not contiguous": (
+    "non-contiguous input": (
         lambda: Function(lambda x, part: part(x.transpose(2, 3)[:, :, ::2]), nn.Conv2d(6, 8, 3)),
         (2, 6, 9, 9),
         2,
@@ -86,7 +87,7 @@ EMBEDDINGS: dict[str, tuple[Build, int]] = {
 def stage_of(*builds: Build) -> Stage:
     torch.manual_seed(0)
     layers = [BuiltLayer(i, f"layer {i}", build()) for i, build in enumerate(builds)]
-    return Stage(0, layers, CPU, loss=None, randomness=Randomness(0), between=lambda: None)
+    return Stage(0, layers, CPU, loss=None, randomness=Randomness(0), on_layer_done=lambda: None)
 
 
 def vectors(*shape: int, wanted: bool = True) -> list[Tensor]:
@@ -106,7 +107,7 @@ def parameters(stage: Stage) -> list[nn.Parameter]:
 def train(
     stage: Stage, inputs: list[Tensor], *, split: bool, autocast: bool = False
 ) -> tuple[list[Tensor], list[Tensor | None], list[bool]]:
-    """Run all forwards, then all backwards; return input gradients, gradients, and which came later."""
+    """Run all forwards, then all backwards; return input gradients, gradients, and which were deferred."""
     given = torch.Generator().manual_seed(2)
     outputs = []
     for i, x in enumerate(inputs):
@@ -132,7 +133,7 @@ def assert_equal(these: list[Tensor | None], those: list[Tensor | None]) -> None
             assert torch.equal(this.to_dense(), that.to_dense())
 
 
-def assert_split_equals_whole(
+def assert_split_equals_full(
     builds: list[Build], inputs: list[Tensor], *, later: int | None = None, autocast: bool = False
 ) -> None:
     whole = train(stage_of(*builds), inputs, split=False, autocast=autocast)
@@ -152,9 +153,9 @@ FIRST = pytest.mark.parametrize("wanted", [True, False], ids=["gradient wanted",
 @pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 4)], ids=str)
 @pytest.mark.parametrize("name", ON_VECTORS)
 def test_on_vectors(name: str, shape: tuple[int, ...], *, wanted: bool, autocast: bool) -> None:
-    """A layer between two linear maps, which put off their weights and biases too."""
+    """A layer between two linear maps, which defer their weights and biases too."""
     build, later = ON_VECTORS[name]
-    assert_split_equals_whole(
+    assert_split_equals_full(
         [linear, build, linear], vectors(*shape, WIDTH, wanted=wanted), later=2 + later + 2, autocast=autocast
     )
 
@@ -164,18 +165,18 @@ def test_on_vectors(name: str, shape: tuple[int, ...], *, wanted: bool, autocast
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(name: str, *, wanted: bool, autocast: bool) -> None:
     build, shape, later = CONVOLUTIONS[name]
-    assert_split_equals_whole([build], vectors(*shape, wanted=wanted), later=later, autocast=autocast)
+    assert_split_equals_full([build], vectors(*shape, wanted=wanted), later=later, autocast=autocast)
 
 
 @PRECISION
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_embeddings(name: str, *, autocast: bool) -> None:
     build, later = EMBEDDINGS[name]
-    assert_split_equals_whole([build, linear], tokens(3, 11), later=later + 2, autocast=autocast)
+    assert_split_equals_full([build, linear], tokens(3, 11), later=later + 2, autocast=autocast)
 
 
 def cnn() -> list[Build]:
-    """The blocks of a small network for images: as in ResNet, and as in MobileNet."""
+    """The blocks of a small image network, like those of ResNet and MobileNet."""
 
     def residual() -> nn.Module:
         body = nn.Sequential(
@@ -211,7 +212,7 @@ def gpt() -> list[Build]:
 
 
 def transformer() -> list[Build]:
-    """PyTorch's own."""
+    """PyTorch's transformer."""
     layer = partial(nn.TransformerEncoderLayer, WIDTH, 4, 48, dropout=0.0)
     return [partial(nn.Embedding, 20, WIDTH), layer, partial(layer, batch_first=True, norm_first=True)]
 
@@ -225,8 +226,8 @@ def transformer() -> list[Build]:
         pytest.param(transformer(), tokens(3, 16), 0.9, id="transformer"),
     ],
 )
-def test_whole_models(builds: list[Build], inputs: list[Tensor], waiting: float, *, autocast: bool) -> None:
-    """The bits of plain autograd with one graph for the whole model; most of the weights wait."""
+def test_full_models(builds: list[Build], inputs: list[Tensor], waiting: float, *, autocast: bool) -> None:
+    """The bits of plain autograd with one graph for the full model; most weights are deferred."""
     stage = stage_of(*builds)
     _, gradients, later = train(stage, inputs, split=True, autocast=autocast)
     assert_equal(gradients, plain_gradients(builds, inputs, autocast=autocast))
@@ -235,7 +236,7 @@ def test_whole_models(builds: list[Build], inputs: list[Tensor], waiting: float,
 
 
 def plain_gradients(builds: list[Build], inputs: list[Tensor], *, autocast: bool) -> list[Tensor | None]:
-    """Return the gradients of the same model and outputs' gradients, with nothing of ours."""
+    """Return the gradients of the same model and output gradients, by plain PyTorch."""
     torch.manual_seed(0)
     network = nn.Sequential(*(build() for build in builds))
     given = torch.Generator().manual_seed(2)
@@ -246,8 +247,8 @@ def plain_gradients(builds: list[Build], inputs: list[Tensor], *, autocast: bool
     return [parameter.grad for parameter in network.parameters()]
 
 
-def test_whole_and_split_backwards_in_turn() -> None:
-    """As where a schedule splits some of a stage's backwards only."""
+def test_full_and_split_backwards_alternate() -> None:
+    """As when a schedule splits only some of a stage's backwards."""
     gradients = []
     for splits in ((), (0, 2)):
         stage = stage_of(linear, lambda: Function(three_times, linear()), linear)
@@ -270,7 +271,7 @@ def test_layers_complete_in_the_second_part() -> None:
 
 
 def test_a_weight_of_two_layers() -> None:
-    """It waits in neither: its uses would else be added in another order."""
+    """It is deferred in neither layer: its uses would otherwise be added in another order."""
     module = linear()
     stage = stage_of(lambda: nn.Sequential(module, nn.Tanh()), lambda: nn.Sequential(module))
     _, _, later = train(stage, vectors(2, WIDTH), split=True)
@@ -278,18 +279,16 @@ def test_a_weight_of_two_layers() -> None:
 
 
 def test_a_weight_that_is_used_in_another_way_later() -> None:
-    """Then its gradients would be added in another order than the micro-batches': refused."""
+    """Refused, because its gradients would not be added in the order of micro-batches."""
 
     def sometimes(x: Tensor, part: nn.Linear) -> Tensor:
         return part(x) * part.weight.sum() if x[0, 0] > 0 else part(x)
 
     stage = stage_of(lambda: Function(sometimes, linear()))
     inputs = [torch.full((2, WIDTH), number) for number in (1.0, -1.0)]
-    train(stage, inputs, split=True)  # once in the first part, always in the first part
+    train(stage, inputs, split=True)  # once in the first part, then always in the first part
     stage = stage_of(lambda: Function(sometimes, linear()))
-    with pytest.raises(
-        UserError, match=r"layer 'layer 0' uses a weight of shape \(24, 24\) in one micro-batch"
-    ):
+    with pytest.raises(UserError, match=r"layer 'layer 0' uses a weight of shape \(24, 24\) differently"):
         train(stage, inputs[::-1], split=True)
 
 
@@ -305,8 +304,8 @@ def test_what_is_compiled_is_whole() -> None:
 @pytest.mark.parametrize(
     "build", [linear, partial(nn.Conv1d, 3, 3, 3), nn.GELU], ids=["linear", "convolution", "none"]
 )
-def test_nothing_is_kept_behind_the_second_part(build: Build) -> None:
-    """Memory of inputs and output gradients lives up to it where weights wait, and else is free before."""
+def test_nothing_is_kept_after_the_second_part(build: Build) -> None:
+    """Inputs and output gradients are kept until then where weights are deferred, else freed before."""
     stage = stage_of(build)
     arrays = np.ones((3, WIDTH), np.float32), np.ones(build().forward(torch.ones(3, WIDTH)).shape, np.float32)
     alive = [weakref.ref(array) for array in arrays]

@@ -1,3 +1,3 @@
-"""Trains models cut into pipeline stages and replicated over Horovod data-parallel ranks."""
+"""Trains models that are partitioned into pipeline stages and replicated with Horovod data parallelism."""
 
 __version__ = "0.1.0"

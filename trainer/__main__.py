@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from trainer.command import run_command
-from trainer.config import Config
+from trainer.config.schema import Config
 
 if TYPE_CHECKING:
-    from trainer.world import World
+    from trainer.distributed.world import World
 
 
 def main() -> None:
@@ -15,8 +15,8 @@ def main() -> None:
 
 
 def _train(config: Config, world: "World") -> None:
-    from trainer.loop import train  # noqa: PLC0415  (after the configuration is known to be right)
     from trainer.run import Run  # noqa: PLC0415
+    from trainer.train import train  # noqa: PLC0415  (imports torch: only once the configuration is valid)
 
     train(Run(config, world))
 

@@ -1,9 +1,9 @@
-"""The loss on samples that are held out: forward passes, by a schedule of the same actions."""
+"""Validation loss: forward passes over held-out samples, by a schedule of the same actions."""
 
 import numpy as np
 
-from trainer.layout import micro_batch_sizes, share
-from trainer.pipeline.micro_batches import MicroBatches, cut
+from trainer.distributed.layout import micro_batch_sizes, share
+from trainer.pipeline.micro_batches import MicroBatches, split_batch
 from trainer.run import Run
 from trainer.schedule.assemble import evaluation_schedule
 
@@ -13,19 +13,19 @@ def evaluate(run: Run, samples: int) -> float:
 
     Args:
         run: The run.
-        samples: How many of them, the first ones; 0 for all.
+        samples: The number of validation samples, from the first on; 0 for all.
     """
     dataset = run.data.validation
     number = min(samples, len(dataset)) if samples else len(dataset)
     sizes = micro_batch_sizes(number, run.config.batch.micro_size)
-    mine = share(len(sizes), run.layout.replicas, run.replica)
+    mine = share(len(sizes), run.plan.layout.replicas, run.replica)
     source = MicroBatches(
         dataset,
-        cut(np.arange(number, dtype=np.int64), sizes, mine),
+        split_batch(np.arange(number, dtype=np.int64), sizes, mine),
         read_inputs=run.holds_first_stage,
         read_targets=run.holds_last_stage,
     )
-    schedule = evaluation_schedule(run.layout.placement, len(mine))
+    schedule = evaluation_schedule(run.plan.layout.placement, len(mine))
     losses = run.engine.infer(run.actions(schedule), source)
     ours = [losses[i].item() for i in range(len(losses))]
     counts = [int(run.model.loss.count(target)) for target in source.all_targets()]
@@ -33,8 +33,11 @@ def evaluate(run: Run, samples: int) -> float:
 
 
 def _mean(run: Run, losses: list[float], counts: list[int]) -> float:
-    """Add up over all ranks, in the order of micro-batches; ranks without the last stage add nothing."""
+    """Return the mean over all ranks, summed in micro-batch order; only last stages contribute."""
     everyone = run.world.all_gather_objects((losses, counts))
-    total = sum(loss for theirs, _ in everyone for loss in theirs)
+    total = 0.0
+    for theirs, _ in everyone:
+        for loss in theirs:  # not the builtin `sum`, which uses compensated summation from Python 3.12 on
+            total += loss
     count = sum(count for _, theirs in everyone for count in theirs)
     return total / count if count else 0.0

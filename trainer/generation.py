@@ -1,27 +1,27 @@
-"""Text from a language model that is cut into stages: the same engine, a schedule of forward passes."""
+"""Text generation with a partitioned language model: the same engine, with a schedule of forward passes."""
 
 from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from trainer.config import GenerateConfig
-from trainer.models.model import Activation
-from trainer.pipeline.source import Source
+from trainer.activation import Activation
+from trainer.config.schema import GenerateConfig
+from trainer.pipeline.source import TokenSource
 from trainer.run import Run
 from trainer.schedule.assemble import generation_schedule
 from trainer.seeds import derive
 
 
-class Text(Source):
-    """A text that grows token by token; the first stage holds it, the last chooses what follows.
+class Text(TokenSource):
+    """A text that grows token by token: the first stage holds it, and the last samples the next token.
 
     Args:
-        prompt: The tokens that it begins with.
-        tokens: How many to add.
-        context: The most tokens that the model takes; older ones are left out.
-        config: How to choose.
-        seed: Of the choices.
+        prompt: Its first tokens.
+        tokens: The number of tokens to add.
+        context: The model's largest number of input tokens; older ones are dropped.
+        config: How to sample.
+        seed: The seed for sampling.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Text(Source):
         self._generator = torch.Generator().manual_seed(seed)
 
     def signatures(self) -> Sequence[Hashable]:
-        """Return the length of the text, as the model sees it, before every new token."""
+        """Return the length of the model's input for every new token."""
         return [min(self._prompt + i, self._context) for i in range(self._count)]
 
     def inputs(self, micro_batch: int) -> Activation:
@@ -43,7 +43,7 @@ class Text(Source):
         return torch.tensor([self.tokens[-self._context :]])
 
     def targets(self, micro_batch: int) -> Activation:
-        """Return None: there is nothing to compare with."""
+        """Return None: generation has no targets."""
         return None
 
     def sample(self, output: Activation) -> Tensor:
@@ -58,21 +58,21 @@ class Text(Source):
         return torch.multinomial(logits.softmax(0), 1, generator=self._generator)
 
     def append(self, token: Tensor) -> None:
-        """Put a token behind the text."""
+        """Append a token to the text."""
         self.tokens.append(int(token))
 
 
 def generate(run: Run) -> str | None:
-    """Let the first replica write `generate.tokens` tokens behind `generate.prompt`.
+    """Continue `generate.prompt` by `generate.tokens` tokens, on the first replica.
 
     Returns:
-        The text with its prompt, on rank 0; elsewhere None.
+        The text, including the prompt, on rank 0; None elsewhere.
     """
     config, tokenizer = run.config.generate, run.data.tokenizer
     if tokenizer is None or config.tokens == 0 or run.replica != 0:
         return None
     prompt = tokenizer.encode(config.prompt)
     text = Text(prompt, config.tokens, run.context(), config, derive(run.config.train.seed, "generate"))
-    schedule = generation_schedule(run.layout.placement, config.tokens)
+    schedule = generation_schedule(run.plan.layout.placement, config.tokens)
     run.engine.infer(run.actions(schedule), text)
     return tokenizer.decode(text.tokens) if run.world.rank == 0 else None

@@ -1,199 +1,143 @@
-"""A run, put together from the configuration: everything that training, evaluation and generation share."""
+"""What one rank of a run holds: built once from the plan, shared by training, evaluation and generation."""
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import environment
-from trainer.averaging import HorovodAveraging, OneReplica, check_averaging
-from trainer.config import Config, flat
-from trainer.cut import Cut, cut_model
-from trainer.data.build import build_data
-from trainer.data.dataset import Data
+from trainer.config.schema import Config, flat
+from trainer.data.build import load_data
 from trainer.data.order import Order
-from trainer.devices import devices_of_rank
-from trainer.errors import UserError
-from trainer.layout import Layout, deal, micro_batch_sizes
-from trainer.loss_scale import LossScale
-from trainer.memory import fit
+from trainer.distributed import environment
+from trainer.distributed.devices import devices_of_rank
+from trainer.distributed.world import Groups, World, horovod, versions
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
-from trainer.optimization import build_optimizer, check_groups, state_per_weight
+from trainer.optim.build import build_optimizer, check_groups
+from trainer.optim.loss_scale import LossScale
 from trainer.pipeline.build import build_layer
-from trainer.pipeline.engine import Engine, Gradients
-from trainer.pipeline.mpi_transport import MpiTransport
+from trainer.pipeline.engine import Engine
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.precision import COMPUTE_TYPES, Precision
 from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.recomputation import Recompute
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 from trainer.pipeline.statistics import RunningStatistics
-from trainer.pipeline.ties import TiedParameters, tied_stages
+from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import LocalTransport, Transport
+from trainer.pipeline.wires.connect import connect
+from trainer.plan.plan import Plan, model_costs
+from trainer.replication.build import build_replication
+from trainer.replication.replication import Parts, Replication
 from trainer.schedule.actions import Action, Schedule
-from trainer.schedule.assemble import placement, training_schedule
-from trainer.schedule.from_file import read_schedule
-from trainer.schedule.machine import Machine
 from trainer.schedule.merge import by_rank
-from trainer.schedule.orders import ORDERS
-from trainer.schedule.simulate import simulate_on
-from trainer.schedule.timeline import Timeline
-from trainer.schedule.validate import ScheduleError, validate
-from trainer.sharding import Shards
-from trainer.sizes import parse_size
-from trainer.world import Groups, World, horovod, versions
+from trainer.schedule.resolve import resolve
+from trainer.schedule.validate import validate
 
 
 class Run:
     """One rank's part of a run.
 
+    Args:
+        config: The whole configuration.
+        world: All ranks.
+
     Attributes:
         config: The whole configuration.
         world: All ranks.
-        groups: This rank's model-parallel and data-parallel group.
-        layout: Who holds what.
+        meter: Counts the time that this rank waits for others.
         data: The samples.
         order: Which of them a step trains on.
         model: Its layers, not built, and its loss; what `train.freeze` names is frozen.
+        plan: The layout, the layers of each stage, the schedules: the same on every rank.
         threads: How many this rank computes with.
+        groups: This rank's model-parallel and data-parallel group.
         replica: The replica that this rank belongs to.
-        micro_batches: Those of the global batch that the replica gets.
-        ties: Which stages share parameters.
+        micro_batches: Those of the global batch that the replica trains on.
         devices: The devices that this rank drives.
-        precision: What layers compute in.
-        cut: The model's layers by stage, and their costs.
         stages: This rank's stages, by number.
         layers: The layers of these stages, in the model's order.
-        statistics: Batch normalisation's, of these layers.
-        shards: Of their parameters: one for each replica, or one for all of them.
-        optimizer: Of the parameters in this rank's shard; None where there are none to train.
+        statistics: The running statistics of batch normalisation, of these layers.
+        replication: What keeps these layers equal to those of the other replicas.
+        optimizer: Of the parameters that this rank updates; None where there are none.
         loss_scale: What losses are multiplied by with precision=fp16; else None.
         randomness: What a forward's random numbers follow from.
         engine: Runs schedules on the stages.
-        sizes: The size in samples of every micro-batch of the global batch.
     """
 
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
         self.world = world
-        self.precision = Precision(COMPUTE_TYPES[config.precision])
-        self.loss_scale = LossScale() if config.precision == "fp16" else None
-        horovod()  # told about before anything else, if it does not work
+        self.meter = world.meter
+        horovod()  # reported before anything else, if it does not work
         world.agree("configuration", flat(config))
         world.agree("versions", versions())
-        self._prepare_torch()
-        self.data: Data = build_data(config.data, local_rank=world.local_rank, barrier=world.barrier)
+        self.threads = _prepare_torch(config, world)
+        self.data = load_data(config.data, world)
         world.agree("data", {"fingerprint": self.data.fingerprint})
         self.order = Order(len(self.data.training), config.train.seed)
         self.model = freeze(build_model(config.model, self.data), config.train.freeze)
         check_groups(config.optimizer.groups, self.model)
-        self._lay_out()
-        self._validate_schedules()
+        recipe = resolve(config.schedule)
+        world.agree("schedule", {recipe.name: recipe.digest})
+        costs = model_costs(config, self.model, self.data)
+        self.plan = Plan(config, self.model, costs, world.size, recipe)
+        self.plan.validate()
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
-        self.groups: Groups = world.split(self.layout, threads=1 if on_gpu else self.threads)
+        self.groups: Groups = world.split(self.plan.layout, threads=1 if on_gpu else self.threads)
         self._build()
-
-    def _prepare_torch(self) -> None:
-        self.threads = environment.threads_per_rank(self.config.threads, self.world.local_size)
-        torch.set_num_threads(self.threads)
-        if self.config.train.deterministic:
-            environment.prepare_deterministic()
-            torch.use_deterministic_algorithms(True)
-
-    def _lay_out(self) -> None:
-        """Decide which rank gets which layers and which micro-batches."""
-        config, layers = self.config, self.model.layers
-        asked, batch, training = config.layout, config.batch, self.data.training
-        stages = asked.stages
-        if config.schedule not in ORDERS:
-            given = read_schedule(config.schedule)
-            self.world.agree("schedule", {config.schedule: given.digest})
-            stages = len(given.orders) if stages == "auto" else stages
-        self.layout = Layout.of(
-            self.world.size,
-            stages,
-            asked.devices_per_rank,
-            len(layers),
-            lambda workers: placement(config.schedule, workers, asked.virtual_stages),
-        )
-        check_averaging(config.averaging.op, self.layout.replicas)
-        self.sizes = micro_batch_sizes(batch.global_size, batch.micro_size)
-        self.replica = self.layout.replica(self.world.rank)
-        self.micro_batches = deal(len(self.sizes), self.layout.replicas, self.replica)
-        samples = np.arange(batch.micro_size) % len(training)
-        recompute = Recompute(config.memory.recompute)
-        self.cut: Cut = cut_model(
-            self.model,
-            training.inputs(samples),
-            asked.boundaries,
-            self.layout.placement,
-            recompute=recompute,
-            compute=self.precision.compute,
-            targets=training.targets(samples),
-        )
-        self.ties = tied_stages(layers, self.cut.stage_of)
-        if (limit := parse_size(config.memory.limit)) is not None:
-            longest = self.schedule(max(self.shares))
-            self.cut = fit(self.cut, longest, state_per_weight(config.optimizer), limit)
-
-    def _validate_schedules(self) -> None:
-        try:
-            validate([self.schedule(share) for share in sorted(set(self.shares), reverse=True)], self.ties)
-        except ScheduleError as error:
-            raise UserError(str(error)) from error  # of a file: those of our own are right
 
     def _build(self) -> None:
         """Build this rank's layers, and what runs them."""
-        config, layers = self.config, self.model.layers
-        mine = self.layout.stages_of(self.groups.model_parallel.rank)
-        devices = devices_of_rank(config.device, self.world.local_rank, self.layout.devices_per_rank)
-        device_of = {stage: devices[self.layout.device_of(stage)] for stage in mine}
-        self.devices = devices
+        config, layout, partition = self.config, self.plan.layout, self.plan.partition
+        self.replica = layout.replica(self.world.rank)
+        self.micro_batches = self.plan.micro_batches(self.replica)
+        self.devices = devices_of_rank(config.device, self.world.local_rank, layout.devices_per_rank)
+        self.loss_scale = LossScale() if config.precision == "fp16" else None
         self.randomness = Randomness(config.train.seed)
-        local = LocalTransport(device_of)
-        remote: Transport = local
-        if self.groups.model_parallel.size > 1:
-            rank_of = [self.layout.group_rank_of(stage) for stage in range(self.layout.stages)]
-            remote = MpiTransport(self.groups.model_parallel, rank_of, device_of)
-        averaging, several = config.averaging, self.layout.replicas > 1
-        gradients: Gradients = OneReplica()
-        if several:
-            gradients = HorovodAveraging(averaging.op, averaging.compression)
-        last = self.layout.stages - 1
+        mine = layout.stages_of(self.groups.model_parallel.rank)
+        device_of = {stage: self.devices[layout.device_of(stage)] for stage in mine}
+        built = {stage: self._build_layers(partition.stages[stage], device_of[stage]) for stage in mine}
+        self.layers: list[BuiltLayer] = [layer for layers in built.values() for layer in layers]
+        parts = Parts(config, self.layers, self.groups.data_parallel, self.meter)
+        self.replication: Replication = build_replication(parts)
+        local, remote = self._transports(device_of)
         self.stages = {
             stage: Stage(
                 stage,
-                [build_layer(layers, i, config.train.seed, device_of[stage]) for i in self.cut.stages[stage]],
+                layers,
                 device_of[stage],
-                loss=self.model.loss if stage == last else None,
+                loss=self.model.loss if stage == layout.stages - 1 else None,
                 randomness=self.randomness,
-                between=_both(remote.progress, gradients.progress),
-                recompute=[self.cut.recompute[i] for i in self.cut.stages[stage]],
-                precision=self.precision,
+                on_layer_done=_both(remote.progress, self.replication.progress),
+                recompute=[partition.recompute[layer.index] for layer in layers],
+                precision=Precision(COMPUTE_TYPES[config.precision]),
             )
-            for stage in mine
+            for stage, layers in built.items()
         }
-        self.layers: list[BuiltLayer] = [layer for stage in self.stages.values() for layer in stage.layers]
         self.statistics = RunningStatistics(self.layers)
-        shards = self.layout.replicas if config.optimizer.sharded else 1
-        self.shards = Shards(self.layers, shards, own=self.replica % shards)
-        self.optimizer = build_optimizer(config.optimizer, self.layers, self.shards.has)
+        self.optimizer = build_optimizer(config.optimizer, self.layers, self.replication.owns)
         self.engine = Engine(
             self.stages,
-            last_stage=last,
+            last_stage=layout.stages - 1,
             local=local,
             remote=remote,
-            gradients=gradients,
-            ties=TiedParameters(self.stages, layers, self.cut.stage_of),
+            gradients=self.replication,
+            ties=TiedParameters(self.stages, self.model.layers, partition.stage_of),
+            meter=self.meter,
         )
 
-    @property
-    def shares(self) -> list[int]:
-        """Return how many micro-batches each replica gets."""
-        replicas = self.layout.replicas
-        return [len(deal(len(self.sizes), replicas, replica)) for replica in range(replicas)]
+    def _build_layers(self, indices: range, device: torch.device) -> list[BuiltLayer]:
+        return [build_layer(self.model.layers, i, self.config.train.seed, device) for i in indices]
+
+    def _transports(self, device_of: dict[int, torch.device]) -> tuple[LocalTransport, Transport]:
+        """Return what carries activations within this rank, and to the other ranks of the group."""
+        local = LocalTransport(device_of)
+        if self.groups.model_parallel.size == 1:
+            return local, local
+        layout = self.plan.layout
+        rank_of = [layout.group_rank_of(stage) for stage in range(layout.stages)]
+        return local, connect(self.groups.model_parallel, rank_of, device_of, self.meter)
 
     @property
     def holds_first_stage(self) -> bool:
@@ -203,37 +147,34 @@ class Run:
     @property
     def holds_last_stage(self) -> bool:
         """Return whether this rank reads targets and computes the loss."""
-        return self.layout.stages - 1 in self.stages
+        return self.plan.layout.stages - 1 in self.stages
 
-    @lru_cache(maxsize=8)  # noqa: B019  (a run lives as long as its process)
-    def schedule(self, micro_batches: int) -> Schedule:
-        """Return the training schedule, by rank, of a replica's step with so many micro-batches."""
-        schedule = training_schedule(
-            self.config.schedule,
-            self.layout.workers,
-            micro_batches,
-            self.ties,
-            self.config.layout.virtual_stages,
-            work=self.cut.work,
-        )
-        return by_rank(schedule, self.layout)
+    @property
+    def schedule(self) -> Schedule:
+        """Return the training schedule of this rank's replica, by rank."""
+        return self.plan.schedule(self.replica)
 
     def actions(self, schedule: Schedule) -> tuple[Action, ...]:
         """Return this rank's list of a schedule of its group that does not train, validated."""
-        ready = by_rank(schedule, self.layout)
+        ready = by_rank(schedule, self.plan.layout)
         validate([ready])
         return ready.workers[self.groups.model_parallel.rank]
-
-    def prediction(self) -> Timeline:
-        """Return this replica's step as simulated from the costs of the layers."""
-        schedule = self.schedule(len(self.micro_batches))
-        return simulate_on(Machine(self.cut.work), [schedule])[0]
 
     def context(self) -> int:
         """Return the number of tokens of a sample."""
         inputs = self.data.training.inputs(np.zeros(1, dtype=np.int64))
         assert isinstance(inputs, Tensor)
         return inputs.shape[1]
+
+
+def _prepare_torch(config: Config, world: World) -> int:
+    """Set torch's threads and determinism; return the number of threads."""
+    threads = environment.threads_per_rank(config.threads, world.local_size)
+    torch.set_num_threads(threads)
+    if config.train.deterministic:
+        environment.prepare_deterministic()
+        torch.use_deterministic_algorithms(True)
+    return threads
 
 
 def _both(one: Callable[[], None], other: Callable[[], None]) -> Callable[[], None]:

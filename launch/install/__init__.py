@@ -1,5 +1,5 @@
-"""The set-up behind ``make setup`` and ``make wheels``; uses the standard library only.
+"""The set-up of `make setup` and `make wheels`, in the standard library alone.
 
-It makes ``.venv``, installs torch, an MPI and the project's dependencies there, and builds Horovod
-against exactly that torch. One file is one step; ``steps.py`` reads top to bottom.
+It creates `.venv`, installs torch, an MPI and the project's dependencies there, and builds Horovod
+against exactly that torch. Each file is one step; `steps.py` reads top to bottom.
 """

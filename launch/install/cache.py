@@ -1,4 +1,4 @@
-"""The user's store of built Horovod wheels: one folder per combination that a wheel depends on."""
+"""The user's cache of Horovod wheels: one folder for each combination that a wheel depends on."""
 
 import hashlib
 import os
@@ -15,9 +15,9 @@ from launch.install.torch_facts import TorchFacts
 
 
 def recipe(folder: Path) -> str:
-    """Returns a digest of how Horovod is patched and built, from the code that does it.
+    """Return a digest of the code that patches and builds Horovod.
 
-    A wheel that other code made is not used again.
+    A wheel that other code built is not reused.
     """
     steps = (folder / name for name in ("horovod_patch.py", "horovod_build.py"))
     return hashlib.sha256(b"".join(step.read_bytes() for step in steps)).hexdigest()[:8]
@@ -27,14 +27,14 @@ RECIPE = recipe(Path(__file__).parent)
 
 
 def key(torch: TorchFacts, mpi: Mpi, gpu: Gpu | None, *, machine: str, libc: str) -> str:
-    """Returns the name of the combination; whatever changes the compiled library is part of it.
+    """Return the name of a combination: everything that changes the compiled library.
 
     Args:
-        torch: Its version with the local part, and Python's tag.
-        mpi: The MPI that it links with.
-        gpu: CUDA's compiler, or None.
-        machine: Processor architecture, such as ``x86_64``.
-        libc: C library, such as ``glibc2.36``: homes are shared between machines of different age.
+        torch: The torch that Horovod is compiled against, and Python's tag.
+        mpi: The MPI that Horovod links to.
+        gpu: CUDA's compiler and NCCL, or None.
+        machine: The processor architecture, such as `x86_64`.
+        libc: The C library, such as `glibc2.36`, because machines of different ages share homes.
     """
     parts = [
         f"horovod-{HOROVOD_VERSION}-{RECIPE}",
@@ -50,25 +50,25 @@ def key(torch: TorchFacts, mpi: Mpi, gpu: Gpu | None, *, machine: str, libc: str
 
 
 def key_here(torch: TorchFacts, mpi: Mpi, gpu: Gpu | None) -> str:
-    """Returns the key on this machine."""
+    """Return the key for this machine."""
     return key(torch, mpi, gpu, machine=platform.machine(), libc="".join(platform.libc_ver()))
 
 
 def store(env: Mapping[str, str]) -> Path:
-    """Returns the folder that holds this user's wheels."""
+    """Return the folder of this user's wheels."""
     home = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME") or Path.home()) / ".cache")
     return Path(home) / "hybrid-trainer" / "wheels"
 
 
 def find(folder: Path) -> Path | None:
-    """Returns the wheel in one combination's folder, or None."""
+    """Return the wheel in the folder of a combination, or None."""
     return next(iter(sorted(folder.glob("horovod-*.whl"))), None)
 
 
 def put(wheel: Path, folder: Path) -> Path:
-    """Stores a wheel, whole or not at all, and returns its place.
+    """Store a wheel atomically, and return its path.
 
-    The folder appears by one rename. Where another build was faster, its wheel is as good and stays.
+    The folder appears by one rename. If another build was faster, its wheel is just as good and stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
@@ -76,7 +76,7 @@ def put(wheel: Path, folder: Path) -> Path:
         shutil.copy2(wheel, partial / wheel.name)
         partial.chmod(0o755)
         try:
-            os.rename(partial, folder)  # noqa: PTH104 - Path.rename would say the same in more words
+            os.rename(partial, folder)  # noqa: PTH104 - Path.rename is no clearer
         except OSError:
             if find(folder) is None:
                 raise

@@ -1,4 +1,4 @@
-"""The command behind ``make setup`` and ``make wheels``."""
+"""The command that `make setup` and `make wheels` run."""
 
 import argparse
 import fcntl
@@ -16,7 +16,7 @@ VENV = ROOT / ".venv"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs ``setup`` or ``wheels``; returns the exit code: 0, 1 (failed), or 2 (the user's input)."""
+    """Run `setup` or `wheels`; return the exit code: 0, 1 (failed) or 2 (wrong input)."""
     options = _parser().parse_args(arguments)
     try:
         if options.command == "wheels":
@@ -42,7 +42,7 @@ def _setup(options: argparse.Namespace) -> None:
         return
     start = time.monotonic()
     chosen = ", ".join(f"{name.upper()}={value}" for name, value in choices.as_dict().items() if value)
-    print(f"set-up of .venv ({reason}): {chosen}", flush=True)
+    print(f"setting up .venv ({reason}): {chosen}", flush=True)
     jobs = _jobs(options.jobs)
     base = steps.base_python(VENV, recorded.base_python)
     steps.set_up(steps.Plan(root=ROOT, venv=VENV, choices=choices, base_python=base, jobs=jobs))
@@ -59,21 +59,21 @@ def _jobs(given: str) -> int:
     if not given:
         return horovod_build.default_jobs()
     if not given.isdigit() or int(given) < 1:
-        raise InputError(f"JOBS={given}: expected a number of compilers, 1 or more.")
+        raise InputError(f"JOBS={given}: expected the number of compilers to run, 1 or more.")
     return int(given)
 
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Lets a second set-up of the same clone wait for the first; its stamp then leaves nothing to do."""
+    """Make a second set-up of the same clone wait for the first, whose stamp then leaves nothing to do."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("another set-up of this clone is running: waiting for it", flush=True)
+            print("waiting for another set-up of this clone to finish", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            pass  # A file system without locks; whoever shares one takes care not to set up twice at once.
+            pass  # The file system has no locks: the user must not run two set-ups at once.
         yield
 
 

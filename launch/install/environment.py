@@ -15,38 +15,42 @@ from launch.install.torch_facts import TorchFacts
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment and the folder of wheels it may install from."""
+    """A virtual environment, and where its packages come from.
+
+    Attributes:
+        folder: The environment's folder.
+        wheels: The folder that all packages come from; empty for the package index.
+    """
 
     folder: Path
     wheels: str
-    """Folder that everything comes from; empty: the package index."""
 
     @property
     def python(self) -> Path:
-        """The interpreter."""
+        """Return the interpreter."""
         return self.folder / "bin" / "python"
 
     @property
     def constraints(self) -> Path:
-        """Versions that no later ``pip install`` of the set-up may change."""
+        """Return the file of versions that no later `pip install` of the set-up may change."""
         return self.folder / "constraints.txt"
 
     def log(self, name: str) -> Path:
-        """Returns the path of one step's log."""
+        """Return the path of a step's log."""
         return self.folder / "log" / f"{name}.log"
 
     def variables(self) -> dict[str, str]:
-        """Returns the process environment with this environment activated."""
+        """Return the process environment with this virtual environment activated."""
         env = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}
         env["VIRTUAL_ENV"] = str(self.folder)
         env["PATH"] = f"{self.folder / 'bin'}{os.pathsep}{env.get('PATH', '')}"
         return env
 
     def pip_install(self, title: str, arguments: Sequence[str], name: str) -> None:
-        """Installs with pip, from the folder of wheels only where there is one.
+        """Install with pip, from the folder of wheels alone if there is one.
 
         Raises:
-            SetupError: pip failed; says why and what to do.
+            SetupError: pip failed; the message says why and what to do.
         """
         command = [
             str(self.python),
@@ -69,50 +73,50 @@ class Environment:
             raise SetupError(f"{title}: {explain_pip(text, self.wheels)}\nLog: {failure.log}") from None
 
     def pip_uninstall(self, name: str) -> None:
-        """Removes a package."""
+        """Uninstall a package."""
         command = [str(self.python), "-m", "pip", "uninstall", "--yes", "--disable-pip-version-check", name]
-        run_step(f"{name}, removed", command, log=self.log("uninstall"), env=self.variables())
+        run_step(f"remove {name}", command, log=self.log("uninstall"), env=self.variables())
 
     def has_program(self, name: str) -> bool:
-        """Says whether a program was installed into this environment."""
+        """Return whether a program was installed into this environment."""
         return os.access(self.folder / "bin" / name, os.X_OK)
 
 
 def explain_pip(log: str, wheels: str) -> str:
-    """Returns why pip failed, and what to do."""
+    """Return why pip failed, and what to do about it."""
     lines = [line.removeprefix("ERROR: ") for line in log.splitlines() if line.startswith("ERROR: ")]
     reason = "\n".join(lines[:3]) or "pip failed."
     if "No space left on device" in log:
-        return f"{reason}\nThe disk is full; TMPDIR names another place for temporary files."
+        return f"{reason}\nThe disk is full. Set TMPDIR to another folder for temporary files."
     if "No matching distribution found" in log and wheels:
         return (
-            f"{reason}\n{wheels} lacks it. Fill the folder anew on a machine that reaches the package index: "
+            f"{reason}\n{wheels} does not contain it. Refill it on a machine that reaches the package index: "
             "`make wheels PYTHON_VERSION=<this Python's, such as 3.12>`."
         )
     if "No matching distribution found" in log or "NewConnectionError" in log or "ConnectTimeout" in log:
         return (
-            f"{reason}\nIs the package index reachable, and does it have that version for this Python? "
-            "Without network: `make wheels` elsewhere, then `make setup WHEELS=<folder>`."
+            f"{reason}\nCheck that the package index is reachable and has that version for this Python. "
+            "Without a network: `make wheels` elsewhere, then `make setup WHEELS=<folder>`."
         )
     return reason
 
 
 def create(folder: Path, base_python: str, *, system_site: bool) -> bool:
-    """Makes the virtual environment unless one that fits is there; returns whether it was made.
+    """Create the virtual environment unless a suitable one exists; return whether it was created.
 
     Args:
-        folder: Where it belongs.
-        base_python: Interpreter to make it from.
-        system_site: Whether it sees the packages of that interpreter.
+        folder: The environment's folder.
+        base_python: The interpreter to create it from.
+        system_site: Whether it sees that interpreter's packages.
 
     Raises:
         InputError: The folder holds something else.
-        SetupError: It could not be made.
+        SetupError: The environment could not be created.
     """
     if folder.exists() and fits(folder, system_site=system_site):
         return False
     if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
-        raise InputError(f"{folder} is no virtual environment. Move it away and try again.")
+        raise InputError(f"{folder} is not a virtual environment. Move it away and try again.")
     command = [
         base_python,
         "-m",
@@ -128,7 +132,7 @@ def create(folder: Path, base_python: str, *, system_site: bool) -> bool:
 
 
 def fits(folder: Path, *, system_site: bool) -> bool:
-    """Says whether a virtual environment works and sees what it should see."""
+    """Return whether a virtual environment works and has the wanted access to system packages."""
     try:
         configuration = (folder / "pyvenv.cfg").read_text(encoding="utf-8")
     except OSError:
@@ -146,10 +150,10 @@ def fits(folder: Path, *, system_site: bool) -> bool:
 
 
 def expose_torch(environment: Environment, torch: TorchFacts) -> None:
-    """Lets the environment see a torch that ``--system-site-packages`` does not show.
+    """Make a torch visible that `--system-site-packages` does not show.
 
-    That option shows the packages of the base interpreter. Where torch sits in a virtual environment that
-    this one was made from, or on PYTHONPATH, a ``.pth`` file leads there. Its own packages come first.
+    That option shows the packages of the base interpreter. If torch is in the virtual environment that this
+    one was created from, or on PYTHONPATH, a `.pth` file adds it. The environment's own packages come first.
     """
     (site,) = (environment.folder / "lib").glob("python*/site-packages")
     packages = str(Path(torch.folder).parent)
@@ -158,5 +162,5 @@ def expose_torch(environment: Environment, torch: TorchFacts) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a virtual environment."""
+    """Delete a virtual environment."""
     shutil.rmtree(folder, ignore_errors=True)

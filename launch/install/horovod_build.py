@@ -1,4 +1,4 @@
-"""Builds Horovod's wheel from its source distribution, and says why where that fails."""
+"""Build Horovod's wheel from its source distribution, and explain why a build failed."""
 
 import os
 import re
@@ -17,17 +17,17 @@ from launch.install.progress import StepFailedError, cmake_percent, run_step
 from launch.install.settings import HOROVOD_VERSION, SetupError
 from launch.install.torch_facts import TorchFacts
 
-BYTES_PER_JOB = 2_500_000_000
-"""Memory that one compiler takes on torch's headers: 2.3 GB measured."""
+BYTES_PER_JOB = 2_000_000_000
+"""Memory for one compiler: 1.7 GB were measured on torch's headers."""
 
 
 def flags(gpu: Gpu | None, nccl_link: Path, jobs: int) -> dict[str, str]:
-    """Returns the variables that choose what Horovod's build includes.
+    """Return the environment variables that select what Horovod's build includes.
 
     Args:
         gpu: CUDA and NCCL, or None.
-        nccl_link: A folder with ``libnccl.so``, the name that linkers look for.
-        jobs: Compilers at a time.
+        nccl_link: A folder with `libnccl.so`, the name that linkers look for.
+        jobs: The number of compilers to run at a time.
     """
     chosen = {
         "HOROVOD_WITH_PYTORCH": "1",
@@ -35,7 +35,7 @@ def flags(gpu: Gpu | None, nccl_link: Path, jobs: int) -> dict[str, str]:
         "HOROVOD_WITHOUT_MXNET": "1",
         "HOROVOD_WITH_MPI": "1",
         "HOROVOD_WITH_GLOO": "1",
-        # Horovod's CMake files ask for policies that CMake 4 dropped.
+        # Horovod's CMake files request policies that CMake 4 removed.
         "CMAKE_POLICY_VERSION_MINIMUM": "3.5",
         "MAKEFLAGS": f"-j{jobs}",
     }
@@ -46,14 +46,14 @@ def flags(gpu: Gpu | None, nccl_link: Path, jobs: int) -> dict[str, str]:
             "HOROVOD_CUDA_HOME": str(gpu.cuda_home),
             "HOROVOD_NCCL_INCLUDE": str(gpu.nccl_include),
             "HOROVOD_NCCL_LIB": str(nccl_link),
-            # Torch has loaded its NCCL by the time Horovod is imported; a static one would be a second.
+            # Torch has loaded its NCCL before Horovod is imported; a static NCCL would be a second copy.
             "HOROVOD_NCCL_LINK": "SHARED",
         }
     return chosen
 
 
 def default_jobs() -> int:
-    """Returns how many compilers to run: the cores this process may use, as far as memory allows."""
+    """Return how many compilers to run: one a core that this process may use, as memory allows."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(len(os.sched_getaffinity(0)), memory // BYTES_PER_JOB))
 
@@ -61,10 +61,10 @@ def default_jobs() -> int:
 def build(
     environment: Environment, *, torch: TorchFacts, mpi: Mpi, gpu: Gpu | None, folder: Path, jobs: int
 ) -> Path:
-    """Builds the wheel in ``folder`` and returns it.
+    """Build the wheel in `folder`, and return its path.
 
     Raises:
-        SetupError: The source is not to be had, or the build failed; says why.
+        SetupError: The source is not available, or the build failed; the message says why.
     """
     source = _unpack(_fetch(environment, folder), folder)
     horovod_patch.patch(source, torch.cxx_standard, mpi.library_folders)
@@ -99,29 +99,27 @@ _DROPPED = ("MAKE", "MFLAGS", "HOROVOD_WITH", "HOROVOD_GPU", "HOROVOD_NCCL", "HO
 
 
 def _clean(env: Mapping[str, str]) -> dict[str, str]:
-    """Drops what the calling make, and other builds of Horovod, left in the environment."""
+    """Return the environment without the variables of the calling make and of other Horovod builds."""
     return {name: value for name, value in env.items() if not name.startswith(_DROPPED)}
 
 
 def _fetch(environment: Environment, folder: Path) -> Path:
-    """Returns Horovod's source archive, from the folder of wheels or the package index."""
+    """Return Horovod's source archive, from the folder of wheels or the package index."""
     archive = f"horovod-{HOROVOD_VERSION}.tar.gz"
     if environment.wheels:
         found = Path(environment.wheels) / archive
         if not found.exists():
-            raise SetupError(
-                f"{environment.wheels} has no {archive}. Fill the folder anew with `make wheels`."
-            )
+            raise SetupError(f"{environment.wheels} has no {archive}. Refill the folder with `make wheels`.")
         return found
     download_source(environment.python, folder, environment.log("horovod-source"), environment.variables())
     return folder / archive
 
 
 def download_source(python: Path, folder: Path, log: Path, env: Mapping[str, str]) -> None:
-    """Downloads Horovod's source archive; ``python`` needs pip, setuptools, packaging and wheel."""
+    """Download Horovod's source archive; `python` needs pip, setuptools, packaging and wheel."""
     command = [str(python), "-m", "pip", "download", "--progress-bar=off", "--no-deps", "--no-binary=:all:"]
     command += ["--no-build-isolation", "-d", str(folder), f"horovod=={HOROVOD_VERSION}"]
-    # Its setup.py is run for its name and version only; nothing is compiled.
+    # pip runs its setup.py only for the name and version; nothing is compiled.
     quiet = dict(env) | {"HOROVOD_WITHOUT_PYTORCH": "1"}
     try:
         run_step("Horovod's source", command, log=log, env=quiet)
@@ -140,7 +138,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
 
 
 def _check_compiler(env: Mapping[str, str], torch: TorchFacts) -> None:
-    """Compiles three lines in the standard that torch asks for, before minutes are spent."""
+    """Compile a two-line file in the C++ standard that torch needs, before spending minutes on a build."""
     compiler = (env.get("CXX") or shutil.which("c++", path=env["PATH"]) or "g++").split()
     standard = torch.cxx_standard
     header, oldest = ("compare", 11) if standard >= 20 else ("optional", 9)  # noqa: PLR2004 - C++20
@@ -160,12 +158,15 @@ def _check_compiler(env: Mapping[str, str], torch: TorchFacts) -> None:
 _HINTS = (
     (r"Python\.h: No such file", "Install Python's C headers (python3-dev, python3-devel)."),
     (r"Killed|internal compiler error|cannot allocate memory", "Memory ran out: try again with JOBS=1."),
-    (r"No space left on device", "The disk is full; TMPDIR names another place for the build."),
+    (r"No space left on device", "The disk is full. Set TMPDIR to another folder for the build."),
     (
         r"nccl\.h|NCCL_LIBRARY|Could NOT find NCCL",
         "Set NCCL_HOME to a folder with include/nccl.h and lib/libnccl.so.",
     ),
-    (r"nvcc|CUDA", "Set CUDA_HOME to the toolkit of torch's CUDA version, or build without: GPU=no."),
+    (
+        r"nvcc|CUDA",
+        "Set CUDA_HOME to the toolkit of torch's CUDA version, or build without GPU support: GPU=no.",
+    ),
     (r"Could NOT find MPI|mpi\.h", "MPI's compiler wrapper does not work: try `mpicxx --version`."),
     (
         r"No CMAKE_CXX_COMPILER|not able to compile a simple test",
@@ -176,11 +177,11 @@ _HINTS = (
 
 
 def explain(log: str) -> str:
-    """Returns the first error lines of a build log, and what to do about them."""
+    """Return the first error in a build log, and what to do about it."""
     lines = log.splitlines()
     pattern = re.compile(r"\berror:|fatal error|CMake Error|Error: |No space left|Killed|undefined reference")
     found = [index for index, line in enumerate(lines) if pattern.search(line)]
-    # What CMake complains about stands in the lines after its heading.
+    # CMake prints the details in the lines after its heading.
     shown = [line.strip() for line in lines[found[0] : found[0] + 6] if line.strip()] if found else lines[-6:]
     excerpt = "\n".join(shown)
     hint = next((text for expression, text in _HINTS if re.search(expression, excerpt)), "")

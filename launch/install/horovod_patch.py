@@ -1,4 +1,4 @@
-"""What has to change in the source of Horovod 0.28.1, which is older than the torch it must work with."""
+"""Patches for the source of Horovod 0.28.1, which is older than the torch it must work with."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,52 +12,62 @@ _SHELL = "['/bin/sh', '-c', mpirun_command]"
 
 
 def patch_standard(text: str, standard: int, name: str) -> str:
-    """Raises the C++ standard of a CMakeLists.txt: torch's headers refuse 14 since 2.1.
+    """Raise the C++ standard of a CMakeLists.txt: torch's headers have refused C++14 since 2.1.
 
     Raises:
-        SetupError: The text is not the one of Horovod 0.28.1.
+        SetupError: The text is not from Horovod 0.28.1.
     """
     return _replace_once(text, _STANDARD, f"set(CMAKE_CXX_STANDARD {standard})", name)
 
 
 def patch_run_path(text: str, folders: tuple[str, ...], name: str) -> str:
-    """Makes the library look for MPI and torch relative to itself.
+    """Make the library look for MPI and torch relative to itself.
 
-    CMake would write the absolute paths of the environment it was built in, and a cached wheel serves
-    others. ``lib/python3.x/site-packages/horovod/torch/`` is four folders below ``lib/``, where Open MPI's
-    libraries are.
+    CMake would record the absolute paths of the environment of the build, but other environments use the
+    cached wheel. `lib/python3.x/site-packages/horovod/torch/` is four folders below `lib/`, which has Open
+    MPI's libraries.
 
     Args:
         text: The main CMakeLists.txt.
-        folders: Further folders, absolute, for a system MPI.
-        name: The file's name, for the message.
+        folders: More folders, absolute, for a system MPI.
+        name: The file's name, for error messages.
     """
     paths = ";".join(["$ORIGIN/../../../..", "$ORIGIN/../../torch/lib", *folders])
     added = f'set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\nset(CMAKE_INSTALL_RPATH "{paths}")\n'
     return _replace_once(text, _PROJECT, _PROJECT + added, name)
 
 
-def patch_exit_code(text: str, name: str) -> str:
-    """Makes `horovodrun --gloo` end with the failed rank's exit code, as `horovodrun` does.
+def patch_debug_info(text: str, name: str) -> str:
+    """Build without debug information, and with the same optimization.
 
-    It would raise an error of its own, hence end with 1, and bury the rank's message under a traceback.
+    It made up a quarter of the compilers' time, a quarter of their memory, and 19 of the wheel's 20 MB.
+    """
+    flags = 'set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -DNDEBUG")\n'  # Horovod itself raises -O2 to -O3
+    return _replace_once(text, _PROJECT, _PROJECT + flags, name)
+
+
+def patch_exit_code(text: str, name: str) -> str:
+    """Make `horovodrun --gloo` exit with the failed rank's exit code, as `horovodrun` does with MPI.
+
+    Unpatched, it raises its own error: it exits with 1 and buries the rank's message under a traceback.
     """
     return _replace_once(text, _GLOO_FAILED, f"{_GLOO_FAILED}            raise SystemExit(exit_code)\n", name)
 
 
 def patch_signals(text: str, name: str) -> str:
-    """Makes `horovodrun` become mpirun, so that a signal to its process, by `kill`, ends the ranks too.
+    """Make `horovodrun` replace itself by mpirun, so that a signal to its process also ends the ranks.
 
-    It would become a shell that waits for mpirun. The shell alone would end, and the ranks would run on.
+    Unpatched, it replaces itself by a shell that waits for mpirun. A signal ends that shell alone, and the
+    ranks keep running.
     """
     return _replace_once(text, _SHELL, "['/bin/sh', '-c', 'exec ' + mpirun_command]", name)
 
 
 def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
-    """Patches an unpacked source distribution in place."""
+    """Patch an unpacked source distribution in place."""
     changes: dict[str, Callable[[str, str], str]] = {
-        "CMakeLists.txt": lambda text, name: patch_run_path(
-            patch_standard(text, standard, name), folders, name
+        "CMakeLists.txt": lambda text, name: patch_debug_info(
+            patch_run_path(patch_standard(text, standard, name), folders, name), name
         ),
         "horovod/torch/CMakeLists.txt": lambda text, name: patch_standard(text, standard, name),
         "horovod/runner/gloo_run.py": patch_exit_code,
@@ -72,7 +82,7 @@ def _replace_once(text: str, old: str, new: str, name: str) -> str:
     count = text.count(old)
     if count != 1:
         raise SetupError(
-            f"{name} of Horovod's source has '{old.strip()}' {count} times, expected once: this is not the "
-            f"source of Horovod {HOROVOD_VERSION}. Is another horovod archive in the folder of wheels?"
+            f"{name} of Horovod's source contains '{old.strip()}' {count} times, expected once: this is not "
+            f"the source of Horovod {HOROVOD_VERSION}. Does the folder of wheels have another?"
         )
     return text.replace(old, new)

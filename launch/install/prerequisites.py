@@ -1,4 +1,4 @@
-"""What must be on the machine before anything is installed, each with one message that says how to get it."""
+"""Check what must be on the machine before anything is installed; each error says how to get it."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from launch.install.settings import InputError
 
 
 def check() -> None:
-    """Checks the interpreter that runs this, and the compiler.
+    """Check the interpreter that runs this, and the compiler.
 
     Raises:
         InputError: Something is missing.
@@ -23,30 +23,30 @@ def check() -> None:
 
 
 def check_venv() -> None:
-    """Raises InputError where this interpreter cannot make virtual environments."""
+    """Raise InputError if this interpreter cannot create virtual environments."""
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         raise InputError(
-            f"{sys.executable} cannot make virtual environments: its modules venv and ensurepip are "
+            f"{sys.executable} cannot create virtual environments: its modules venv and ensurepip are "
             "missing.\n"
             f"On Debian and Ubuntu: apt-get install python3-venv (or python{_minor()}-venv)."
         )
 
 
 def check_headers() -> None:
-    """Raises InputError where this interpreter came without its C headers."""
+    """Raise InputError if this interpreter has no C headers."""
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         raise InputError(
-            f"{sys.executable} comes without its C headers (Python.h), which Horovod's build needs.\n"
+            f"{sys.executable} has no C headers (Python.h), which Horovod's build needs.\n"
             f"On Debian and Ubuntu: apt-get install python3-dev (or python{_minor()}-dev); "
             "on Red Hat and SUSE: python3-devel."
         )
 
 
 def find_compiler(env: "os._Environ[str] | dict[str, str]") -> str:
-    """Returns the C++ compiler: ``$CXX``, else the first of c++, g++, clang++ on PATH.
+    """Return the C++ compiler: `$CXX`, or the first of c++, g++, clang++ on PATH.
 
     Raises:
-        InputError: There is none.
+        InputError: None was found.
     """
     named = env.get("CXX", "")
     candidates = shlex.split(named)[:1] if named else ["c++", "g++", "clang++"]

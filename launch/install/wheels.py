@@ -1,4 +1,4 @@
-"""Fills a folder with all that ``make setup WHEELS=<folder>`` needs on a machine without network."""
+"""Fill a folder with everything that `make setup WHEELS=<folder>` needs on a machine without a network."""
 
 import ast
 import os
@@ -17,19 +17,22 @@ from launch.install.settings import InputError, SetupError
 from launch.install.steps import BUILD_TOOLS
 
 SOURCE_ONLY = ["antlr4-python3-runtime==4.9.*"]
-"""Needs of hydra-core that the index has as source only; pure Python: one wheel serves every version."""
+"""Dependencies of hydra-core that the index has as source only: pure Python, so one wheel fits all."""
 BEFORE_PYTHON_3_11 = ["exceptiongroup", "tomli", "typing_extensions"]
-"""What packages ask for on Python 3.10 only: pip judges that by its own Python, not the target's."""
+"""What packages need on Python 3.10 only: pip evaluates that with its own Python, not the target's."""
 GLIBC = (17, 24, 26, 27, 28, 31, 34)
-"""Ages of Linux, as in ``manylinux_2_28``, that wheels are taken for."""
+"""The glibc versions 2.x, as in `manylinux_2_28`, whose wheels are accepted."""
 NOT_DOWNLOADED = ("horovod", "torch")
 
 
 def requirements(pyproject: str) -> list[str]:
-    """Returns the project's dependencies, those for development included, without torch and Horovod.
+    """Return the project's dependencies and those for development, without torch and Horovod.
+
+    Those for the documentation site are left out: clusters do not build it.
 
     Args:
-        pyproject: Text of pyproject.toml. Python 3.10 has no parser for it; the two lists read as Python.
+        pyproject: The text of pyproject.toml. Python 3.10 has no TOML parser, but these two lists are also
+            valid Python.
     """
     names = []
     for name in ("dependencies", "dev"):
@@ -41,15 +44,15 @@ def requirements(pyproject: str) -> list[str]:
 
 
 def platforms(machine: str) -> list[str]:
-    """Returns the platform tags of wheels for Linux on a processor."""
+    """Return the platform tags of Linux wheels for a processor architecture."""
     return [f"manylinux_2_{age}_{machine}" for age in reversed(GLIBC)] + [f"manylinux2014_{machine}"]
 
 
 def target_arguments(python_version: str, machine: str) -> list[str]:
-    """Returns pip's arguments for downloading for another Python.
+    """Return pip's arguments for downloading for another Python.
 
     Raises:
-        InputError: A version that is none.
+        InputError: The version is not valid.
     """
     if not re.fullmatch(r"3\.\d+", python_version) or int(python_version[2:]) < 10:  # noqa: PLR2004
         raise InputError(f"PYTHON_VERSION={python_version}: expected 3.10 or newer, such as 3.12.")
@@ -60,13 +63,13 @@ def target_arguments(python_version: str, machine: str) -> list[str]:
 
 
 def fill(root: Path, folder: Path, torch: str, python_version: str) -> None:
-    """Downloads all wheels, and Horovod's source, into a folder.
+    """Download all wheels, and Horovod's source, into a folder.
 
     Args:
         root: The repository.
-        folder: Where to; made if missing.
-        torch: A version to include as well, or ``system``: the cluster has its own.
-        python_version: The target's Python, such as ``3.12``; empty: the one that runs this.
+        folder: The target folder; created if missing.
+        torch: A version to include, or `system` if the cluster has its own.
+        python_version: The cluster's Python, such as `3.12`; empty for the one that runs this.
 
     Raises:
         SetupError: A download failed.

@@ -1,4 +1,4 @@
-"""A pool of ranks, a small GPT on a small text, and runs that several tests look at."""
+"""Pools of ranks, a small GPT on a small text, and runs that several tests share."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -15,7 +15,7 @@ from tests.support.verifying import verify
 
 @pytest.fixture(scope="session")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
-    """Return ranks that take many jobs."""
+    """Return pools of ranks that take many jobs."""
     started = Pools(lambda: tmp_path_factory.mktemp("pool"))
     yield started
     started.end()
@@ -64,7 +64,7 @@ def run_small(pools: Pools, small: list[str], tmp_path: Path) -> Ranks:
 
 @pytest.fixture
 def verified(pools: Pools, small: list[str], tmp_path: Path) -> Ranks:
-    """Return a function that verifies the GPT on some ranks, with a mutation if it is given one."""
+    """Return a function that verifies the GPT on some ranks, optionally with a mutation."""
 
     def run(ranks: int, *overrides: str, mutation: str | None = None) -> Result:
         return verify(pools, ranks, [*small, *VERIFIED, *overrides], tmp_path, mutation)

@@ -1,4 +1,4 @@
-"""Gradients averaged across replicas: compressed, by Adasum, by three."""
+"""Gradients averaged across replicas: compressed, with Adasum, with three replicas."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_adasum_of_three(pools: Pools, small: list[str], tmp_path: Path) -> None
 
 
 def test_three_replicas(trained: Trained) -> None:
-    """Up to the order of the sum; that it is the same each time: test_deterministic.py."""
+    """Equal up to the order of summation; test_deterministic.py tests that a run is repeatable."""
     one, three = trained(1), trained(3, "layout.stages=1")
     assert three.losses == pytest.approx(one.losses, rel=1e-6)
     assert three.validation == pytest.approx(one.validation, rel=1e-6)

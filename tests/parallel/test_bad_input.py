@@ -1,4 +1,4 @@
-"""Wrong input: one clear message from one rank, exit code 2, no training, nothing left behind."""
+"""Wrong input: one clear message from one rank, exit code 2, no training, no files, no processes."""
 
 import shutil
 from pathlib import Path
@@ -47,13 +47,13 @@ pytestmark = pytest.mark.parallel
             2,
             ["train.freeze=[blok.*]"],
             ["train.freeze", "'blok.*'", "did you mean block."],
-            id="freeze nothing",
+            id="freeze pattern without a match",
         ),
         pytest.param(
             2,
             ["optimizer.groups=[{match: block.*, lr: 0.1},{match: heat, lr: 0.1}]"],
             ["optimizer.groups.1.match", "'heat'", "did you mean head?"],
-            id="group of nothing",
+            id="group without a match",
         ),
     ],
 )
@@ -73,7 +73,7 @@ def test_bad_value(
     ],
 )
 def test_end_of_all_ranks(ranks: int, overrides: list[str], word: str, tmp_path: Path) -> None:
-    """Started as users start them: the pools above have one message a rank to choose from."""
+    """Launched as users do: a pool would pick one of its ranks' messages itself."""
     files = ["model=simplenet", "data=binary", "run.dir=run", "threads=1", "device=cpu"]
     assert_refused(launch(ranks, [*files, *overrides], tmp_path), tmp_path, word)
 
@@ -117,7 +117,7 @@ def test_damaged_checkpoint(trained: Trained, small: list[str], tmp_path: Path) 
     assert_refused(result, tmp_path, str(checkpoint), "damaged", "head.safetensors")
 
 
-def test_checkpoint_that_is_not_there(run_small: Ranks, tmp_path: Path) -> None:
+def test_missing_checkpoint(run_small: Ranks, tmp_path: Path) -> None:
     result = run_small(2, "checkpoint.resume=nowhere")
     assert_refused(result, tmp_path, "checkpoint.resume=nowhere", "no manifest.json")
 

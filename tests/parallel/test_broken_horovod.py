@@ -28,7 +28,7 @@ sys.meta_path.insert(0, NotInstalled())
 
 
 def mpirun(overrides: list[str]) -> list[str]:
-    """Return a command without horovodrun, which is a part of Horovod."""
+    """Return a command without horovodrun, which is part of Horovod."""
     return ["mpirun", "-np", "2", "--bind-to", "none", sys.executable, "-m", "trainer", *overrides]
 
 
@@ -43,7 +43,7 @@ def test_horovod_not_installed(small: list[str], tmp_path: Path) -> None:
 
 
 def test_horovod_of_another_torch(small: list[str], tmp_path: Path) -> None:
-    """Another torch has other symbols: rename those that Horovod's library wants of this one."""
+    """Another torch has other symbols: rename those that Horovod's library imports from this one."""
     spec = importlib.util.find_spec("horovod")
     assert spec is not None
     assert spec.origin is not None
@@ -53,4 +53,4 @@ def test_horovod_of_another_torch(small: list[str], tmp_path: Path) -> None:
     assert count > 0
     library.write_bytes(renamed)
     result = run(mpirun(small), tmp_path, env=python_path(tmp_path))
-    assert_refused(result, tmp_path, "built for another torch", "undefined symbol", "make setup")
+    assert_refused(result, tmp_path, "built against another torch", "undefined symbol", "make setup")

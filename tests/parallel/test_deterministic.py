@@ -1,4 +1,4 @@
-"""With `train.deterministic=true` a run repeated in one layout has the same bits, whatever the timing."""
+"""With `train.deterministic=true`, runs repeated in one layout are bit-identical, whatever the timing."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ from tests.support.runs import Finished
 
 pytestmark = pytest.mark.parallel
 
-# Three replicas: two would have the same bits anyway, for a + b is b + a.
+# Three replicas: two would be bit-identical anyway, because a + b is b + a.
 SLOW = [
+    "experiment=none",
     "model=custom",
     "model.target=tests.support.slow:slowed_at_random",
     "+model.options={blocks: 2, width: 64, heads: 2, context: 32}",

@@ -45,13 +45,13 @@ def test_one_replica(trained: Trained, ranks: int, overrides: list[str]) -> None
 
 
 def test_clipping_had_an_effect(trained: Trained) -> None:
-    """Else the runs above would say nothing about it."""
+    """Otherwise the runs above would not test clipping."""
     assert max(trained(1).grad_norms) > 1.0
 
 
 @pytest.mark.parametrize("stages", [1, 2])
 def test_two_replicas_against_one(trained: Trained, stages: int) -> None:
-    """The same up to the order of summation."""
+    """Equal up to the order of summation."""
     one, two = trained(1), trained(2 * stages, f"layout.stages={stages}")
     assert two.losses == pytest.approx(one.losses, rel=1e-6)
     assert two.grad_norms == pytest.approx(one.grad_norms, rel=1e-4)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.parallel
 
 SOON = 15.0  # seconds
 ENDLESS = [
-    "model=simplenet",
+    "experiment=simplenet",
     "train.epochs=1000000",
     "progress=line",
     "run.dir=run",
@@ -54,9 +54,9 @@ def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
     result = launched.wait(SOON + launched.seconds)
     assert result.code != 0
     assert "Traceback" not in result.out + result.err
-    told = [line for line in result.err.splitlines() if line.startswith("trainer: ")]
-    assert len(told) == 1
-    assert "ended from outside; the same command with run.dir=run goes on from step-0000" in told[0]
+    printed = [line for line in result.err.splitlines() if line.startswith("trainer: ")]
+    assert len(printed) == 1
+    assert "terminated by a signal; rerun with run.dir=run to resume from step-0000" in printed[0]
     assert not result.left_over
 
 
@@ -75,4 +75,4 @@ def test_interrupted_before_a_checkpoint(tmp_path: Path) -> None:
     launched.wait_for("step 1/")
     launched.signal_group(signal.SIGINT)
     result = launched.wait(SOON + launched.seconds)
-    assert "trainer: ended from outside; no checkpoint was saved yet (checkpoint.every=0)" in result.err
+    assert "trainer: terminated by a signal; no checkpoint was saved yet (checkpoint.every=0)" in result.err

@@ -1,4 +1,4 @@
-"""Frozen layers, groups of parameters and warm starts on real ranks: the layout changes no bit of them."""
+"""Frozen layers, parameter groups and warm starts on real ranks: the layout changes no bit."""
 
 import shutil
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_two_replicas_of_a_frozen_stage(tuned: Trained) -> None:
 
 
 def test_plain_loop(finished: Trained, small: list[str], text_file: Path) -> None:
-    """The same as plain PyTorch makes of it, with `requires_grad_` and groups written out."""
+    """Equal to plain PyTorch with `requires_grad_` and explicit parameter groups."""
     split = finished(2, *small, *SPLIT, *TUNED, "layout.boundaries=[2]")
     model = network()
     embedding, first, middle, last, head = model
@@ -95,11 +95,11 @@ def test_plain_loop(finished: Trained, small: list[str], text_file: Path) -> Non
     losses, norms = plain(text_file.read_bytes(), model, optimizer)
     assert split.losses == pytest.approx(losses, rel=1e-6)
     assert split.grad_norms == pytest.approx(norms, rel=1e-4)
-    assert losses[-1] < losses[0] - 0.1  # what was compared did learn
+    assert losses[-1] < losses[0] - 0.1  # the compared runs did learn
 
 
 def test_warm_start_with_other_stages(tuned: Trained, small: list[str], pools: Pools, tmp_path: Path) -> None:
-    """A body of a run with other stages, data, seed and optimizer is taken, and frozen under a new head."""
+    """Take the body from a run with other stages, data, seed and optimizer; freeze it under a new head."""
     text = tmp_path / "other.txt"
     text.write_text("Something else altogether. " * 400)
     source = tuned(2, *TUNED, "layout.stages=2", "layout.boundaries=[2]")
@@ -126,6 +126,6 @@ def test_warm_start_with_other_stages(tuned: Trained, small: list[str], pools: P
     resumed = Finished(three.result, shutil.copytree(three.folder, tmp_path / "run"))
     shutil.rmtree(resumed.checkpoint(4))
     result = pools.run(1, [*small, *GPT, *overrides, "checkpoint.warm_start=gone"], tmp_path).check()
-    assert "resumed behind step 2" in result.out
+    assert "resumed after step 2" in result.out
     assert resumed.losses == three.losses
     assert resumed.layer_files(4) == three.layer_files(4)

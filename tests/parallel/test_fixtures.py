@@ -1,4 +1,4 @@
-"""On real ranks too, ties and skips join any two stages, and micro-batches may be of any length and count."""
+"""On real ranks too, ties and skips connect any two stages, and micro-batches have any length and count."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import pytest
 from tests.fixtures import FIXTURES
 from tests.support.runs import Trained
 from trainer.data.order import Order
-from trainer.layout import deal, micro_batch_sizes
+from trainer.distributed.layout import assign_micro_batches, micro_batch_sizes
 from trainer.models.gpt import MASKED
-from trainer.pipeline.micro_batches import cut
+from trainer.pipeline.micro_batches import split_batch
 
 pytestmark = pytest.mark.parallel
 
@@ -35,11 +35,11 @@ def trained(finished: Trained) -> Trained:
 @pytest.mark.parametrize(
     ("name", "boundaries", "schedule"),
     [
-        pytest.param("tied", [1, 5], "1f1b", id="tied past a stage that has none of it"),
+        pytest.param("tied", [1, 5], "1f1b", id="tied across a stage without the weight"),
         pytest.param("ties", [2, 4], "1f1b", id="ties between every two stages"),
-        pytest.param("skip", [3, 5], "gpipe", id="skips past a stage that does not look at them"),
+        pytest.param("skip", [3, 5], "gpipe", id="skips across a stage that does not use them"),
         pytest.param("encoder_decoder", [3, 6], "1f1b", id="an encoder's output for two stages"),
-        pytest.param("mixed", [2, 4], "1f1b", id="everything that an activation may hold"),
+        pytest.param("mixed", [2, 4], "1f1b", id="everything that an activation may contain"),
     ],
 )
 def test_three_stages(trained: Trained, name: str, boundaries: list[int], schedule: str) -> None:
@@ -69,15 +69,17 @@ def test_two_replicas(trained: Trained, name: str, ranks: int, overrides: list[s
     assert two.validation == pytest.approx(one.validation, rel=1e-6)
 
 
-def test_replicas_count_differently_and_some_micro_batches_nothing() -> None:
-    """Else the run of "masked" above would say nothing about it."""
+def test_replicas_have_different_counts_and_some_micro_batches_zero() -> None:
+    """Otherwise the run of "masked" above would not test it."""
     data = FIXTURES["masked"].data().training
     order, sizes = Order(len(data), seed=0), micro_batch_sizes(GLOBAL_SIZE, MICRO_SIZE)
-    shares = [deal(len(sizes), 2, replica) for replica in range(2)]
+    shares = [assign_micro_batches(len(sizes), 2, replica) for replica in range(2)]
     counts = []
     for step in range(STEPS):
         batch = order.samples(step * GLOBAL_SIZE, GLOBAL_SIZE)
-        targets = [[data.targets(samples) for samples in cut(batch, sizes, share)] for share in shares]
+        targets = [
+            [data.targets(samples) for samples in split_batch(batch, sizes, share)] for share in shares
+        ]
         counts.append([[np.count_nonzero(target != MASKED) for target in share] for share in targets])
     assert any((0 in first) != (0 in second) for first, second in counts)
     assert any(sum(first) != sum(second) for first, second in counts)

@@ -1,4 +1,4 @@
-"""Waiting costs next to nothing: ranks share cores with ranks that compute."""
+"""Waiting costs almost no CPU time, as ranks may share cores with ranks that compute."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.parallel
 
 
 def test_waiting_ranks_do_not_spin(tmp_path: Path) -> None:
-    """Two replicas of two stages: who waits in a receive, and Horovod's threads, hardly use a core."""
+    """Two replicas of two stages: ranks waiting in a receive, and Horovod's threads, hardly use a core."""
     result = run(horovodrun(4, [], module="tests.support.idle"), tmp_path).check()
     burnt = [float(seconds) for seconds in result.out.split("burnt", 1)[1].split()]
     assert len(burnt) == 4

@@ -1,4 +1,4 @@
-"""A pool takes job after job, says what became of one that fails, and is replaced where it must be."""
+"""A pool takes one job after another, reports how a job failed, and is replaced when necessary."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ from tests.support.pools import Pools
 
 pytestmark = pytest.mark.parallel
 
-SIMPLE = ["model=simplenet", "data=binary", "train.epochs=1", "run.dir=run", "threads=1", "device=cpu"]
+SIMPLE = ["experiment=simplenet", "train.epochs=1", "run.dir=run", "threads=1", "device=cpu"]
 FAILING = ["model=custom", "model.target=tests.support.models:failing", "layout.stages=2"]
 ENDLESS = ["train.epochs=1000000", "checkpoint.every=0", "layout.stages=2"]
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
-    """Return pools for this module alone, for they get hurt."""
+    """Return pools for this module alone, as its tests break them."""
     started = Pools(lambda: tmp_path_factory.mktemp("pool"))
     yield started
     started.end()
@@ -37,7 +37,7 @@ def assert_works(own: Pools, folder: Path) -> None:
 
 
 def test_exception_on_one_rank(own: Pools, tmp_path: Path) -> None:
-    """The other waits for what it would have sent; both are ended, and new ones take the next job."""
+    """The other rank waits for a message from the failed one; both end, and a new pool takes the next job."""
     pool = pool_of(own)
     result = own.run(2, [*SIMPLE, *FAILING], tmp_path)
     assert result.code == 1
@@ -62,7 +62,7 @@ def test_killed_rank(own: Pools, tmp_path: Path) -> None:
 
 
 def test_error_on_all_ranks(own: Pools, tmp_path: Path) -> None:
-    """What all raise alike is told once, and the same ranks take the next job."""
+    """An error raised by all ranks is reported once, and the same ranks take the next job."""
     assert_works(own, tmp_path / "first")
     pool = pool_of(own)
     result = own.run(2, [*SIMPLE, "batch.global_size=0"], tmp_path)
@@ -82,13 +82,14 @@ def test_job_that_does_not_end(own: Pools, tmp_path: Path) -> None:
 
 
 def test_job_leaves_nothing_to_the_next(own: Pools, tmp_path: Path) -> None:
-    """Two folders have a module of the same name, and a run without a log file comes behind one with it."""
+    """Two folders have a module of the same name, and each run writes its own log."""
     folders = []
     for number in (1, 2):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "mine.py").write_text(
-            f"from trainer.models.simplenet import simplenet\nfrom trainer.config import SimpleNetConfig\n"
+            "from trainer.config.schema import SimpleNetConfig\n"
+            "from trainer.models.simplenet import simplenet\n"
             f"def model(data):\n    print('module {number}', flush=True)\n"
             f"    return simplenet(SimpleNetConfig(), data)\n"
         )
@@ -105,4 +106,4 @@ def assert_ended(pool: Pool) -> None:
     assert not pool.usable
     for rank in range(pool.ranks):
         command = Path(f"/proc/{pool.process(rank)}/cmdline")
-        assert not command.exists() or not command.read_bytes()  # it is gone, or nobody has asked for its end
+        assert not command.exists() or not command.read_bytes()  # gone, or a zombie

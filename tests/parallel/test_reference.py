@@ -1,4 +1,4 @@
-"""A plain PyTorch loop, without micro-batches, stages or replicas, is what the split training comes to."""
+"""Split training matches a plain PyTorch loop without micro-batches, stages or replicas."""
 
 from pathlib import Path
 
@@ -17,4 +17,4 @@ def test_plain_loop(ranks: int, stages: int, finished: Trained, small: list[str]
     losses, norms = plain(text_file.read_bytes(), model, adam(model))
     assert split.losses == pytest.approx(losses, rel=1e-6)
     assert split.grad_norms == pytest.approx(norms, rel=1e-4)
-    assert losses[-1] < losses[0] - 0.5  # what was compared did learn
+    assert losses[-1] < losses[0] - 0.5  # the compared runs did learn

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been, also with other stages."""
+"""A stopped run resumes as if it had never stopped, also with other stages."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parallel
 LONG = ["train.steps=14", "eval.every=0", "checkpoint.every=14"]
 
 
-def test_stopped_run_goes_on_with_other_stages(
+def test_stopped_run_resumes_with_other_stages(
     trained: Trained, small: list[str], pools: Pools, tmp_path: Path
 ) -> None:
     """It was stopped behind step 6, while its checkpoint was written: what is whole is that of step 3."""
@@ -25,7 +25,7 @@ def test_stopped_run_goes_on_with_other_stages(
     stopped.checkpoint(6).rename(stopped.checkpoint(6).with_suffix(".partial"))
     overrides = ["layout.stages=3", "checkpoint.every=1", "checkpoint.keep=2"]
     result = pools.run(3, [*small, *GPT, *overrides], tmp_path).check()
-    assert "resumed behind step 3" in result.out
+    assert "resumed after step 3" in result.out
     resumed = Finished(result, stopped.folder)
     assert [step["step"] for step in resumed.steps] == [1, 2, 3, 4, 5, 6]
     superseded = (resumed.folder / "superseded.jsonl").read_text().splitlines()
@@ -48,7 +48,7 @@ def test_checkpoint_by_its_path(trained: Trained, small: list[str], pools: Pools
     assert resumed.layer_files(6) == whole.layer_files(6)
 
 
-def test_run_that_is_done_has_nothing_to_do(
+def test_finished_run_has_nothing_to_do(
     trained: Trained, small: list[str], pools: Pools, tmp_path: Path
 ) -> None:
     whole = trained(2)
@@ -67,13 +67,13 @@ def test_interrupted_again_and_again(
     run = tmp_path / "run"
     for stages, step in ((2, 1), (3, 5), (1, 9)):
         overrides = [*small, *GPT, *LONG, f"layout.stages={stages}"]
-        kill_behind(step, stages, overrides, tmp_path)
+        kill_after(step, stages, overrides, tmp_path)
         for later in (run / "checkpoints").iterdir():
             if later.name > f"step-{step:08d}":
                 shutil.rmtree(later)
     overrides = [*small, *GPT, *LONG, "layout.stages=5"]
     resumed = Finished(pools.run(5, overrides, tmp_path).check(), run)
-    assert "resumed behind step 9" in resumed.result.out
+    assert "resumed after step 9" in resumed.result.out
     assert [step["step"] for step in resumed.steps] == list(range(1, 15))
     assert resumed.losses == whole.losses
     assert resumed.grad_norms == whole.grad_norms
@@ -85,7 +85,7 @@ def test_other_replicas_take_the_same_samples(
     trained: Trained, small: list[str], pools: Pools, tmp_path: Path
 ) -> None:
     whole = trained(2, *LONG)
-    kill_behind(5, 1, [*small, *GPT, *LONG], tmp_path)
+    kill_after(5, 1, [*small, *GPT, *LONG], tmp_path)
     resumed = Finished(
         pools.run(3, [*small, *GPT, *LONG, "layout.stages=1"], tmp_path).check(), tmp_path / "run"
     )
@@ -93,9 +93,9 @@ def test_other_replicas_take_the_same_samples(
     assert resumed.grad_norms == pytest.approx(whole.grad_norms, rel=1e-4)
 
 
-def kill_behind(step: int, ranks: int, overrides: list[str], folder: Path) -> None:
-    """Train until the checkpoint of a step is whole, then kill a rank."""
-    # All of them are kept: where steps are quick, two more may be there before anyone has looked.
+def kill_after(step: int, ranks: int, overrides: list[str], folder: Path) -> None:
+    """Train until the checkpoint of a step is complete, then kill the launch."""
+    # Keep all: where steps are quick, two more may be written before the next look.
     saving = [*overrides, "checkpoint.every=1", "checkpoint.keep=0"]
     alone = [sys.executable, "-m", "trainer", *saving]
     running = Launch(alone if ranks == 1 else horovodrun(ranks, saving), folder)

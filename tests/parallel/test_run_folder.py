@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what it prints."""
+"""The files and the output of a run."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from tests.support.launch import launch
 from tests.support.runs import Trained
-from trainer.config import Config
+from trainer.config.schema import Config
 
 pytestmark = pytest.mark.parallel
 
@@ -23,7 +23,7 @@ STEP_KEYS = {
     "cpu_seconds",
     "peak_memory_bytes",
 }
-NEVER_LESS = 50e6  # bytes that a process with torch holds
+NEVER_LESS = 50e6  # bytes; any process with torch uses more
 
 
 def test_folder(trained: Trained) -> None:

@@ -1,4 +1,4 @@
-"""A sharded optimizer on real ranks: each has a share of the state; the bits are those of a whole one."""
+"""A sharded optimizer on real ranks: each holds a share of the state, and training is bit-identical."""
 
 import re
 from pathlib import Path
@@ -10,10 +10,10 @@ from tests.support.runs import GPT, Finished, Trained
 
 pytestmark = pytest.mark.parallel
 
-# Four replicas would have the same bits each time without it, as far as anyone has seen.
+# So far, four replicas have been bit-identical without it too.
 FOUR = ["layout.stages=1", "train.deterministic=true"]
 SHARDED = "optimizer.sharded=true"
-LARGEST = 256 * 32 * 4 * 2 + 4  # bytes that AdamW keeps of the embedding: two numbers for each, and the step
+LARGEST = 256 * 32 * 4 * 2 + 4  # bytes of AdamW's state for the embedding: two numbers a weight, and the step
 
 
 def assert_same_bits(one: Finished, other: Finished, steps: tuple[int, ...]) -> None:
@@ -26,7 +26,7 @@ def assert_same_bits(one: Finished, other: Finished, steps: tuple[int, ...]) -> 
 
 
 def state_bytes(run: Finished, rank: int) -> int:
-    """Return how much optimizer state a rank had behind its first step, as it says in its log."""
+    """Return the size of a rank's optimizer state after its first step, according to its log."""
     (found,) = re.findall(
         r"optimizer state: ([\d,]+) bytes", (run.folder / "logs" / f"rank{rank}.log").read_text()
     )
@@ -45,9 +45,9 @@ def test_four_replicas(trained: Trained) -> None:
 def test_resumed_with_other_replicas_and_stages(
     trained: Trained, small: list[str], pools: Pools, tmp_path: Path
 ) -> None:
-    """From four replicas to two of two stages: sharded before and not after, and the other way round.
+    """From four replicas to two of two stages: sharded before and not after, and vice versa.
 
-    That a resumed run that is never sharded has the bits of one that was not stopped: test_resume.py.
+    test_resume.py tests that resuming without sharding is bit-identical to an uninterrupted run.
     """
     resumed = []
     for source, after in ((trained(4, *FOUR, SHARDED), "false"), (trained(4, *FOUR), "true")):
@@ -56,7 +56,7 @@ def test_resumed_with_other_replicas_and_stages(
         overrides = ["layout.stages=2", f"optimizer.sharded={after}"]
         resume = f"checkpoint.resume={source.checkpoint(3)}"
         result = pools.run(4, [*small, *GPT, *overrides, resume], folder).check()
-        assert "resumed behind step 3" in result.out
+        assert "resumed after step 3" in result.out
         resumed.append(Finished(result, folder / "run"))
     whole, sharded = resumed
     assert len(sharded.losses) == 3

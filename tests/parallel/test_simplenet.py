@@ -1,4 +1,4 @@
-"""The example that tutorials start from: ten epochs, whatever the number of ranks."""
+"""The tutorials' first example: ten epochs, on any number of ranks."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.runs import Finished, Trained
 pytestmark = pytest.mark.parallel
 
 
-TEN_EPOCHS = ["model=simplenet", "data=binary", "run.dir=run", "threads=1", "device=cpu"]
+TEN_EPOCHS = ["experiment=simplenet", "run.dir=run", "threads=1", "device=cpu"]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_four_ranks(one: Finished, finished: Trained) -> None:
 
 
 def test_as_users_start_it(one: Finished, tmp_path: Path) -> None:
-    """By horovodrun, which tags every line: rank 0 alone prints, and whole lines."""
+    """With horovodrun, which tags every line: only rank 0 prints, and only complete lines."""
     result = launch(2, [*TEN_EPOCHS, "progress=line"], tmp_path).check()
     assert Finished(result, tmp_path / "run").losses == pytest.approx(one.losses, rel=1e-6)
     assert result.speakers == {0}

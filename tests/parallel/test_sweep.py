@@ -12,12 +12,12 @@ pytestmark = pytest.mark.parallel
 
 
 def test_every_run_has_a_folder(small: list[str], tmp_path: Path) -> None:
-    """And the folder that the ranks were started in stays as it was."""
+    """The folder that the ranks start in gets no other files."""
     overrides = [*small, "train.steps=2", "generate.tokens=0", "optimizer.lr=0.001,0.01", "--multirun"]
     launch(2, overrides, tmp_path).check()
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".txt"] == [
         "run"
-    ]  # and what it printed
+    ]  # besides its output
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["0", "1", "multirun.yaml"]
     first, second = (
         [json.loads(line) for line in (tmp_path / "run" / number / "metrics.jsonl").read_text().splitlines()]

@@ -1,6 +1,6 @@
 """`run.trace=true` writes one file with every action, message and all-reduce of every rank.
 
-The same run shows what else follows from its observed steps: `timeline.json`, and the forecast of the bubble.
+The same run shows what else is computed from observed steps: `timeline.json` and the bubble's prediction.
 """
 
 import json
@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from tests.support.runs import Finished, Trained
+from tests.support.schedules import training_schedule
 from tests.support.trace_format import check_trace
 from trainer.metrics.timeline import StepTimeline
 from trainer.schedule.actions import Tied
-from trainer.schedule.assemble import training_schedule
 
 pytestmark = pytest.mark.parallel
 
-RANKS, STAGES, MICRO_BATCHES = 4, 2, 4  # micro-batches of a replica
+RANKS, STAGES, MICRO_BATCHES = 4, 2, 4  # micro-batches per replica
 STEPS, FIRST_FORECAST = 7, 5
 LAYERS = {0: {"embedding", "block.0", "block.1"}, 1: {"block.2", "block.3", "head"}}
 
@@ -41,11 +41,11 @@ def bars(trace: Event) -> list[Event]:
     return [event for event in trace["traceEvents"] if event["ph"] == "X"]
 
 
-def test_the_trace_keeps_the_rules_of_its_format(trace: Event) -> None:
+def test_the_trace_follows_its_format(trace: Event) -> None:
     check_trace(trace)
 
 
-def test_every_action_of_every_rank_is_there_and_none_overlap(trace: Event) -> None:
+def test_every_action_of_every_rank_is_recorded_and_none_overlap(trace: Event) -> None:
     of_ranks = [bar for bar in bars(trace) if bar["cat"] != "all-reduce"]
     assert {(bar["pid"], bar["tid"]) for bar in of_ranks} == {(0, 0), (0, 1), (1, 2), (1, 3)}
     schedule = training_schedule("1f1b", STAGES, MICRO_BATCHES, [Tied(0, 1)])
@@ -61,7 +61,7 @@ def test_every_action_of_every_rank_is_there_and_none_overlap(trace: Event) -> N
 def test_every_message_is_an_arrow(trace: Event) -> None:
     begin = {event["id"]: event["ts"] for event in trace["traceEvents"] if event["ph"] == "s"}
     end = {event["id"]: event["ts"] for event in trace["traceEvents"] if event["ph"] == "f"}
-    error = trace["otherData"]["clock error of any rank when measured, microseconds"]
+    error = trace["otherData"]["largest clock error of a rank when measured, microseconds"]
     # In each replica: its micro-batches there and back, and a tied weight's gradient there and back.
     assert len(begin) == STEPS * 2 * (MICRO_BATCHES * 2 + 2)
     assert all(begin[message] < end[message] + 2 * error for message in begin)
@@ -108,8 +108,8 @@ def test_a_usual_step_is_kept_measured_and_predicted(run: Finished) -> None:
             assert times.start <= times.ready <= times.end <= following.start
 
 
-def test_the_bubble_is_forecast_anew_once_steps_were_observed(run: Finished) -> None:
-    """At first from the layers' FLOPs; behind the fifth step from what steps took."""
+def test_the_bubble_is_predicted_anew_from_observed_steps(run: Finished) -> None:
+    """At first from the layers' FLOPs; after the fifth step from measured times."""
     predicted = [step["bubble_predicted"] for step in run.steps]
     assert len(set(predicted[:FIRST_FORECAST])) == 1
     assert len(set(predicted[FIRST_FORECAST:])) == 1

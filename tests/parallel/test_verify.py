@@ -1,4 +1,4 @@
-"""`python -m trainer.verify`: it passes where the layout changes nothing, and finds every mistake."""
+"""`python -m trainer.verify`: it passes where the layout changes nothing, and finds every mutation."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_nothing_changes(ranks: int, overrides: list[str], how: str, verified: R
     rows = {line.split()[0]: line for line in result.out.splitlines() if line.strip()}
     assert "equal bits" in rows["loss"]
     for name in ("embedding/tokens.weight", "block.2/narrow.bias", "head/linear.weight"):
-        assert "equal bits" in rows[name]  # of the weights, whatever the gradients are
+        assert "equal bits" in rows[name]  # the weights, whatever the gradients
         assert "FAILED" not in rows[name]
     assert not (tmp_path / "run").exists()
 
@@ -61,9 +61,9 @@ def test_mistakes_are_found(mistake: str, stages: int, found: str, verified: Ran
 
 def assert_found(result: Result, name: str, words: str) -> None:
     assert result.code == 1, result.out + result.err
-    told = [line for line in result.out.splitlines() if line.startswith(f"FAILED  {name}: ")]
-    assert told, result.out
-    assert words in told[0]
+    failures = [line for line in result.out.splitlines() if line.startswith(f"FAILED  {name}: ")]
+    assert failures, result.out
+    assert words in failures[0]
     assert EQUAL not in result.out
     assert not result.messages
     assert "Traceback" not in result.err
@@ -74,13 +74,13 @@ def assert_found(result: Result, name: str, words: str) -> None:
     [pytest.param("averaging_is_a_mean", 1, marks=pytest.mark.quick), ("norm_is_of_a_stage", 2)],
 )
 def test_mistakes_are_taken_back(mistake: str, stages: int, verified: Ranks) -> None:
-    """Else a mistake could be found because of the one before it."""
+    """Otherwise a mistake could be found because of an earlier one."""
     assert verified(2, f"layout.stages={stages}", mutation=mistake).code == 1
     assert EQUAL in verified(2, f"layout.stages={stages}").check().out
 
 
 def test_exit_codes(small: list[str], tmp_path: Path) -> None:
-    """Of a launch of its own, as scripts rely on them."""
+    """In a launch of its own, because scripts rely on them."""
     overrides = [*small, *GPT, "layout.stages=1"]
     equal = launch(2, overrides, tmp_path, module="trainer.verify").check()
     assert f"{EQUAL} to the last bit" in equal.out
@@ -93,6 +93,7 @@ def test_exit_codes(small: list[str], tmp_path: Path) -> None:
 
 def test_statistics_of_one_replica_are_found(pools: Pools, tmp_path: Path) -> None:
     overrides = [
+        "experiment=none",
         "model=custom",
         "model.target=tests.fixtures.images:convolutional",
         "data=custom",
@@ -112,7 +113,7 @@ def test_statistics_of_one_replica_are_found(pools: Pools, tmp_path: Path) -> No
 
 
 def test_digests_of_another_launch(verified: Ranks, tmp_path: Path) -> None:
-    """For models that fit no single process."""
+    """This is for models too large for a single process."""
     saved = tmp_path / "two.json"
     verified(2, "verify.against=none", f"verify.save={saved}").check()
     against = f"verify.against={saved}"
@@ -130,11 +131,11 @@ def test_digests_of_another_launch(verified: Ranks, tmp_path: Path) -> None:
     assert different.code == 1
     failed = [line for line in different.out.splitlines() if line.startswith("FAILED")]
     assert len(failed) == 1
-    assert failed[0].startswith("FAILED  block.1/narrow.bias: its weight has other bits at step 2")
+    assert failed[0].startswith("FAILED  block.1/narrow.bias: its weight has different bits at step 2")
 
 
 def test_replicas_that_drift_apart(verified: Ranks) -> None:
-    """Found without any reference, and said with the rank's number."""
+    """Found without a reference, and reported with the rank's number."""
     result = verified(4, "verify.against=none", mutation="averaging_forgets_a_layer")
     assert result.code == 1
     assert "FAILED  block.1/narrow.bias: its gradient on replica 1 (rank 2)" in result.out
@@ -144,5 +145,5 @@ def test_weights_that_stay_in_their_shard(verified: Ranks) -> None:
     overrides = ["layout.stages=1", "optimizer.sharded=true"]
     result = verified(2, *overrides, mutation="weights_stay_in_their_shard")
     assert result.code == 1
-    told = [line for line in result.out.splitlines() if line.startswith("FAILED  head/linear.weight: ")]
-    assert "its weight is off by" in told[0]  # dealt to the second replica, and never come to the first
+    failures = [line for line in result.out.splitlines() if line.startswith("FAILED  head/linear.weight: ")]
+    assert "its weight is off by" in failures[0]  # assigned to the second replica, never sent to the first

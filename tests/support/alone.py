@@ -1,4 +1,4 @@
-"""A group of ranks for tests that have none."""
+"""A group of one rank, for tests without MPI."""
 
 from typing import Any
 

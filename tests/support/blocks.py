@@ -1,17 +1,18 @@
-"""A model of blocks that have something to recompute."""
+"""A model of blocks with activations worth recomputing."""
 
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from trainer.models.model import Activation, Layer, Model
+from trainer.activation import Activation
+from trainer.models.model import Layer, Model
 
 WIDTH = 64
 
 
 class Block(nn.Module):
-    """What keeps much for its backward, and begins by writing into its input."""
+    """A block that saves many tensors for its backward, and first modifies its input in place."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""Makes one process look new to job after job: what a job leaves in it is put back as it was.
+"""Resets a process after every job, so that the next job finds it as new.
 
-| what a job leaves | why it would matter to the next |
+| left by a job | why it would matter to the next |
 | --- | --- |
 | environment, arguments, import path, working directory | the command reads them |
 | modules of the job's folder | another folder may have a module of the same name |
-| signal handlers, log handlers | they belong to a run that has ended |
-| Hydra's singletons, cached results of the trainer | the next configuration is composed from the start |
+| signal handlers, log handlers | they belong to a finished run |
+| Hydra's singletons, cached results of the trainer | the next configuration must be composed from scratch |
 | torch's threads, flags and generator; other generators | results depend on them |
 | garbage | a run's tensors live in reference cycles |
 """
@@ -30,15 +30,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_FIRST_SEED = torch.default_generator.initial_seed()  # the one that torch gives every process
+_FIRST_SEED = torch.default_generator.initial_seed()  # torch's default in every process
 
 
 @contextmanager
 def as_if_new(folder: Path, kept: Collection[Any] = ()) -> Iterator[None]:
-    """Run a job in a folder, and undo what it did to the process.
+    """Run a job in a folder, then undo its effects on the process.
 
     Args:
-        folder: The working directory of the job, where its own modules may be.
+        folder: The job's working directory, which may contain its own modules.
         kept: Cached functions of the trainer whose result belongs to the process, not to a run.
     """
     with ExitStack() as stack:
@@ -71,7 +71,7 @@ def _signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in handlers.items():
-            if handler is not None:  # one that Python has not set
+            if handler is not None:  # None: a handler that Python did not install
                 signal.signal(number, handler)
 
 
@@ -124,7 +124,7 @@ def _forget_modules(folder: Path) -> None:
 
 def _collect_garbage() -> None:
     gc.collect()
-    gc.freeze()  # what is left are libraries, mostly: the next collection need not look at them again
+    gc.freeze()  # mostly libraries are left: later collections can skip them
 
 
 def _forget_cached_results(kept: Collection[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a pool and its ranks say to each other: lines of JSON, over a connection of every rank's own."""
+"""Messages between a pool and its ranks: lines of JSON, over one connection per rank."""
 
 import json
 import socket
@@ -10,7 +10,7 @@ SOCKET = "TRAINER_TEST_POOL"  # the variable that names the pool's socket
 
 @dataclass(frozen=True)
 class Hello:
-    """A rank that has started.
+    """Sent by a rank when it has started.
 
     Attributes:
         rank: Its number.
@@ -23,14 +23,14 @@ class Hello:
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank of a pool is to run.
+    """A command that every rank of a pool runs.
 
     Attributes:
         module: As in `python -m module`.
-        arguments: The command's.
+        arguments: The command's arguments.
         folder: The working directory.
-        streams: Where each rank writes its standard output and error: the beginning of the files' names.
-        mutation: The mistake to put into the trainer meanwhile, a name in `tests.support.mutations`.
+        streams: The path prefix of the files for each rank's standard output and error.
+        mutation: The mistake to put into the trainer for this job: a name in `tests.support.mutations`.
     """
 
     module: str
@@ -50,9 +50,9 @@ class Report:
 
     Attributes:
         code: The exit code that the command would have ended with.
-        error: What it would have printed about an error; None if it raised none.
-        of_input: Whether that is a `UserError`. Any other error may leave messages under way.
-        replicas: How many replicas Horovod joins in this process; 0 until it has started.
+        error: The error text that it would have printed; None without an error.
+        of_input: Whether the error is a `UserError`. Any other error may leave messages in flight.
+        replicas: The number of replicas that Horovod joins in this process; 0 until it starts.
     """
 
     code: int

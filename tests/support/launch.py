@@ -1,8 +1,8 @@
-"""Starts ranks as a user does, under a hard time limit, and leaves none of them behind.
+"""Starts ranks as a user does, under a hard time limit, and kills whatever outlives the launch.
 
 Every process of a launch carries the launch's number in its environment, whatever session or process group
-the launcher moved it to. So all of them can be found, and killed, also when they have lost their parent.
-Where the tests themselves are killed, the kernel kills the launcher, and Open MPI's end ends the ranks.
+the launcher moved it to. So all of them can be found and killed, even orphans. If the tests themselves are
+killed, the kernel kills the launcher, and Open MPI's exit ends the ranks.
 """
 
 import ctypes
@@ -20,23 +20,23 @@ from uuid import uuid4
 
 REPOSITORY = Path(__file__).parents[2]
 LIMIT = 120.0  # seconds; a launch takes a few, but tests may share the machine
-_GRACE = 10.0  # seconds that ranks have to be gone after the launcher
+_GRACE = 10.0  # seconds within which ranks must exit after the launcher
 _MARK = "TRAINER_TEST_LAUNCH"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_C_LIBRARY = ctypes.CDLL(None)  # loaded before any fork, which must not load anything
+_C_LIBRARY = ctypes.CDLL(None)  # loaded early, as a forked child must not load anything
 _TAG = re.compile(r"^\[(?:\d+,)?(\d+)\]<(?:stdout|stderr)>:", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a launch.
+    """The outcome of a launch.
 
     Attributes:
         code: The exit code of the launcher, or of the one process.
         out: Its standard output, without the launcher's tags.
         err: Its standard error, likewise.
         seconds: How long it ran.
-        left_over: The commands of the ranks that outlived it, and were killed then.
+        left_over: The commands of ranks that outlived the launcher and had to be killed.
         speakers: The ranks that wrote to standard output.
     """
 
@@ -49,23 +49,23 @@ class Result:
 
     @property
     def messages(self) -> list[str]:
-        """Return the lines in which the trainer tells an error."""
+        """Return the lines in which the trainer reports an error."""
         return [line for line in self.err.splitlines() if line.startswith("trainer: error: ")]
 
     def check(self) -> "Result":
-        """Return this, if the launch ended well."""
+        """Assert that the launch succeeded, and return this result."""
         assert self.code == 0, f"exit code {self.code}\n{self.out}\n{self.err}"
         assert not self.left_over
         return self
 
 
 class Launch:
-    """Ranks under way.
+    """Running ranks.
 
     Args:
         command: What to run.
-        folder: The working directory; what the command prints is kept there too.
-        env: Variables besides those of this process.
+        folder: The working directory; the command's output is kept there too.
+        env: Variables in addition to this process's.
     """
 
     def __init__(self, command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None) -> None:
@@ -81,7 +81,7 @@ class Launch:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                preexec_fn=die_with_the_parent,  # noqa: PLW1509  (it calls the kernel, and nothing else)
+                preexec_fn=die_with_the_parent,  # noqa: PLW1509  (only a system call)
             )
 
     @property
@@ -90,20 +90,20 @@ class Launch:
         return time.monotonic() - self._began
 
     def rank(self, rank: int) -> int:
-        """Return the process number of a rank."""
+        """Return a rank's process id."""
         wanted = {_MARK: self._number, "OMPI_COMM_WORLD_RANK": str(rank)}
         (found,) = _processes(wanted)
         return found
 
     def wait_for(self, text: str, limit: float = LIMIT) -> None:
-        """Return when the text has been written to standard output."""
+        """Wait until the text appears on standard output."""
         if not _within(limit, lambda: text in self._read(0) or self._process.poll() is not None):
             self.kill()
             raise AssertionError(f"no {text!r} within {limit} s:\n{self._read(0)}\n{self._read(1)}")
         assert text in self._read(0), f"ended without {text!r}:\n{self._read(0)}\n{self._read(1)}"
 
     def wait_for_file(self, path: Path, limit: float = LIMIT) -> None:
-        """Return when a file is there."""
+        """Wait until a file exists."""
         if not _within(limit, lambda: path.exists() or self._process.poll() is not None):
             self.kill()
         assert path.exists(), f"no {path}:\n{self._read(0)}\n{self._read(1)}"
@@ -113,14 +113,14 @@ class Launch:
         os.killpg(self._process.pid, number)
 
     def signal_launcher(self, number: signal.Signals) -> None:
-        """Send a signal to the launcher's process alone, as `kill` and a batch system may."""
+        """Send a signal to the launcher's process alone, as `kill` or a batch system may."""
         os.kill(self._process.pid, number)
 
     def wait(self, limit: float = LIMIT) -> Result:
-        """Return what became of the launch.
+        """Wait for the launch to end, and return its outcome.
 
         Raises:
-            AssertionError: It had not ended after `limit` seconds; it is killed.
+            AssertionError: It did not end within `limit` seconds and was killed.
         """
         try:
             code = self._process.wait(max(0.0, limit - self.seconds))
@@ -150,15 +150,15 @@ class Launch:
         self._process.wait()
 
     def end_of_launcher(self, limit: float = _GRACE) -> int:
-        """Return the exit code of the launcher, as a shell would tell it; kill what is left of the launch."""
+        """Return the launcher's exit code, as a shell would report it; kill the rest of the launch."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(limit)
         self.kill()
         code = self._process.returncode
         return code if code >= 0 else 128 - code
 
-    def said(self) -> str:
-        """Return what the launch has written so far."""
+    def output(self) -> str:
+        """Return the output so far."""
         return f"{self._read(0)}\n{self._read(1)}"
 
     def _running(self) -> list[int]:
@@ -169,14 +169,14 @@ class Launch:
 
 
 def die_with_the_parent() -> None:
-    """Have the kernel kill this process when its parent ends; it stays so through `exec`."""
+    """Have the kernel kill this process when its parent ends, also after `exec`."""
     _C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def horovodrun(
     ranks: int, overrides: Sequence[str], *, module: str = "trainer", options: Sequence[str] = ()
 ) -> list[str]:
-    """Return the command that users start ranks with."""
+    """Return the command with which users start ranks."""
     program = [sys.executable, "-m", module, *overrides]
     return ["horovodrun", *options, "-np", str(ranks), *program]
 
@@ -190,7 +190,7 @@ def launch(
     env: Mapping[str, str] | None = None,
     limit: float = LIMIT,
 ) -> Result:
-    """Run a module on some ranks, in a folder, to its end; on one rank without a launcher."""
+    """Run a module on some ranks in a folder, and wait for it; one rank needs no launcher."""
     alone = [sys.executable, "-m", module, *overrides]
     command = alone if ranks == 1 else horovodrun(ranks, overrides, module=module)
     return run(command, folder, env=env, limit=limit)
@@ -199,12 +199,12 @@ def launch(
 def run(
     command: Sequence[str], folder: Path, *, env: Mapping[str, str] | None = None, limit: float = LIMIT
 ) -> Result:
-    """Run a command that starts ranks, in a folder, to its end."""
+    """Run a command that starts ranks in a folder, and wait for it."""
     return Launch(command, folder, env).wait(limit)
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a launch: this process's, without what an outer launcher left in it."""
+    """Return a launch's environment: this process's, without an outer launcher's variables."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_", "PMIX_"))}
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     kept["PYTHONPATH"] = str(REPOSITORY)
@@ -214,13 +214,13 @@ def _environment() -> dict[str, str]:
 
 
 def _processes(variables: Mapping[str, str]) -> list[int]:
-    """Return the processes that have these environment variables."""
+    """Return the ids of processes with these environment variables."""
     wanted = {f"{key}={value}".encode() for key, value in variables.items()}
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             environment = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # it has ended, or belongs to another user
             continue
         if wanted <= set(environment):
             found.append(int(entry.name))
@@ -235,7 +235,7 @@ def _command(process: int) -> str:
 
 
 def _within(limit: float, happened: Callable[[], bool]) -> bool:
-    """Return whether something happens within so many seconds."""
+    """Return whether something happens within `limit` seconds."""
     end = time.monotonic() + limit
     while not happened():
         if time.monotonic() > end:

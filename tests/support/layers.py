@@ -1,8 +1,8 @@
-"""Layers as a rank holds them, made of modules."""
+"""Layers as a rank holds them, made from modules."""
 
 from torch import nn
 
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 
 
 def layers_of(*modules: nn.Module) -> list[BuiltLayer]:

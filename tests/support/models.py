@@ -11,7 +11,7 @@ from trainer.models.simplenet import BinaryLoss
 
 
 class Failing(nn.Module):
-    """Fails in one of its forward passes."""
+    """A layer that fails in one of its forward passes."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Failing(nn.Module):
         self._left = at
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_meta:  # it is costed on the meta device first
+        if not x.is_meta:  # not while it is costed on the meta device
             self._left -= 1
             if self._left == 0:
                 raise ArithmeticError("this layer fails on purpose")

@@ -1,4 +1,4 @@
-"""Modules that have their weights in many ways, each a case for a backward in two parts."""
+"""Modules that use weights in many ways, each a case for split backwards."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from trainer.pipeline.weight_gradients import put_off
+from trainer.pipeline.weight_gradients import defer
 
 WIDTH = 24
 
 
 class Function(nn.Module):
-    """A module that does with its parts what a function says."""
+    """A module that applies a function to its input and its parts."""
 
     def __init__(self, function: Callable[..., Tensor], *parts: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def used_besides(x: Tensor, part: nn.Linear) -> Tensor:
 
 
 def two_ways(x: Tensor, part: nn.Linear) -> Tensor:
-    """The weight is met in two places, once as it lies and once transposed."""
+    """Use the weight twice: as it is, and transposed."""
     return part(x).tanh() @ part.weight
 
 
@@ -57,7 +57,7 @@ def shared() -> nn.Module:
 
 
 class Conv1D(nn.Module):
-    """What Hugging Face's GPT-2 has for linear maps: `transformers.pytorch_utils.Conv1D`."""
+    """The linear map of Hugging Face's GPT-2: `transformers.pytorch_utils.Conv1D`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Conv1D(nn.Module):
 
 
 class Scaled(Conv1D):
-    """A product and a sum with factors, which nobody explains."""
+    """`addmm` with factors, which backward splitting does not support."""
 
     def forward(self, x: Tensor) -> Tensor:
         flat = torch.addmm(self.bias, x.flatten(0, -2), self.weight, beta=0.5, alpha=2.0)
@@ -78,7 +78,7 @@ class Scaled(Conv1D):
 
 
 class Scale(torch.autograd.Function):
-    """A user's own: multiplies by a weight, whose gradient it puts off."""
+    """A custom function: multiplies by a weight, whose gradient it defers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter) -> Tensor:
@@ -93,7 +93,7 @@ class Scale(torch.autograd.Function):
         def of_weight() -> Tensor:
             return (gradient * x).flatten(0, -2).sum(0)
 
-        later = put_off(ctx.weight, of_weight)
+        later = defer(ctx.weight, of_weight)
         return gradient * ctx.weight, None if later else of_weight()
 
 
@@ -113,28 +113,28 @@ def frozen(module: nn.Module, *names: str) -> nn.Module:
 
 
 def hooked(module: nn.Linear) -> nn.Module:
-    """Its weight's gradient is halved on its way, as to mask or to clip it."""
+    """Halve the weight's gradient in a hook, as masking or clipping would."""
     module.weight.register_hook(lambda gradient: gradient / 2)
     return module
 
 
 def turned(module: nn.Linear) -> nn.Module:
-    """Its weight lies in memory by columns."""
+    """Store the weight column by column."""
     module.weight = nn.Parameter(module.weight.detach().t().contiguous().t())
     return module
 
 
 Build = Callable[[], nn.Module]
 
-# How many parameters have their gradients in the second part.
+# Each module, with the number of its parameters whose gradients are computed in the second part.
 ON_VECTORS: dict[str, tuple[Build, int]] = {
     "linear": (linear, 2),
     "no bias": (partial(linear, bias=False), 1),
     "three times": (lambda: Function(three_times, linear()), 2),
     "shared": (shared, 3),
-    "in place behind it": (lambda: nn.Sequential(linear(), nn.ReLU(inplace=True)), 2),
+    "followed by in-place": (lambda: nn.Sequential(linear(), nn.ReLU(inplace=True)), 2),
     "transformers' Conv1D": (Conv1D, 2),
-    "on what is not contiguous": (
+    "non-contiguous input": (
         lambda: Function(lambda x, part: part(x.transpose(0, -2)).transpose(0, -2), linear(bias=False)),
         1,
     ),

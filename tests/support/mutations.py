@@ -1,6 +1,6 @@
-"""Mistakes that can be put into the trainer for a while: `trainer.verify` must find each of them.
+"""Mistakes that can be put into the trainer temporarily: `trainer.verify` must find each of them.
 
-A mutation returns a context manager, which patches the trainer on entry and takes the patch back on exit.
+A mutation returns a context manager that patches the trainer on entry and reverts the patch on exit.
 """
 
 import os
@@ -11,22 +11,22 @@ from typing import Any
 from unittest.mock import patch
 
 from trainer import run, step
-from trainer.averaging import HorovodAveraging
-from trainer.optimization import global_norm, gradient_norms
+from trainer.optim.gradients import global_norm, gradient_norms
 from trainer.pipeline import build
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import Stage
 from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters
-from trainer.sharding import Shards
-from trainer.step import Stepper
+from trainer.replication.averaging import HorovodAveraging
+from trainer.replication.sharding import Shards
+from trainer.step import TrainStep
 
 Patch = AbstractContextManager[Any]
 MUTATIONS: dict[str, Callable[[], Patch]] = {}
 
 
 def mutation(patched: Callable[[], Patch]) -> Callable[[], Patch]:
-    """Enter a mutation into the table, under its own name."""
+    """Register a mutation under its own name."""
     MUTATIONS[patched.__name__] = patched
     return patched
 
@@ -45,8 +45,8 @@ def averaging_forgets_a_layer() -> Patch:
 def averaging_is_a_mean() -> Patch:
     init = HorovodAveraging.__init__
 
-    def mean(self, op, compression):
-        init(self, op, compression)
+    def mean(self, op, compression, meter):
+        init(self, op, compression, meter)
         self._op = self._horovod.Average
 
     return patch.object(HorovodAveraging, "__init__", mean)
@@ -54,19 +54,19 @@ def averaging_is_a_mean() -> Patch:
 
 @mutation
 def averaging_is_of_replicas_means() -> Patch:
-    count = Stepper._count
+    count = TrainStep._count
 
     def of_the_replica(self, source):
         mine = sum(self._run.model.loss.count(target) for target in source.all_targets())
         total, _ = count(self, source)
-        return total, 1 / (self._run.layout.replicas * mine) if mine else 1.0
+        return total, self._run.plan.layout.replicas * mine if mine else 1
 
-    return patch.object(Stepper, "_count", of_the_replica)
+    return patch.object(TrainStep, "_count", of_the_replica)
 
 
 @mutation
 def gradients_are_complete_too_early() -> Patch:
-    """A layer's last micro-batch is left out of what is averaged."""
+    """Leave a layer's last micro-batch out of the average."""
     backward = Stage.backward
 
     def early(self, micro_batch, gradients, complete=None):
@@ -140,18 +140,18 @@ def norm_forgets_a_parameter() -> Patch:
 
 @mutation
 def norm_is_of_a_stage() -> Patch:
-    exchange = Stepper._exchange
+    exchange = TrainStep._exchange
 
     def of_the_stage(self, *numbers):
         own = global_norm(gradient_norms(self._run.layers))
         return replace(exchange(self, *numbers), grad_norm=own)
 
-    return patch.object(Stepper, "_exchange", of_the_stage)
+    return patch.object(TrainStep, "_exchange", of_the_stage)
 
 
 @mutation
 def weights_stay_in_their_shard() -> Patch:
-    return patch.object(Shards, "exchange", lambda self: 0.0)
+    return patch.object(Shards, "exchange", lambda self: None)
 
 
 @mutation
@@ -166,7 +166,7 @@ def layers_round_at_cuts_alone() -> Patch:
 
     def between_stages_only(self, *arguments, **options):
         init(self, *arguments, **options)
-        self._hand_on[:-1] = [lambda tensor: tensor for _ in self._hand_on[:-1]]
+        self._convert[:-1] = [lambda tensor: tensor for _ in self._convert[:-1]]
 
     return patch.object(Stage, "__init__", between_stages_only)
 

@@ -1,39 +1,41 @@
-"""A whole pipeline in one process: several stages on the CPU, an engine, and nothing between them."""
+"""A complete pipeline in one process: several stages on the CPU and an engine, without communication."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from trainer.averaging import OneReplica
-from trainer.models.model import Activation, Model
-from trainer.pipeline.activation import flatten, structure
+from trainer.activation import Activation, flatten, spec_of
+from trainer.distributed.waiting import WaitMeter
+from trainer.models.model import Model
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine
+from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.source import Source
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.stage import Stage
 from trainer.pipeline.ties import TiedParameters, tied_stages
 from trainer.pipeline.transport import LocalTransport
+from trainer.replication.replication import Replication
 from trainer.schedule.actions import Action
 from trainer.schedule.assemble import evaluation_schedule, training_schedule
 from trainer.schedule.merge import merge_for_rank
-from trainer.schedule.orders import virtual_stages
+from trainer.schedule.resolve import resolve
 
 CPU = torch.device("cpu")
 
 
 class Given(Source):
-    """Micro-batches that a test gives."""
+    """Micro-batches given by a test."""
 
     def __init__(self, inputs: Sequence[Activation], targets: Sequence[Activation]) -> None:
         self._inputs = inputs
         self._targets = targets
 
     def signatures(self) -> Sequence[Hashable]:
-        return [structure(*flatten(inputs)) for inputs in self._inputs]
+        return [spec_of(*flatten(inputs)) for inputs in self._inputs]
 
     def inputs(self, micro_batch: int) -> Activation:
         return self._inputs[micro_batch]
@@ -49,9 +51,9 @@ class Pipeline:
         model: The model.
         sizes: The number of layers of each stage.
         schedule: The name of the training schedule.
-        gradients: What averages; by default one replica's.
-        recompute: What every layer's backward computes again.
-        precision: What layers compute in.
+        gradients: The averaging; by default that of a single replica.
+        recompute: The recomputation mode of every layer.
+        precision: The type that layers compute in.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Pipeline:
         model: Model,
         sizes: Sequence[int],
         schedule: str = "1f1b",
-        gradients: OneReplica | None = None,
+        gradients: Replication | None = None,
         *,
         recompute: Recompute = Recompute.NONE,
         precision: Precision = Precision(),  # noqa: B008  (frozen)
@@ -67,11 +69,11 @@ class Pipeline:
         assert sum(sizes) == len(model.layers)
         stage_of = [stage for stage, size in enumerate(sizes) for _ in range(size)]
         self._ties = tied_stages(model.layers, stage_of)
-        self._schedule = schedule
+        self._recipe = resolve(schedule)
         self._count = len(sizes)
-        # Where a worker may hold several stages, two each if that divides them, else one worker with all.
-        several = virtual_stages(schedule) > 1
-        self._virtual = 1 if not several else 2 if len(sizes) % 2 == 0 else len(sizes)
+        # The schedule's usual number of stages a worker if that divides the total, else one worker for all.
+        each = self._recipe.stages_per_worker
+        self._each = each if len(sizes) % each == 0 else len(sizes)
         self.model = model
         self.randomness = Randomness(seed=3)
         self.layers = [build_layer(model.layers, i, 3, CPU) for i in range(len(stage_of))]
@@ -82,7 +84,7 @@ class Pipeline:
                 CPU,
                 loss=model.loss if stage == len(sizes) - 1 else None,
                 randomness=self.randomness,
-                between=lambda: None,
+                on_layer_done=lambda: None,
                 recompute=[recompute] * size,
                 precision=precision,
             )
@@ -94,26 +96,24 @@ class Pipeline:
             last_stage=len(sizes) - 1,
             local=local,
             remote=local,
-            gradients=gradients or OneReplica(),
+            gradients=gradients or Replication(),
             ties=TiedParameters(self.stages, model.layers, stage_of),
+            meter=WaitMeter(),
         )
 
     def actions(self, micro_batches: int) -> tuple[Action, ...]:
-        """Return what a step does."""
-        workers = self._count // self._virtual
-        schedule = training_schedule(self._schedule, workers, micro_batches, self._ties, self._virtual)
+        """Return the actions of a step."""
+        workers = self._count // self._each
+        schedule = training_schedule(self._recipe, workers, micro_batches, self._ties, self._each)
         return merge_for_rank(schedule, range(workers))
 
     def train(self, source: Source, micro_batches: int, scale: float = 1.0) -> list[float]:
-        """Do the forwards and backwards of a step; return the micro-batches' sums of losses."""
-        steps: list[Mapping[int, Tensor]] = []
-        actions = self.actions(micro_batches)
-        self.engine.train(actions, source, scale, lambda losses: steps.append(losses) or 0.0)
-        (losses,) = steps
+        """Run a step's forwards and backwards; return the summed loss of each micro-batch."""
+        losses = self.engine.train(self.actions(micro_batches), source, scale)
         return [losses[i].item() for i in range(micro_batches)]
 
     def evaluate(self, source: Source, micro_batches: int) -> list[float]:
-        """Do the forwards of an evaluation; return the micro-batches' sums of losses."""
+        """Run an evaluation's forwards; return the summed loss of each micro-batch."""
         schedule = evaluation_schedule(range(self._count), micro_batches)
         losses = self.engine.infer(merge_for_rank(schedule, range(self._count)), source)
         return [losses[i].item() for i in range(micro_batches)]
@@ -128,7 +128,7 @@ class Pipeline:
 
 
 def share(layers: Sequence[BuiltLayer]) -> None:
-    """Make ties what plain PyTorch makes of them: one parameter in several modules."""
+    """Tie parameters as plain PyTorch does: one parameter in several modules."""
     modules = {layer.name: layer.module for layer in layers}
     for layer in layers:
         for tie in layer.ties:

@@ -20,15 +20,15 @@ SPLIT = [
     "optimizer.lr=0.01",
     "optimizer.weight_decay=0.1",
     "optimizer.clip=1.0",
-    "optimizer.rate.name=constant",
-    "optimizer.rate.warmup=0",
+    "optimizer.lr_schedule.name=constant",
+    "optimizer.lr_schedule.warmup=0",
     "eval.samples=1",
     "generate.tokens=0",
 ]
 
 
 def network() -> nn.Sequential:
-    """Return the GPT of `SPLIT` with the weights that it begins with, the head tied to the embedding."""
+    """Return the GPT of `SPLIT` with its initial weights, the head tied to the embedding."""
     block = {"width": 32, "heads": 2, "blocks": 3, "dropout": 0.0, "rotary": False}
     build = {
         "embedding": lambda: Embedding(vocabulary=256, width=32, context=CONTEXT, dropout=0.0),

@@ -1,8 +1,8 @@
-"""Ranks that are started once and take many jobs, for starting them costs more than most jobs do.
+"""Ranks that start once and take many jobs, because starting them takes longer than most jobs.
 
-Between jobs the ranks are suspended, so that they take nothing from others. A pool is used up when a job may
-have left something behind: a rank died, hangs, or raised what is not a `UserError`. Its processes are then
-killed, and whoever has another job starts another pool.
+Between jobs the ranks are suspended, so that they use no CPU time. A pool is discarded when a job may have
+left traces: a rank died, hangs, or raised anything but a `UserError`. Its processes are then killed, and the
+next job starts a new pool.
 """
 
 import os
@@ -19,21 +19,21 @@ from tests.support.jobs import SOCKET, Hello, Job, Line, Report
 from tests.support.launch import LIMIT, Launch, Result, horovodrun
 
 _START_LIMIT = 90.0  # seconds
-_GRACE = 5.0  # seconds for the other ranks to raise what one has raised
+_GRACE = 5.0  # seconds within which all ranks must raise an error that one has raised
 _MODULE = "tests.support.pool_rank"
 
 
 class Pool:
-    """Ranks under way.
+    """Running ranks.
 
     Args:
-        ranks: Their number; one rank is started without a launcher.
-        folder: An empty one, for what jobs print.
+        ranks: Their number; one rank starts without a launcher.
+        folder: An empty folder, for the output of jobs.
 
     Attributes:
         ranks: Their number.
         usable: Whether it takes another job.
-        replicas: How many Horovod joins in these processes, 0 until it has started.
+        replicas: The number of replicas that Horovod joins in these processes; 0 until it starts.
         deterministic: Whether Horovod was started for `train.deterministic`.
     """
 
@@ -44,7 +44,7 @@ class Pool:
         self.deterministic = False
         self._folder = folder
         self._jobs = 0
-        name = f"trainer-pool-{uuid4().hex}"  # in Linux's abstract namespace: no file, no limit of its path
+        name = f"trainer-pool-{uuid4().hex}"  # in Linux's abstract namespace: no file, no limit on its length
         command = [sys.executable, "-m", _MODULE] if ranks == 1 else horovodrun(ranks, [], module=_MODULE)
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(f"\0{name}")
@@ -58,7 +58,7 @@ class Pool:
         self._signal(signal.SIGSTOP)
 
     def _accept(self, server: socket.socket) -> tuple[dict[int, Line], dict[int, int]]:
-        """Return the connections and the process numbers of all ranks."""
+        """Return the connections and the process ids of all ranks."""
         lines: dict[int, Line] = {}
         processes: dict[int, int] = {}
         server.settimeout(_START_LIMIT)
@@ -66,16 +66,16 @@ class Pool:
             try:
                 connection, _ = server.accept()
             except TimeoutError:
-                raise AssertionError(f"the ranks of a pool did not start:\n{self._launch.said()}") from None
+                raise AssertionError(f"the ranks of a pool did not start:\n{self._launch.output()}") from None
             line = Line(connection)
             fields = line.read()
-            assert fields is not None, f"a rank of a pool ended at once:\n{self._launch.said()}"
+            assert fields is not None, f"a rank of a pool ended at once:\n{self._launch.output()}"
             hello = Hello(**fields)
             lines[hello.rank], processes[hello.rank] = line, hello.process
         return lines, processes
 
     def process(self, rank: int) -> int:
-        """Return the process number of a rank."""
+        """Return a rank's process id."""
         return self._processes[rank]
 
     def run(
@@ -88,18 +88,18 @@ class Pool:
         deterministic: bool = False,
         limit: float = LIMIT,
     ) -> Result:
-        """Run a command on every rank, in a folder; return what a launch of its own would have come to.
+        """Run a command on every rank, in a folder; return the outcome as of a separate launch.
 
         Args:
-            arguments: The command's.
+            arguments: The command's arguments.
             folder: The working directory.
             module: As in `python -m module`.
-            mutation: The mistake to put into the trainer meanwhile.
-            deterministic: Whether Horovod has one order of sums if it is this job that starts it.
+            mutation: The mistake to put into the trainer for this job.
+            deterministic: Whether Horovod must add in a fixed order, if this job starts it.
             limit: Seconds.
 
         Raises:
-            AssertionError: It had not ended after `limit` seconds.
+            AssertionError: It did not end within `limit` seconds.
         """
         assert self.usable
         began = time.monotonic()
@@ -113,25 +113,25 @@ class Pool:
         if self.replicas == 0:
             self.replicas = max([0, *(report.replicas for report in reports.values())])
             self.deterministic = deterministic
-        code, told = self._outcome(reports, dead)
+        code, errors = self._outcome(reports, dead)
         if self.usable:
             self._signal(signal.SIGSTOP)
         out, err = (self._streams(job, name) for name in ("out", "err"))
         speakers = frozenset(rank for rank, text in out.items() if text)
-        err_of_all = "".join([*err.values(), *told])
+        err_of_all = "".join([*err.values(), *errors])
         return Result(code, "".join(out.values()), err_of_all, time.monotonic() - began, (), speakers)
 
     def end(self) -> None:
-        """End the ranks, now."""
+        """Kill the ranks."""
         self.usable = False
         for line in self._lines.values():
             line.close()
         self._launch.kill()
 
     def _reports(self, job: Job, until: float) -> tuple[dict[int, Report], int | None]:
-        """Return the reports of ranks, and the rank that ended without one.
+        """Return the ranks' reports, and the rank that died without one, if any.
 
-        They are not those of all ranks where one ended, or raised what the others did not.
+        Reports are missing where a rank died, or raised an error that others did not.
         """
         self._signal(signal.SIGCONT)
         reports: dict[int, Report] = {}
@@ -158,9 +158,9 @@ class Pool:
         return reports, None
 
     def _outcome(self, reports: Mapping[int, Report], dead: int | None) -> tuple[int, list[str]]:
-        """Return the exit code of a job, and what the command prints about errors.
+        """Return a job's exit code, and the error text that the command prints.
 
-        Where several fail, the first speaks, as it ends the others. A pool whose ranks may differ is ended.
+        If several ranks fail, the first reports, as it ends the others. A pool whose ranks may differ ends.
         """
         failed = [reports[rank] for rank in sorted(reports) if reports[rank].error is not None]
         if dead is not None:
@@ -179,7 +179,7 @@ class Pool:
         return f"a job had not ended in time: {job}\n" + "\n".join(said)
 
     def _streams(self, job: Job, name: str) -> dict[int, str]:
-        """Return what the ranks have written, by rank."""
+        """Return the output of each rank."""
         paths = {rank: Path(job.stream(name, rank)) for rank in range(self.ranks)}
         return {rank: path.read_text(errors="replace") for rank, path in paths.items() if path.exists()}
 

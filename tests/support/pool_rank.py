@@ -1,12 +1,13 @@
-"""`python -m tests.support.pool_rank`: a rank of a pool, which runs job after job.
+"""`python -m tests.support.pool_rank`: a rank of a pool, which runs one job after another.
 
-[1] a job comes     over a connection of this rank's own
-[2] the command     the same code as `python -m <module>`, but for the end of the process
-[3] the report      at once, for a neighbour may wait for ever in a receive
-[4] the process     is put back as it was
+[1] a job arrives   over this rank's connection
+[2] the command     the same code as `python -m <module>`, except that the process does not exit
+[3] the report      at once, as a neighbour may wait forever in a receive
+[4] the process     is reset
 """
 
 import importlib
+import importlib.util
 import os
 import socket
 import sys
@@ -19,18 +20,19 @@ from unittest import mock
 from tests.support.fresh import as_if_new
 from tests.support.jobs import SOCKET, Hello, Job, Line, Report
 from tests.support.launch import die_with_the_parent
-from trainer import command, environment
+from trainer import command
+from trainer.distributed import environment
+from trainer.distributed.failure import exit_code, message
+from trainer.distributed.oversubscription import sleep_in_background_threads
 from trainer.errors import UserError
-from trainer.failure import exit_code, message
-from trainer.sharing import nap_in_background_threads
 
-# Of the process: MPI starts once, and its progress loop takes the callback once.
-_KEPT = (command._world, nap_in_background_threads)
+# Once a process: MPI starts once, and its progress loop accepts the callback once.
+_KEPT = (command._world, sleep_in_background_threads)
 
 
 def main() -> None:
-    """Take jobs until the pool hangs up."""
-    die_with_the_parent()  # the launcher: a suspended rank would not notice its end
+    """Run jobs until the pool closes the connection."""
+    die_with_the_parent()  # the launcher, whose end a suspended rank would not notice
     rank = environment.rank()
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(f"\0{os.environ.pop(SOCKET)}")
@@ -48,7 +50,7 @@ def _run(job: Job, rank: int) -> Report:
     sys.argv[:] = [job.module, *job.arguments]
     try:
         with _mutated(job.mutation):
-            module = importlib.import_module(f"{job.module}.__main__")
+            module = importlib.import_module(_main_module(job.module))
             with mock.patch.object(module, "run_command", command.run_jobs):
                 module.main()
     except SystemExit as end:
@@ -61,23 +63,30 @@ def _run(job: Job, rank: int) -> Report:
     return Report(0, replicas=_joined())
 
 
+def _main_module(module: str) -> str:
+    """Return what `python -m module` runs: the package's `__main__`, or the module itself."""
+    spec = importlib.util.find_spec(module)
+    is_package = spec is not None and spec.submodule_search_locations is not None
+    return f"{module}.__main__" if is_package else module
+
+
 def _mutated(name: str | None) -> Any:
     if name is None:
         return nullcontext()
-    from tests.support.mutations import MUTATIONS  # noqa: PLC0415  (imports what most jobs do not need)
+    from tests.support.mutations import MUTATIONS  # noqa: PLC0415  (most jobs do not need it)
 
     return MUTATIONS[name]()
 
 
 def _joined() -> int:
-    """Return how many replicas Horovod joins in this process; 0 until it has started."""
+    """Return the number of replicas that Horovod joins in this process; 0 until it starts."""
     library = sys.modules.get("horovod.torch")
     return library.size() if library is not None and library.is_initialized() else 0
 
 
 @contextmanager
 def _streams(job: Job, rank: int) -> Iterator[None]:
-    """Let this process's standard output and error go to files of the job."""
+    """Redirect this process's standard output and error to the job's files."""
     with ExitStack() as stack:
         for number, (name, stream) in enumerate((("out", sys.stdout), ("err", sys.stderr)), start=1):
             stream.flush()

@@ -1,7 +1,8 @@
-"""The pools of a session: started when a job needs one, the longest unused ended where there are many ranks.
+"""The pools of a session: started on demand; the least recently used one ends when there are too many ranks.
 
-Horovod starts once a process, with one communicator, and reads then whether sums must have one order. So jobs
-of several replicas need a pool of their kind. Jobs of one replica run in any pool of their number of ranks.
+Horovod starts once a process, with one communicator, and then reads whether it must add in a fixed order. So
+jobs with several replicas need a pool of the same kind. Jobs with one replica run in any pool with the right
+number of ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,15 +10,15 @@ from pathlib import Path
 
 from tests.support.launch import LIMIT, Result
 from tests.support.pool import Pool
+from trainer.distributed.layout import Layout
 from trainer.errors import UserError
-from trainer.layout import Layout
 
 _MANY = 1000  # layers
-_MOST_RANKS = 20  # of all pools together; each has some 0.35 GB of its own
+_MOST_RANKS = 20  # in all pools together; each takes about 0.35 GB
 
 
 class Pools:
-    """The ranks that jobs run on.
+    """The pools that jobs run in.
 
     Args:
         make_folder: Returns an empty folder for a pool.
@@ -25,7 +26,7 @@ class Pools:
 
     def __init__(self, make_folder: Callable[[], Path]) -> None:
         self._make_folder = make_folder
-        self._pools: list[Pool] = []  # the longest unused first
+        self._pools: list[Pool] = []  # least recently used first
 
     def run(
         self,
@@ -37,7 +38,7 @@ class Pools:
         mutation: str | None = None,
         limit: float = LIMIT,
     ) -> Result:
-        """Run a module of the trainer on some ranks, in a folder, to its end, as `launch` does."""
+        """Run a module of the trainer on some ranks in a folder, and wait for it, as `launch` does."""
         deterministic = is_deterministic(module, overrides)
         pool = self.pool(ranks, replicas(ranks, overrides), deterministic=deterministic)
         return pool.run(
@@ -50,11 +51,11 @@ class Pools:
         )
 
     def pool(self, ranks: int, replicas: int, *, deterministic: bool) -> Pool:
-        """Return a pool that such a job can run in."""
+        """Return a pool that can run such a job."""
         self._pools = [pool for pool in self._pools if pool.usable]
         fitting = [pool for pool in self._pools if _fits(pool, ranks, replicas, deterministic)]
         if fitting:
-            # A pool in which Horovod has not started is kept for those who start it.
+            # Prefer pools in which Horovod runs: the others stay free for jobs that start it differently.
             pool = max(fitting, key=lambda pool: (pool.replicas > 0, self._pools.index(pool)))
             self._pools.remove(pool)
         else:
@@ -65,15 +66,15 @@ class Pools:
         return pool
 
     def end(self) -> None:
-        """End all of them."""
+        """End all pools."""
         for pool in self._pools:
             pool.end()
 
 
 def replicas(ranks: int, overrides: Sequence[str]) -> int:
-    """Return into how many replicas a command's overrides split some ranks; 1 where they cannot."""
+    """Return the number of replicas that a command's overrides make of some ranks; 1 if they do not fit."""
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    stages = given.get("layout.stages", "auto").partition(",")[0]  # the first of a sweep's
+    stages = given.get("layout.stages", "auto").partition(",")[0]  # the first value of a sweep
     per_rank = int(given.get("layout.devices_per_rank", 1))
     try:
         return Layout.of(ranks, int(stages) if stages.isdigit() else stages, per_rank, _MANY).replicas
@@ -82,7 +83,7 @@ def replicas(ranks: int, overrides: Sequence[str]) -> int:
 
 
 def is_deterministic(module: str, overrides: Sequence[str]) -> bool:
-    """Return whether a command starts Horovod with one order of sums."""
+    """Return whether a command starts Horovod with a fixed order of addition."""
     return module == "trainer.verify" or "train.deterministic=true" in overrides
 
 

@@ -1,4 +1,4 @@
-"""What a refusal looks like."""
+"""How the trainer refuses wrong input."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from tests.support.launch import Result
 
 
 def assert_refused(result: Result, folder: Path, *words: str) -> None:
-    """Assert that the ranks told one message, with these words in it, and did nothing else."""
+    """Assert that the ranks printed one message with these words, and did nothing else."""
     assert result.code == 2, result.out + result.err
     assert len(result.messages) == 1, result.err
     for word in words:

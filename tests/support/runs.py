@@ -1,4 +1,4 @@
-"""Runs that have ended, to look at."""
+"""Finished runs, for inspection."""
 
 import json
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import Any
 
 from tests.support.launch import Result
 
-# Everything at once that could come out differently in another layout: dropout, a tied head, an odd number
-# of layers, a last micro-batch that is smaller, clipping, AdamW, a learning rate that changes.
+# Everything that could differ in another layout, in one run: dropout, a tied head, an odd number of layers,
+# a smaller last micro-batch, clipping, AdamW, a changing learning rate.
 GPT = [
     "model.blocks=3",
     "batch.global_size=15",
@@ -24,10 +24,10 @@ GPT = [
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that ended well.
+    """A successful run.
 
     Attributes:
-        result: Of its launch.
+        result: The launch's outcome.
         folder: The run's folder.
     """
 
@@ -36,7 +36,7 @@ class Finished:
 
     @property
     def objects(self) -> list[dict[str, Any]]:
-        """Return everything in the metrics."""
+        """Return all records of the metrics."""
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
     @property
@@ -51,7 +51,7 @@ class Finished:
 
     @property
     def grad_norms(self) -> list[float]:
-        """Return the gradient's norm of every step."""
+        """Return the gradient norm of every step."""
         return [step["grad_norm"] for step in self.steps]
 
     @property
@@ -69,10 +69,11 @@ class Finished:
         return self.folder / "checkpoints" / f"step-{step:08d}"
 
     def layer_files(self, step: int) -> dict[str, bytes]:
-        """Return the files of the layers in a checkpoint."""
+        """Return the layers' files in a checkpoint."""
         return {path.name: path.read_bytes() for path in (self.checkpoint(step) / "layers").iterdir()}
 
 
-# Run a command on some ranks, with some overrides: to any end; to a good end, once a session.
+# Functions that run a command on some ranks with overrides: `Ranks` with any outcome; `Trained` must succeed,
+# and runs once a session.
 Ranks = Callable[..., Result]
 Trained = Callable[..., Finished]

@@ -1,4 +1,4 @@
-"""A GPT whose layers take a random time, other ones in every run: no two ranks keep step."""
+"""A GPT whose layers sleep for random times, different in every run, so that ranks drift apart."""
 
 import random
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainer.config import GPTConfig
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.models.gpt import gpt
 from trainer.models.model import Layer, Model

@@ -1,7 +1,7 @@
-"""The rules of the Trace Event Format, as Perfetto and chrome://tracing insist on them.
+"""The rules of the Trace Event Format, as Perfetto and chrome://tracing enforce them.
 
 Written from the format's description (Google, "Trace Event Format", 2016), and from what Perfetto's importer
-drops: arrows whose number is a text, and bars of one thread that overlap without nesting.
+drops: arrows whose id is a string, and bars of one thread that overlap without nesting.
 """
 
 import math
@@ -21,7 +21,7 @@ Event = dict[str, Any]
 
 
 def check_trace(content: Event) -> None:
-    """Raise an AssertionError if a viewer would refuse, drop or misplace any of the events."""
+    """Raise an AssertionError if a viewer would reject, drop or misplace any event."""
     assert content["displayTimeUnit"] in ("ms", "ns")
     events = content["traceEvents"]
     for event in events:
@@ -57,7 +57,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_arrows(events: list[Event]) -> None:
-    """Every arrow has two ends, each within a bar of its thread."""
+    """Check that every arrow has two ends, each within a bar of its thread."""
     begins, ends = (
         {(event["cat"], event["name"], event["id"]): event for event in events if event["ph"] == phase}
         for phase in "sf"
@@ -76,11 +76,11 @@ def _check_arrows(events: list[Event]) -> None:
         ]
         assert around, event
         if event["ph"] == "f":
-            assert event["bp"] == "e", event  # else it is bound to the bar that comes next
+            assert event["bp"] == "e", event  # otherwise it binds to the following bar
 
 
 def _check_asynchronous(events: list[Event]) -> None:
-    """Events of one category and number begin and end in turns, innermost first."""
+    """Check that begins and ends of one category and id match, innermost first."""
     open_events = defaultdict(list)
     for event in sorted(events, key=lambda event: event["ts"]):
         stack = open_events[event["pid"], event["cat"], event["id"]]
@@ -103,7 +103,7 @@ def _check_nesting(bars: list[Event]) -> None:
 
 
 def _check_metadata(events: list[Event]) -> None:
-    """Every process and thread that has events has a name and a place of its own."""
+    """Check that every process and thread with events has a name and its own place."""
     known = defaultdict(dict)
     for event in events:
         if event["ph"] == "M":

@@ -1,4 +1,4 @@
-"""`trainer.verify` in a pool, and what it says."""
+"""`trainer.verify` in a pool, and its verdict."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Contestants, all started once, that take turns: the others' processes are stopped meanwhile.
+"""A contest: all contestants are started once and take turns, while the others' processes are suspended.
 
-A machine's speed drifts by more than what is to be told apart. So the first contestant, the reference, has a
-turn before and a turn behind every other one's, and what counts is the ratio to the two, seconds apart: a
-steady drift has no part in it.
+A machine's speed drifts by more than the differences to be measured. So the first contestant, the reference,
+takes a turn before and after every other contestant's turn, and the result is the ratio to the mean of these
+two, seconds apart. A steady drift cancels.
 """
 
 import json
@@ -19,27 +19,26 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import psutil
-
 from trainer.bench.contestant import SOCKET
+from trainer.bench.processes import signal_family
 
 _PATIENCE = 300.0  # seconds for ranks to start, or to do the steps of a turn
 _FIRST_STEPS = 2
-_WARM_UP = 1  # steps of every turn that do not count: a process that was stopped finds its caches cold
-# Freed memory stays with the process, as the trainer sees to by itself.
+_WARM_UP = 1  # uncounted steps at the start of a turn: a suspended process resumes with cold caches
+# The process keeps freed memory, as the trainer does by itself.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Who takes part.
+    """A participant.
 
     Attributes:
-        name: What the table calls it.
-        command: What starts its ranks.
-        copies: How often it is started: once where the command is a launcher, else once a rank.
-        variables: Of its environment, besides those of this process.
-        required: Whether there is no contest without it; else it is left out if it cannot do a step.
+        name: Its name in the table.
+        command: Starts its ranks.
+        copies: How often to run the command: once if it is a launcher, otherwise once a rank.
+        variables: Environment variables added to those of this process.
+        required: Whether the contest fails without it; otherwise it is left out if it cannot do a step.
     """
 
     name: str
@@ -51,11 +50,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Turn:
-    """What a contestant took for a step.
+    """A contestant's mean times for a step.
 
     Attributes:
-        seconds: From when all ranks start to when the last is done.
-        cpu_seconds: Processor time of all ranks together, all threads.
+        seconds: From the common start until the last rank is done.
+        cpu_seconds: Processor time of all threads of all ranks.
     """
 
     seconds: float
@@ -64,11 +63,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Pair:
-    """A contestant's turn beside the reference's.
+    """A contestant's turn and the reference's.
 
     Attributes:
-        turn: The contestant's.
-        reference: The mean of the reference's, right before and right behind it.
+        turn: The contestant's turn.
+        reference: The mean of the reference's turns right before and right after it.
     """
 
     turn: Turn
@@ -76,11 +75,11 @@ class Pair:
 
 
 class ContestError(RuntimeError):
-    """A contestant did not start, or ended; the message holds what it said."""
+    """A contestant did not start, or exited; the message includes its output."""
 
 
 class Contestant:
-    """An entry's ranks under way."""
+    """The running ranks of an entry."""
 
     def __init__(self, entry: Entry, folder: Path) -> None:
         self.name = entry.name
@@ -112,10 +111,10 @@ class Contestant:
             server.close()
 
     def take_turn(self, steps: int) -> Turn:
-        """Return what each of so many steps took.
+        """Return the mean times of n steps.
 
         Raises:
-            ContestError: The ranks have ended.
+            ContestError: The ranks exited.
         """
         self._signal("resume")
         try:
@@ -125,13 +124,13 @@ class Contestant:
         except OSError as error:
             raise self._error(str(error)) from None
         if not line:
-            raise self._error("ended")
+            raise self._error("exited")
         self._signal("suspend")
         answer = json.loads(line)
         return Turn(answer["seconds"] / steps, answer["cpu_seconds"] / steps)
 
     def end(self) -> None:
-        """End the ranks, kindly at first."""
+        """Stop the ranks: ask first, then kill."""
         self._signal("resume")
         self._file.close()
         for process in self._launched:
@@ -149,25 +148,16 @@ class Contestant:
                 connection, _ = server.accept()
             except TimeoutError:
                 if any(process.poll() is not None for process in self._launched):
-                    raise self._error("ended before its first step") from None
+                    raise self._error("exited before its first step") from None
                 continue
             connection.settimeout(_PATIENCE)
             return connection
         raise self._error("did not start")
 
-    def _signal(self, what: str) -> None:
+    def _signal(self, method: str) -> None:
         """Suspend, resume or kill every process of the launch."""
         for launched in self._launched:
-            try:
-                family = [psutil.Process(launched.pid)]
-                family += family[0].children(recursive=True)
-            except psutil.NoSuchProcess:
-                continue
-            for process in family:
-                try:
-                    getattr(process, what)()
-                except psutil.NoSuchProcess:
-                    continue
+            signal_family(launched.pid, method)
 
     def _error(self, what: str) -> ContestError:
         self._signal("kill")
@@ -176,10 +166,10 @@ class Contestant:
 
 @contextmanager
 def contest(entries: Sequence[Entry]) -> Iterator[list[Contestant]]:
-    """Start everyone; end them all when the context is left.
+    """Start all contestants; stop them on leaving the context.
 
     Raises:
-        ContestError: A contestant that is required did not start, or could not do its first steps.
+        ContestError: A required contestant did not start, or could not do its first steps.
     """
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         contestants = []
@@ -200,25 +190,25 @@ def contest(entries: Sequence[Entry]) -> Iterator[list[Contestant]]:
 
 
 def _last_error(text: str) -> str:
-    """Return what a traceback ends with."""
+    """Return the last error line of a log."""
     errors = [line for line in text.splitlines() if "Error" in line]
-    return errors[-1].strip() if errors else "no error told"
+    return errors[-1].strip() if errors else "no error message"
 
 
 def take_turns(contestants: Sequence[Contestant], rounds: int, steps: int) -> dict[str, list[Pair]]:
-    """Return every contestant's turns, by round, beside those of the first, who is the reference.
+    """Return each contestant's turns, one pair a round; the first contestant is the reference.
 
-    Every other round goes in the opposite order. The reference's own entry is the mean of its round.
+    Every other round runs in reverse order. The reference's own entry is the mean of its turns in the round.
     """
     reference, *others = contestants
     pairs: dict[str, list[Pair]] = {contestant.name: [] for contestant in contestants}
     for number in range(rounds):
-        its = [reference.take_turn(steps)]
+        references = [reference.take_turn(steps)]
         for contestant in others if number % 2 == 0 else reversed(others):
             turn = contestant.take_turn(steps)
-            its.append(reference.take_turn(steps))
-            pairs[contestant.name].append(Pair(turn, _mean(its[-2:])))
-        own = _mean(its)
+            references.append(reference.take_turn(steps))
+            pairs[contestant.name].append(Pair(turn, _mean(references[-2:])))
+        own = _mean(references)
         pairs[reference.name].append(Pair(own, own))
     return pairs
 
@@ -228,7 +218,7 @@ def _mean(turns: Sequence[Turn]) -> Turn:
 
 
 def _environment(entry: Entry, rank: int) -> dict[str, Any]:
-    """Return the environment of a process that an entry starts."""
+    """Return the environment of an entry's process."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_", "PMIX_"))}
     tuned = {key: value for key, value in os.environ.items() if key.startswith(("OMPI_MCA_", "OMPI_ALLOW_"))}
     programs = Path(sys.executable).parent

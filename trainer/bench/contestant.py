@@ -1,11 +1,11 @@
-"""One side of a contest: ranks that do steps when they are asked to, and tell how long they took.
+"""A contestant: ranks that do steps on request and report how long they took.
 
-Rank 0 connects to the socket that `SOCKET` names and serves orders, a line of JSON each, until there are no
-more:
+Rank 0 connects to the socket named by the environment variable `SOCKET`, and serves orders, one line of JSON
+each, until the connection closes:
 
-    {"warm_up": 1, "steps": 3}  ->  {"seconds": 1.21, "cpu_seconds": 2.31}    of the three steps together
+    {"warm_up": 1, "steps": 3}  ->  {"seconds": 1.21, "cpu_seconds": 2.31}    in total for the three steps
 
-Between orders no rank computes; `contest` stops their processes, so that they take nothing from the others.
+Ranks idle between orders. `contest` suspends their processes, so that they do not slow the others.
 """
 
 import json
@@ -22,12 +22,12 @@ Gather = Callable[[Any], list[Any]]
 
 
 def serve(rank: int, gather: Gather, step: Callable[[], None]) -> None:
-    """Do steps as ordered, until the contest is over; every rank of a contestant calls it.
+    """Do steps as ordered until the contest is over; every rank of a contestant must call it.
 
     Args:
-        rank: This rank's number.
-        gather: How the ranks tell each other.
-        step: One whole training step of this rank.
+        rank: This rank.
+        gather: Gathers values from all ranks.
+        step: Does one full training step of this rank.
     """
     line = _Line() if rank == 0 else None
     while True:
@@ -36,11 +36,11 @@ def serve(rank: int, gather: Gather, step: Callable[[], None]) -> None:
             return
         for _ in range(order["warm_up"]):
             step()
-        gather(None)  # all start together
+        gather(None)  # a barrier: all start together
         start, cpu = time.perf_counter(), time.process_time()
         for _ in range(order["steps"]):
             step()
-        cpu = sum(gather(time.process_time() - cpu))  # and the last one ends it
+        cpu = sum(gather(time.process_time() - cpu))  # returns when the last rank is done
         if line:
             line.write({"seconds": time.perf_counter() - start, "cpu_seconds": cpu})
 
@@ -54,10 +54,11 @@ class _Line:
         self._file = connection.makefile("rw")
 
     def read(self) -> Any:
-        """Return the next order; None where there is none any more."""
+        """Return the next order, or None at the end of the contest."""
         line = self._file.readline()
         return json.loads(line) if line else None
 
     def write(self, answer: Any) -> None:
+        """Answer an order."""
         self._file.write(json.dumps(answer) + "\n")
         self._file.flush()

@@ -1,54 +1,54 @@
-"""A transport that answers at once: what remains of a step when no rank ever waits for a message."""
+"""A transport that answers immediately, to measure a step in which no rank waits for a message."""
 
 from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-from trainer.pipeline.activation import Nest
+from trainer.activation import TreeSpec
 from trainer.pipeline.transport import Transport
 from trainer.schedule.actions import Action, Kind
 
 
 class FreeTransport:
-    """Carries messages and remembers them; once free, answers from memory and sends nothing.
+    """Wraps a transport and records its messages; once free, replays them and sends nothing.
+
+    Args:
+        real: The transport.
 
     Attributes:
-        free: Whether it answers from memory.
-        waited: None at all once it is free.
-        sizes: Those of the true transport.
+        free: Whether it replays recorded messages.
+        sizes: As of `Transport`.
     """
 
-    def __init__(self, true: Transport) -> None:
+    def __init__(self, real: Transport) -> None:
         self.free = False
-        self.waited = 0.0
-        self.sizes: dict[tuple[Kind, int, int], int] = true.sizes
-        self._true = true
-        self._received: dict[Action, tuple[list[Tensor], Nest]] = {}
+        self.sizes: dict[tuple[Kind, int, int], int] = real.sizes
+        self._real = real
+        self._received: dict[Action, tuple[list[Tensor], TreeSpec]] = {}
 
     def begin(self, actions: Sequence[Action], signatures: Sequence[Hashable] | None, mode: str) -> None:
-        """Prepare for true messages."""
+        """Prepare for messages, unless free."""
         if not self.free:
-            self._true.begin(actions, signatures, mode)
+            self._real.begin(actions, signatures, mode)
 
-    def send(self, action: Action, tensors: Sequence[Tensor], nest: Nest) -> None:
+    def send(self, action: Action, tensors: Sequence[Tensor], nest: TreeSpec) -> None:
         """Send, unless free."""
         if not self.free:
-            self._true.send(action, tensors, nest)
+            self._real.send(action, tensors, nest)
 
-    def receive(self, action: Action) -> tuple[list[Tensor], Nest]:
-        """Return what has been sent, or was in the last true step."""
+    def receive(self, action: Action) -> tuple[list[Tensor], TreeSpec]:
+        """Return the next message or, once free, the one received in the last real step."""
         if not self.free:
-            self._received[action] = self._true.receive(action)
-            self.waited = self._true.waited
+            self._received[action] = self._real.receive(action)
         tensors, nest = self._received[action]
         return [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors], nest
 
     def progress(self) -> None:
-        """Let true messages move on."""
+        """Progress pending messages, unless free."""
         if not self.free:
-            self._true.progress()
+            self._real.progress()
 
     def finish(self) -> None:
-        """Return when everything sent has left."""
+        """Wait until everything sent has left, unless free."""
         if not self.free:
-            self._true.finish()
+            self._real.finish()

@@ -1,11 +1,10 @@
-"""The work that all contestants do: one GPT, one batch, one optimizer, told as plain values.
+"""The work of all contestants: one GPT, one batch and one optimizer, described by plain values.
 
-Imports neither MPI nor Horovod: peers run in environments that have none.
+This module imports neither MPI nor Horovod, because peers run in environments without them.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,32 +12,33 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.config import GPTConfig
-from trainer.costs import layer_costs
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.models.gpt import gpt
 from trainer.models.model import Layer, Model
-from trainer.partition import partition
+from trainer.plan.costs import layer_costs
+from trainer.plan.stages import partition_model
 from trainer.seeds import derive
 
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY = 0.1
+BLOCK = "block."  # the prefix of transformer blocks' names
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a training step is.
+    """The size of a training step.
 
     Attributes:
-        stages: Ranks that hold one model.
-        replicas: How often it is held.
-        blocks: Transformer blocks; an embedding and a head come with them.
-        width: Of the blocks.
-        heads: Of their attention.
-        context: Tokens a sample.
-        vocabulary: Different tokens.
-        micro_batch: Samples of one forward.
-        micro_batches: Of one replica's step.
+        stages: Ranks of a replica.
+        replicas: Copies of the model.
+        blocks: Transformer blocks, between an embedding and a head.
+        width: The width of the blocks.
+        heads: Attention heads.
+        context: Tokens per sample.
+        vocabulary: Distinct tokens.
+        micro_batch: Samples per micro-batch.
+        micro_batches: Micro-batches per replica and step.
     """
 
     stages: int = 2
@@ -53,12 +53,12 @@ class Work:
 
     @property
     def ranks(self) -> int:
-        """Return how many ranks do it."""
+        """Return the number of ranks."""
         return self.stages * self.replicas
 
     @property
     def samples(self) -> int:
-        """Return the samples of a step, of all replicas."""
+        """Return the number of samples of a step, over all replicas."""
         return self.replicas * self.micro_batches * self.micro_batch
 
     def plain(self) -> dict[str, int]:
@@ -66,23 +66,33 @@ class Work:
         return asdict(self)
 
     def data(self) -> Data:
-        """Return as many samples as a step takes."""
+        """Return the samples of one step."""
         tokens = RandomTokens(self.samples, self.context, self.vocabulary)
         return Data(tokens, tokens, fingerprint=f"random {self.plain()}", vocabulary=self.vocabulary)
 
     def model(self) -> Model:
-        """Return the model: no dropout, no tie, learned positions."""
+        """Return the model, without dropout or ties, with learned positions."""
         names = "blocks", "width", "heads", "context"
         settings = {name: getattr(self, name) for name in names}
         return gpt(GPTConfig(**settings, dropout=0.0, tied=False), self.data())
 
-    def parts(self, stages: int) -> list[tuple[Layer, ...]]:
-        """Return the model's layers in so many parts, cut where the trainer would cut it."""
+    def parts(self, placement: Sequence[int]) -> list[tuple[Layer, ...]]:
+        """Return the layers of each stage, partitioned as the trainer does: by the total cost of each rank.
+
+        Args:
+            placement: The rank of the pipeline that holds each stage.
+        """
         model = self.model()
         example = self.data().training.inputs(np.arange(self.micro_batch))
-        cuts = partition([cost.cost for cost in layer_costs(model, example)], stages)
-        firsts = [0, *cuts, len(model.layers)]
-        return [model.layers[first:last] for first, last in pairwise(firsts)]
+        stages = partition_model(layer_costs(model, example), None, placement).stages
+        return [tuple(model.layers[layer] for layer in layers) for layers in stages]
+
+    def blocks_by_rank(self, placement: Sequence[int]) -> list[int]:
+        """Return how many transformer blocks each rank of the pipeline holds."""
+        held = [0] * (max(placement) + 1)
+        for rank, layers in zip(placement, self.parts(placement), strict=True):
+            held[rank] += sum(layer.name.startswith(BLOCK) for layer in layers)
+        return held
 
     def batch(self, replica: int) -> tuple[Tensor, Tensor]:
         """Return a replica's inputs and targets, int64 [samples, context], the same in every step."""
@@ -95,13 +105,13 @@ class Work:
         return inputs, targets
 
     def micro_batches_of(self, replica: int) -> list[tuple[Tensor, Tensor]]:
-        """Return the same by micro-batch."""
+        """Return a replica's inputs and targets, by micro-batch."""
         parts = (torch.split(tokens, self.micro_batch) for tokens in self.batch(replica))
         return list(zip(*parts, strict=True))
 
 
 class Part(nn.Sequential):
-    """Consecutive layers of the model, with the weights that the trainer gives them."""
+    """Consecutive layers of the model, with the trainer's initial weights."""
 
     def __init__(self, layers: Sequence[Layer], seed: int = 0) -> None:
         modules = []
@@ -127,12 +137,12 @@ class RandomTokens:
         return self._tokens[torch.from_numpy(samples), :-1]
 
     def targets(self, samples: NDArray[np.int64]) -> Tensor:
-        """Return the tokens that follow them, [samples, context]."""
+        """Return the next tokens, int64 [samples, context]."""
         return self._tokens[torch.from_numpy(samples), 1:]
 
 
 def random_tokens(**work: int) -> Data:
-    """Return the data of some work, for `data.target`."""
+    """Return the data of the given work, for `data.target`."""
     return Work(**work).data()
 
 

@@ -1,14 +1,13 @@
-"""`python -m trainer.bench.peers pipeline|data|hybrid`: the same GPT under this trainer and its peers.
+"""`python -m trainer.bench.peers pipeline|data|hybrid`: the same GPT on this trainer and on its peers.
 
-Same weights' shapes, batch, threads and optimizer; alternately in one run, ours before and behind every
-other's. The table tells every contestant's time over ours, pair by pair: the median and its 95 % interval.
-`share` is that of the limit: the time of the same ranks doing the same actions with every receive answered at
-once, over the true time.
+All have the same weight shapes, batch, threads and optimizer. They take turns in one run, ours before and
+after every other contestant's. The table shows each contestant's time over ours: the median of the pairs and
+its 95 % interval. The share of the limit is the time of our ranks doing the same actions with every receive
+answered immediately, over a contestant's time.
 """
 
 import argparse
 import json
-import signal
 import socket
 import statistics
 import sys
@@ -20,10 +19,13 @@ from typing import Any
 from trainer.bench.contest import Entry, Pair, contest, take_turns
 from trainer.bench.gpt import LEARNING_RATE, WEIGHT_DECAY, Work
 from trainer.bench.ours import FREE
+from trainer.bench.processes import exit_on_sigterm
 from trainer.bench.statistics import median_interval
 from trainer.bench.torch_pipeline import SCHEDULES
+from trainer.bench.torch_pipeline import placement as torch_placement
+from trainer.schedule.resolve import resolve
 
-OURS, LIMIT, ONE = "ours", "free-running", "one process"
+OURS, LIMIT, ONE, DEEPSPEED_NAME = "ours", "free-running", "one process", "DeepSpeed pipeline"
 DEEPSPEED = Path(".venv-deepspeed/bin/python")
 DEFAULTS = {
     "pipeline": Work(stages=2, replicas=1),
@@ -34,18 +36,19 @@ _ALL = {"pipeline": SCHEDULES, "data": ("ddp",), "hybrid": SCHEDULES}
 
 
 def main() -> None:
-    """Race as the command line says; print the table, keep the raw times and the picture."""
-    # Contestants are suspended between turns: whoever is ended must end them.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    """Run the contest; print the table, and save the raw times and the picture."""
+    exit_on_sigterm()  # otherwise suspended contestants would stay forever
     given = _command_line()
     work = Work(**{name: getattr(given, name) for name in DEFAULTS["pipeline"].plain()})
     entries = [*_ours(work, given.schedule), *_torchs(work, given.torch), *_deepspeed(work)]
     print(f"{given.job}: {work.stages} stages x {work.replicas} replicas, {work.plain()}", flush=True)
+    blocks = blocks_by_rank(work, given.schedule, [entry.name for entry in entries])
+    print("\n".join(f"{name:22}blocks by rank: {held}" for name, held in blocks.items()), flush=True)
     with contest(entries) as contestants:
         pairs = take_turns(contestants, given.rounds, given.steps)
     print(table(pairs))
     given.save.parent.mkdir(parents=True, exist_ok=True)
-    given.save.write_text(json.dumps(_raw(given, work, pairs)) + "\n")
+    given.save.write_text(json.dumps(_raw(given, work, pairs) | {"blocks by rank": blocks}) + "\n")
     _draw(given.save.with_suffix(".png"), given.job, work, pairs)
     print(f"raw times: {given.save}, picture: {given.save.with_suffix('.png')}")
 
@@ -55,9 +58,9 @@ def _command_line() -> Any:
     parser.add_argument("job", choices=DEFAULTS)
     job = parser.parse_known_args()[0].job
     parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant")
-    parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
-    parser.add_argument("--schedule", default="1f1b", help="ours")
-    parser.add_argument("--torch", nargs="*", choices=_ALL[job], default=list(_ALL[job]), help="torch's")
+    parser.add_argument("--steps", type=int, default=2, help="steps per turn")
+    parser.add_argument("--schedule", default="1f1b", help="our schedule")
+    parser.add_argument("--torch", nargs="*", choices=_ALL[job], default=list(_ALL[job]), help="schedules")
     parser.add_argument("--save", type=Path, default=Path(f"runs/bench-{job}.json"), help="file of raw times")
     for name, value in DEFAULTS[job].plain().items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
@@ -86,20 +89,41 @@ def _ours(work: Work, schedule: str) -> list[Entry]:
     ]
 
 
+def blocks_by_rank(work: Work, schedule: str, names: Sequence[str]) -> dict[str, str]:
+    """Return the number of blocks on each rank of a replica, for every contestant but `ONE`.
+
+    Args:
+        work: The work of the contest.
+        schedule: Our schedule.
+        names: The contestants.
+    """
+    p = work.stages
+    ours = resolve(schedule).placement(p)
+    placements = {OURS: ours, LIMIT: ours, DEEPSPEED_NAME: tuple(range(p)), _torch_name("ddp"): (0,)}
+    placements |= {_torch_name(name): tuple(torch_placement(name, p)) for name in SCHEDULES}
+    taking_part = {name: placements[name] for name in names if name != ONE}
+    held = {placed: work.blocks_by_rank(placed) for placed in set(taking_part.values())}
+    return {name: " + ".join(map(str, held[placed])) for name, placed in taking_part.items()}
+
+
+def _torch_name(schedule: str) -> str:
+    return f"torch {schedule}"
+
+
 def _torchs(work: Work, names: Sequence[str]) -> list[Entry]:
     return [
-        _on_torch(f"torch {name}", [sys.executable, "-m", "trainer.bench.torch_pipeline", name], work)
+        _on_torch(_torch_name(name), [sys.executable, "-m", "trainer.bench.torch_pipeline", name], work)
         for name in names
     ]
 
 
 def _deepspeed(work: Work) -> list[Entry]:
-    """Return DeepSpeed's pipeline where `make setup-deepspeed` has been run."""
+    """Return DeepSpeed's pipeline, if `make setup-deepspeed` has been run."""
     if not DEEPSPEED.exists() or work.stages == 1:
         return []
     variables = {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path.cwd())}
     module = [str(DEEPSPEED), "-m", "trainer.bench.deepspeed_pipeline"]
-    return [_on_torch("DeepSpeed pipeline", module, work, variables)]
+    return [_on_torch(DEEPSPEED_NAME, module, work, variables)]
 
 
 def _on_torch(
@@ -107,13 +131,13 @@ def _on_torch(
 ) -> Entry:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     command = [*program, json.dumps(work.plain())]
-    return Entry(name, command, copies=work.ranks, variables=place | (variables or {}), required=False)
+    return Entry(name, command, copies=work.ranks, variables=address | (variables or {}), required=False)
 
 
 def table(pairs: Mapping[str, Sequence[Pair]]) -> str:
-    """Return a row for every contestant."""
+    """Return the table, with a row for every contestant."""
     rows = [
         f"{'contestant':22}{'seconds':>9}{'CPU seconds':>13}  {'time / ours, 95 %':26}{'share of the limit'}"
     ]
@@ -122,17 +146,17 @@ def table(pairs: Mapping[str, Sequence[Pair]]) -> str:
         seconds = statistics.median(pair.turn.seconds for pair in of_name)
         cpu = statistics.median(pair.turn.cpu_seconds for pair in of_name)
         over_ours = _over_ours(of_name)
-        shares = [least / its for least, its in zip(limit, over_ours, strict=True)]
+        shares = [best / theirs for best, theirs in zip(limit, over_ours, strict=True)]
         share = "" if name in (LIMIT, ONE) else str(median_interval(shares))
         rows.append(f"{name:22}{seconds:9.3f}{cpu:13.3f}  {median_interval(over_ours)!s:26}{share:26}")
     cpu_of_one = statistics.median(pair.turn.cpu_seconds for pair in pairs[ONE])
     ratio = median_interval([pair.reference.cpu_seconds / pair.turn.cpu_seconds for pair in pairs[ONE]])
-    rows.append(f"our CPU seconds over those of one process: {ratio} (medians of {cpu_of_one:.3f} s)")
+    rows.append(f"our CPU seconds over those of one process: {ratio} (its median: {cpu_of_one:.3f} s)")
     return "\n".join(rows)
 
 
 def _over_ours(pairs: Sequence[Pair]) -> list[float]:
-    """Return how much longer a contestant's steps took than ours, by round."""
+    """Return the ratio of a contestant's time to ours, by round."""
     return [pair.turn.seconds / pair.reference.seconds for pair in pairs]
 
 
@@ -170,7 +194,7 @@ def _draw(path: Path, job: str, work: Work, pairs: Mapping[str, Sequence[Pair]])
     axes.invert_yaxis()
     axes.set_ylim(len(names) - 0.5, -0.8)
     axes.set_xlabel(
-        "time of a step over ours: right of 1 is slower. Points: medians; bars: 95 %; ticks: rounds"
+        "time of a step over ours; right of 1 is slower (points: medians; bars: 95 %; ticks: rounds)"
     )
     axes.set_title(
         f"{job}: GPT of {work.blocks} blocks, width {work.width}, {work.stages} stages x {work.replicas} "

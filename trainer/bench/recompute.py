@@ -1,7 +1,8 @@
-"""`python -m trainer.bench.recompute`: what recomputation saves in memory, and what it takes in time.
+"""`python -m trainer.bench.recompute`: the memory that recomputation saves, and the time that it costs.
 
-GPT blocks are the only stage of one process. What a micro-batch keeps between its forward and its backward is
-counted, every tensor of it; the time of a step is held against that without recomputation, in turns.
+GPT blocks form the only stage of one process. The bench counts every tensor that a micro-batch keeps between
+its forward and its backward, and compares the time of a step with that without recomputation, measured
+alternately.
 """
 
 import argparse
@@ -11,84 +12,56 @@ from dataclasses import fields
 import torch
 
 from trainer.bench.gpt import Work
+from trainer.bench.lone_stage import LoneStage
 from trainer.bench.statistics import median_interval
-from trainer.live_bytes import LiveBytes
-from trainer.pipeline.build import build_layer
-from trainer.pipeline.randomness import Randomness
+from trainer.config.sizes import size_text
 from trainer.pipeline.recomputation import Recompute
-from trainer.pipeline.stage import Stage
-from trainer.sizes import size_text
-
-_CPU = torch.device("cpu")
+from trainer.pipeline.tensor_bytes import LiveBytes
 
 
-class Blocks:
-    """The blocks of a GPT as a stage in the middle of a pipeline, with nothing around it."""
+def kept(stage: LoneStage) -> int:
+    """Return the bytes that a micro-batch keeps between its forward and its backward."""
+    live = LiveBytes()
+    with live:
+        stage.forward(0)
+        size = live.bytes
+    stage.backward(0)
+    return size
 
-    def __init__(self, work: Work, recompute: Recompute) -> None:
-        layers = [layer for layer in work.model().layers if layer.name.startswith("block.")]
-        built = [build_layer(layers, number, 0, _CPU) for number in range(len(layers))]
-        self._stage = Stage(
-            0,
-            built,
-            _CPU,
-            loss=None,
-            randomness=Randomness(0),
-            between=lambda: None,
-            recompute=[recompute] * len(built),
-        )
-        self._stage.train(True)
-        self._micro_batches = work.micro_batches
-        generator = torch.Generator().manual_seed(0)
-        shape = work.micro_batch, work.context, work.width
-        self._input = torch.randn(shape, generator=generator)
-        self._gradient = torch.randn(shape, generator=generator)
 
-    def kept(self) -> int:
-        """Return the bytes that a micro-batch keeps between its forward and its backward."""
-        live = LiveBytes()
-        with live:
-            self._forward(0)
-            kept = live.bytes
-        self._stage.backward(0, [self._gradient])
-        return kept
-
-    def step(self) -> None:
-        """Do the forward and the backward of every micro-batch."""
-        for number in range(self._micro_batches):
-            self._forward(number)
-            self._stage.backward(number, [self._gradient])
-
-    def _forward(self, number: int) -> None:
-        self._stage.forward(number, [self._input.detach().requires_grad_()], 0)
+def step(stage: LoneStage, micro_batches: int) -> None:
+    """Run the forward and the backward of every micro-batch."""
+    for number in range(micro_batches):
+        stage.forward(number)
+        stage.backward(number)
 
 
 def main() -> None:
-    """Measure as the command line says, and print a table."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m trainer.bench.recompute", description=__doc__)
     for field in fields(Work):
         if field.name not in ("stages", "replicas", "vocabulary"):
             name = f"--{field.name.replace('_', '-')}"
-            parser.add_argument(name, type=int, default=field.default, help="of the blocks that compute")
+            parser.add_argument(name, type=int, default=field.default, help="size of the work")
     parser.add_argument("--rounds", type=int, default=15)
     given = vars(parser.parse_args())
     rounds = given.pop("rounds")
     torch.set_num_threads(1)
     work = Work(**given)
-    blocks = {recompute: Blocks(work, recompute) for recompute in Recompute}
+    stages = {recompute: LoneStage(work, recompute) for recompute in Recompute}
     seconds: dict[Recompute, list[float]] = {recompute: [] for recompute in Recompute}
     for _ in range(rounds + 1):  # the first one warms up
-        for recompute, stage in blocks.items():
+        for recompute, stage in stages.items():
             start = time.process_time()
-            stage.step()
+            step(stage, work.micro_batches)
             seconds[recompute].append(time.process_time() - start)
-    kept = {recompute: stage.kept() for recompute, stage in blocks.items()}
+    sizes = {recompute: kept(stage) for recompute, stage in stages.items()}
     print(f"{work.blocks} blocks of width {work.width}; CPU time over that of none, median (95 % interval)")
     for recompute in Recompute:
         pairs = zip(seconds[recompute][1:], seconds[Recompute.NONE][1:], strict=True)
         ratio = median_interval([more / less for more, less in pairs])
-        share = kept[recompute] / kept[Recompute.NONE]
-        print(f"  {recompute.value:10} keeps {size_text(kept[recompute]):>10} ({share:6.1%})  time {ratio}")
+        share = sizes[recompute] / sizes[Recompute.NONE]
+        print(f"  {recompute.value:10} keeps {size_text(sizes[recompute]):>10} ({share:6.1%})  time {ratio}")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,30 @@
-"""`python -m trainer.bench.schedule`: true schedules on layers that sleep, ours and torch's, in turns.
+"""`python -m trainer.bench.schedule`: real schedules on sleeping layers, ours and torch's alternately.
 
-The share of a step in which ranks are idle is held against its closed form on p workers of equal stages and
-m >= p micro-batches, where a forward and both parts of a backward take the same time. The step's time is held
-against that of the very schedule, simulated where layers take just as long as they sleep and messages no
-time (`simulated`), and on the machine that each run has observed itself (`forecast`).
-
-    GPipe, 1F1B     (p - 1) / (m + p - 1)
-    interleaved     (p - 1) / (2 m + p - 1), two stages a worker, each as long as the one of the others
-    ZB-H1           (p - 1) / (3 m + p - 1)
-    ZB-V            (p - 1) / (6 m + p - 1)
+The idle share of a step is compared with its closed form (`ScheduleRecipe.idle`) for p workers and m >= p
+micro-batches, where a forward and both parts of a backward take equal time, the same in every stage,
+however many stages a worker holds. The time of a step is compared with two simulations of the same schedule:
+with layers that take exactly as long as they sleep, and messages that take no time (`simulated`); and on the
+machine as each run observed it (`forecast`).
 """
 
 import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
+from trainer.bench import processes
 from trainer.bench.sleeping import Sleep
 from trainer.schedule.assemble import training_schedule
-from trainer.schedule.orders import ORDERS, virtual_stages
+from trainer.schedule.recipe import ScheduleRecipe
+from trainer.schedule.resolve import recipes, resolve
 from trainer.schedule.simulate import simulate
 
 TRANSPORTS: dict[str, dict[str, str]] = {
@@ -33,7 +32,7 @@ TRANSPORTS: dict[str, dict[str, str]] = {
     "copy": {"OMPI_MCA_btl": "self,vader", "OMPI_MCA_btl_vader_single_copy_mechanism": "none"},
     "tcp": {"OMPI_MCA_btl": "self,tcp"},
 }
-_COLUMNS = {  # with their widths
+_COLUMNS = {  # and their widths
     "p": 3,
     "m": 4,
     "schedule": 13,
@@ -50,18 +49,18 @@ Case = tuple[str, int]  # schedule, micro-batches
 
 @dataclass
 class Measured:
-    """What the launches of one case took.
+    """Times of all launches of one case.
 
     Attributes:
-        seconds: Of every step that counts.
-        over_forecast: Of our launches: the median of their steps over the forecast of their own.
+        seconds: The time of every counted step.
+        over_forecast: For each of our launches, its median step over its own forecast.
     """
 
     seconds: list[float] = field(default_factory=list)
     over_forecast: list[float] = field(default_factory=list)
 
     def add(self, other: "Measured") -> None:
-        """Take in another launch."""
+        """Add another launch."""
         self.seconds += other.seconds
         self.over_forecast += other.over_forecast
 
@@ -70,21 +69,25 @@ Cases = dict[Case, Measured]
 
 
 def main() -> None:
-    """Measure as the command line says, print the table, keep the raw times."""
+    """Measure, print the table and save the raw times."""
     parser = argparse.ArgumentParser(prog="python -m trainer.bench.schedule", description=__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16], help="numbers of stages")
-    parser.add_argument("--factors", type=int, nargs="+", default=[1, 2, 4], help="micro-batches a stage")
-    parser.add_argument("--rounds", type=int, default=2, help="launches of each, in turns")
-    parser.add_argument("--steps", type=int, default=5, help="steps of a launch that count")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16], help="numbers of ranks")
+    parser.add_argument("--factors", type=int, nargs="+", default=[1, 2, 4], help="micro-batches per rank")
+    parser.add_argument("--rounds", type=int, default=2, help="launches of each trainer, alternately")
+    parser.add_argument("--steps", type=int, default=5, help="counted steps per launch")
     parser.add_argument(
-        "--milliseconds", type=float, default=20.0, help="of each stage's forward and parts of a backward"
+        "--milliseconds",
+        type=float,
+        default=20.0,
+        help="of each forward and each part of a backward",
     )
-    parser.add_argument("--floats", type=int, default=256, help="numbers in a message, of 4 bytes each")
-    parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="what carries our messages")
+    parser.add_argument("--floats", type=int, default=256, help="numbers per message, of 4 bytes each")
+    parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="transport of our messages")
     parser.add_argument(
         "--save", type=Path, default=Path("runs/bench-schedule.json"), help="file of raw times"
     )
     given = parser.parse_args()
+    processes.exit_on_sigterm()
     os.environ |= TRANSPORTS[given.transport]
     raw = []
     print(_row(*_COLUMNS))
@@ -117,11 +120,11 @@ class Launches:
     """Launches of ranks that run every schedule.
 
     Attributes:
-        ranks: How many.
+        ranks: The number of ranks.
         counts: The numbers of micro-batches.
-        steps: Steps that count; one more warms up.
-        floats: Numbers in a message.
-        seconds: That a stage sleeps for a forward, its input's and its weight's gradient each.
+        steps: Counted steps, after one that warms up.
+        floats: Numbers per message, of 4 bytes each.
+        seconds: How long a stage sleeps for each forward, input gradient and weight gradient.
     """
 
     ranks: int
@@ -131,21 +134,23 @@ class Launches:
     seconds: float
 
     def ours(self) -> Cases:
-        """Return what our steps took; a launch for every number of stages a worker."""
+        """Time our schedules, in one launch for each number of stages per worker."""
         cases: Cases = {}
-        for virtual in sorted({virtual_stages(name) for name in ORDERS}):
-            cases |= self._ours([name for name in ORDERS if virtual_stages(name) == virtual], virtual)
+        by_stages = groupby(recipes().values(), key=attrgetter("stages_per_worker"))  # sorted by it
+        for stages_per_worker, group in by_stages:
+            cases |= self._ours(list(group), stages_per_worker)
         return cases
 
-    def _ours(self, names: Sequence[str], virtual: int) -> Cases:
+    def _ours(self, alike: Sequence[ScheduleRecipe], stages_per_worker: int) -> Cases:
+        names = [recipe.name for recipe in alike]
         cases = [(name, count) for name in names for count in self.counts]
-        model = {"layers": virtual * self.ranks} | vars(self._sleep)
+        model = {"layers": stages_per_worker * self.ranks} | vars(self._sleep)
         options = ", ".join(f"{key}: {value}" for key, value in model.items())
         with tempfile.TemporaryDirectory() as folder:
             program = [sys.executable, "-m", "trainer", "-m", f"run.dir={folder}"]
             program += [f"layout.stages={self.ranks}", f"schedule={','.join(names)}"]
             program += [f"batch.global_size={','.join(map(str, self.counts))}", "batch.micro_size=1"]
-            program += ["model=custom", "model.target=trainer.bench.sleeping:model"]
+            program += ["experiment=none", "model=custom", "model.target=trainer.bench.sleeping:model"]
             program += [f"+model.options={{{options}}}"]
             program += ["data=custom", "data.target=trainer.bench.sleeping:data"]
             program += [f"+data.options={{floats: {self.floats}}}", f"train.steps={self.steps + 1}"]
@@ -154,7 +159,7 @@ class Launches:
             return {case: _read(Path(folder) / str(i)) for i, case in enumerate(cases)}
 
     def torchs(self) -> Cases:
-        """Return what torch's steps took; it has not every schedule."""
+        """Time torch's schedules; it lacks some of ours."""
         given = {"micro_batches": self.counts, "steps": self.steps, "floats": self.floats}
         given |= {"sleep": vars(self._sleep)}
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -163,7 +168,9 @@ class Launches:
         found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
         for each in found:
             for slept in each["slept"]:
-                assert set(slept.values()) == {each["micro_batches"]}, f"not once a micro-batch: {each}"
+                assert set(slept.values()) == {each["micro_batches"]}, (
+                    f"not one sleep per micro-batch: {each}"
+                )
         return {(each["schedule"], each["micro_batches"]): Measured(each["seconds"]) for each in found}
 
     @property
@@ -179,26 +186,22 @@ def _read(run: Path) -> Measured:
 
 
 def _run(command: Sequence[str]) -> str:
-    """Run a command to its end; return what it printed."""
+    """Run a command to its end and return its output."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
-    return ended.stdout
-
-
-def _closed_form(name: str, p: int, m: int) -> float:
-    """Return the idle share of a schedule; see the module's text."""
-    parts = {"interleaved": 2, "zb_h1": 3, "zb_v": 6}.get(name, 1)
-    return (p - 1) / (parts * m + p - 1)
+    code, out, err = processes.run(command, environment)
+    if code:
+        raise SystemExit(f"{' '.join(command)} exited with {code}:\n{out}{err}")
+    return out
 
 
 def _report(launches: Launches, case: Case, ours: Measured, torchs: Measured | None) -> str:
-    """Return a row; torch has not every schedule."""
+    """Return a row of the table; `torchs` is None if torch lacks the schedule."""
     name, count = case
-    schedule = training_schedule(name, launches.ranks, count)
-    busy = 3 * launches.seconds * count * virtual_stages(name)
+    recipe = resolve(name)
+    schedule = training_schedule(recipe, launches.ranks, count)
+    closed_form = recipe.idle_share(launches.ranks, count)
+    busy = 3 * launches.seconds * count * recipe.stages_per_worker
     stages = [launches.seconds] * schedule.stages
     simulated = simulate(schedule, stages, [2 * seconds for seconds in stages]).makespan
     mine = statistics.median(ours.seconds)
@@ -207,7 +210,7 @@ def _report(launches: Launches, case: Case, ours: Measured, torchs: Measured | N
         launches.ranks,
         count,
         name,
-        f"{_closed_form(name, launches.ranks, count):.3f}",
+        "-" if closed_form is None else f"{closed_form:.3f}",
         f"{1 - busy / simulated:.3f}",
         f"{1 - busy / mine:.3f}",
         f"{mine / simulated:.3f}",

@@ -1,7 +1,7 @@
-"""A model whose layers wait instead of computing: it shows a true schedule on fewer cores than ranks.
+"""A model whose layers sleep instead of computing, to time real schedules on fewer cores than ranks.
 
-Every layer sleeps so long for a forward, and in its backward so long for the gradient of its input and so
-long for that of its weight. What it passes on is as large as the message is to be.
+Every layer sleeps for a given time in its forward, and in its backward for the input gradient and for the
+weight gradient. The size of its output is the size of the messages.
 """
 
 import ctypes
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from trainer.activation import Activation
 from trainer.data.dataset import Data
-from trainer.models.model import Activation, Layer, Model
-from trainer.pipeline.weight_gradients import put_off
+from trainer.models.model import Layer, Model
+from trainer.pipeline.weight_gradients import defer
 
 _SET_TIMER_SLACK = 29  # PR_SET_TIMERSLACK of prctl(2); nanoseconds
-_LATEST = 2e-4  # seconds that waking up takes by itself; what is later is the machine's load
+_LATEST = 2e-4  # seconds: the longest wake-up delay to compensate; more is the machine's load
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,19 @@ class Sleep:
 
 
 def model(_data: Data, layers: int = 8, **seconds: float) -> Model:
-    """Return a model of so many layers; `seconds` are the fields of `Sleep`."""
+    """Return a model of n layers; `seconds` are the fields of `Sleep`."""
     sleep = Sleep(**seconds)
     build = partial(SleepingLayer, sleep)
     return Model(tuple(Layer(f"sleeping.{number}", build) for number in range(layers)), MeanOfSamples())
 
 
 def data(floats: int = 256, samples: int = 1024) -> Data:
-    """Return samples of so many numbers: what every message carries for each."""
+    """Return samples of `floats` numbers each: the content of the messages."""
     return Data(Numbers(samples, floats), Numbers(8, floats), f"numbers {samples} {floats}")
 
 
 class Numbers:
-    """Samples of numbers that do not matter."""
+    """Samples of arbitrary numbers."""
 
     def __init__(self, samples: int, floats: int) -> None:
         self._samples = samples
@@ -68,14 +69,14 @@ class Numbers:
 
 
 class MeanOfSamples:
-    """The mean of what comes out of the last layer."""
+    """The mean of the last layer's output, as a loss."""
 
     def count(self, target: Activation) -> int:
         """Return the number of samples."""
         return len(cast(Tensor, target))
 
     def __call__(self, output: Activation, target: Activation) -> Tensor:
-        """Return the sum over the samples of the mean of each."""
+        """Return the sum of the samples' means."""
         return cast(Tensor, output).mean(1).sum()
 
 
@@ -83,7 +84,7 @@ class SleepingLayer(nn.Module):
     """Multiplies by its weight, and sleeps.
 
     Attributes:
-        slept: How often it did, by what for.
+        slept: How often it slept, by purpose.
     """
 
     def __init__(self, sleep: Sleep) -> None:
@@ -91,23 +92,23 @@ class SleepingLayer(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
         self.slept: Counter[str] = Counter()
         self._sleep = sleep
-        self._late = 5e-5  # seconds by which sleeps end late, as seen so far
-        if sys.platform == "linux":  # else the kernel adds up to 50 microseconds to every sleep
+        self._late = 5e-5  # seconds: the mean delay of sleeps so far
+        if sys.platform == "linux":  # otherwise the kernel adds up to 50 microseconds to a sleep
             ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, ctypes.c_ulong(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [samples, floats] to the same shape."""
-        # A real model's first layer has no input to differentiate; here its stage is as long as the others.
+        # A real first layer has no input gradient; here the first stage takes as long as the others.
         anchor = None if x.requires_grad else self.weight
         passed: Tensor = _Input.apply(x, anchor, self)  # type: ignore[no-untyped-call]
         weight: Tensor = _Weight.apply(self.weight, self)  # type: ignore[no-untyped-call]
         return passed * weight
 
-    def rest(self, what: str, x: Tensor) -> None:
-        """Sleep for as long as a part of the work would take, less what waking up takes."""
+    def rest(self, purpose: str, x: Tensor) -> None:
+        """Sleep for as long as a part of the work takes, less the wake-up delay."""
         if not x.is_meta:
-            self.slept[what] += 1
-            seconds = getattr(self._sleep, what) - self._late
+            self.slept[purpose] += 1
+            seconds = getattr(self._sleep, purpose) - self._late
             start = time.perf_counter()
             time.sleep(max(0.0, seconds))
             late = time.perf_counter() - start - seconds
@@ -115,11 +116,11 @@ class SleepingLayer(nn.Module):
 
 
 class _Input(Function):
-    """Passes on the input: asleep for as long as a forward, and the gradient of the input, would take."""
+    """Returns the input; sleeps as long as the forward and the input gradient take."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor | None, layer: SleepingLayer) -> Tensor:
-        del anchor  # its gradient makes this one's backward run
+        del anchor  # it requires gradients, so that this backward runs
         ctx.layer = layer
         layer.rest("forward", x)
         return x.view_as(x)
@@ -132,10 +133,10 @@ class _Input(Function):
 
 
 class _Weight(Function):
-    """Passes on the weight: asleep for as long as its gradient would take.
+    """Returns the weight; sleeps as long as its gradient takes.
 
-    A function of its own, so that a split backward of torch's, which runs what both gradients have in common
-    twice, sleeps once for each.
+    It is separate from `_Input`, because torch's split backward runs the nodes that both gradients share
+    twice; like this it sleeps once for each gradient.
     """
 
     @staticmethod
@@ -147,8 +148,8 @@ class _Weight(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
         (gradient,) = gradients
 
-        def rested() -> Tensor:
+        def weight_gradient() -> Tensor:
             ctx.layer.rest("weight_gradient", gradient)
             return gradient
 
-        return None if put_off(ctx.weight, rested) else rested(), None
+        return None if defer(ctx.weight, weight_gradient) else weight_gradient(), None

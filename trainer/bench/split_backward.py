@@ -1,89 +1,63 @@
-"""What backwards in two parts cost beside whole ones: GPT blocks as the only stage of one process.
+"""The cost of split backwards over full ones, with GPT blocks as the only stage of one process.
 
-The same forwards and backwards of a step, as 1F1B has them on one worker: whole; split, each weight gradient
-right behind its input gradient; and split, with all weight gradients at the end of the step, when what they
-take has left the caches.
+The forwards and backwards of a step, in 1F1B's order on one worker: with full backwards; split, with each
+weight gradient right after its input gradient; and split, with all weight gradients at the end of the step,
+when their inputs have left the caches.
 """
 
 import time
-from collections.abc import Callable, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
 from trainer.bench.gpt import Work
+from trainer.bench.lone_stage import LoneStage
 from trainer.bench.statistics import Interval, median_interval
-from trainer.pipeline.build import build_layer
-from trainer.pipeline.randomness import Randomness
-from trainer.pipeline.stage import Stage
 from trainer.schedule.actions import Action, Kind
 
-_CPU = torch.device("cpu")
-_WHOLE = "whole"
+_FULL = "full"
 
 
 def orders(micro_batches: int) -> dict[str, list[Action]]:
-    """Return the order of a step by what its backwards are."""
+    """Return the actions of a step, by how its backwards run."""
     numbers = range(micro_batches)
 
     def each(*kinds: Kind) -> list[Action]:
         return [Action(kind, 0, number) for number in numbers for kind in kinds]
 
     return {
-        _WHOLE: each(Kind.FORWARD, Kind.BACKWARD),
-        "split": each(Kind.FORWARD, Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT),
+        _FULL: each(Kind.FORWARD, Kind.BACKWARD),
+        "split": each(Kind.FORWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT),
         "split, weights at the end": [
-            *each(Kind.FORWARD, Kind.INPUT_GRADIENT),
-            *each(Kind.WEIGHT_GRADIENT),
+            *each(Kind.FORWARD, Kind.BACKWARD_INPUT),
+            *each(Kind.BACKWARD_WEIGHT),
         ],
     }
 
 
-class SplitBench:
-    """The blocks of a GPT as a stage in the middle of a pipeline, with nothing around it."""
-
-    def __init__(self, work: Work) -> None:
-        layers = [layer for layer in work.model().layers if layer.name.startswith("block.")]
-        built = [build_layer(layers, number, 0, _CPU) for number in range(len(layers))]
-        nothing: Callable[[], None] = lambda: None  # noqa: E731
-        self._stage = Stage(0, built, _CPU, loss=None, randomness=Randomness(0), between=nothing)
-        self._stage.train(True)
-        shape = work.micro_batches, work.micro_batch, work.context, work.width
-        generator = torch.Generator().manual_seed(0)
-        self._inputs = torch.randn(shape, generator=generator).unbind()
-        self._gradients = torch.randn(shape, generator=generator).unbind()
-
-    def parameters(self) -> list[Tensor]:
-        """Return the parameters of all blocks."""
-        return [parameter for layer in self._stage.layers for parameter in layer.module.parameters()]
-
-    def step(self, order: Sequence[Action]) -> None:
-        """Do the actions of a step; gradients are made anew."""
-        for parameter in self.parameters():
-            parameter.grad = None
-        split = any(action.kind is Kind.WEIGHT_GRADIENT for action in order)
-        for action in order:
-            number = action.micro_batch
-            if action.kind is Kind.FORWARD:
-                x = self._inputs[number].detach().requires_grad_()
-                self._stage.forward(number, [x], 0, split=split)
-            elif action.kind is Kind.WEIGHT_GRADIENT:
-                self._stage.weight_gradients(number)
-            else:
-                self._stage.backward(number, [self._gradients[number]])
+def step(stage: LoneStage, order: Sequence[Action]) -> None:
+    """Run the actions of a step, starting without gradients."""
+    for parameter in stage.parameters():
+        parameter.grad = None
+    split = any(action.kind is Kind.BACKWARD_WEIGHT for action in order)
+    for action in order:
+        if action.kind is Kind.FORWARD:
+            stage.forward(action.micro_batch, split=split)
+        elif action.kind is Kind.BACKWARD_WEIGHT:
+            stage.weight_gradients(action.micro_batch)
+        else:
+            stage.backward(action.micro_batch)
 
 
 def ratios(work: Work, rounds: int) -> dict[str, Interval]:
-    """Return the CPU time of steps with split backwards over that of whole ones, taken in turns."""
-    bench, ways = SplitBench(work), orders(work.micro_batches)
+    """Return the CPU time of steps with split backwards over that with full ones, measured alternately."""
+    stage, ways = LoneStage(work), orders(work.micro_batches)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):  # the first one warms up
         for name, order in ways.items():
             start = time.process_time()
-            bench.step(order)
+            step(stage, order)
             seconds[name].append(time.process_time() - start)
-    whole = seconds.pop(_WHOLE)[1:]
+    full = seconds.pop(_FULL)[1:]
     return {
-        name: median_interval([split / other for split, other in zip(taken[1:], whole, strict=True)])
+        name: median_interval([split / other for split, other in zip(taken[1:], full, strict=True)])
         for name, taken in seconds.items()
     }

@@ -1,10 +1,10 @@
-r"""The sleeping layers under torch.distributed.pipelining: one process a rank, by torch's launcher.
+r"""The sleeping layers on torch.distributed.pipelining: one process a rank, by torch's launcher.
 
     python -m torch.distributed.run --nproc-per-node 8 \
         -m trainer.bench.torch_schedule '{"micro_batches": [8]}'
 
-Rank 0 prints a line of JSON for every schedule and number of micro-batches: the seconds of every step, and
-how often each of its layers slept for a forward, an input's and a weight's gradient in the last one.
+For every schedule and number of micro-batches rank 0 prints a line of JSON: the seconds of every step, and
+how often each of its layers slept for a forward, an input gradient and a weight gradient in the last step.
 """
 
 import json
@@ -23,14 +23,15 @@ from torch.distributed.pipelining import (
     ScheduleInterleavedZeroBubble,
     ScheduleZBVZeroBubble,
 )
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
 from trainer.bench.sleeping import Sleep, SleepingLayer
-from trainer.schedule.orders import placement
+from trainer.schedule.resolve import resolve
 
 SCHEDULES: dict[str, Any] = {
     "gpipe": ScheduleGPipe,
     "1f1b": Schedule1F1B,
-    "zb_h1": ScheduleInterleavedZeroBubble,  # with one stage a rank
+    "zb_h1": ScheduleInterleavedZeroBubble,  # with one stage per rank
     "interleaved": ScheduleInterleaved1F1B,
     "zb_v": ScheduleZBVZeroBubble,
 }
@@ -50,12 +51,13 @@ def main() -> None:
 
 
 def _measure(name: str, micro_batches: int, given: dict[str, Any]) -> None:
-    rank, placed, sleep = dist.get_rank(), placement(name, dist.get_world_size()), Sleep(**given["sleep"])
-    layers = {stage: SleepingLayer(sleep) for stage, holder in enumerate(placed) if holder == rank}
+    rank, sleep = dist.get_rank(), Sleep(**given["sleep"])
+    placement = resolve(name).placement(dist.get_world_size())
+    layers = {stage: SleepingLayer(sleep) for stage, holder in enumerate(placement) if holder == rank}
     stages = [
-        PipelineStage(layer, stage, len(placed), torch.device("cpu")) for stage, layer in layers.items()
+        PipelineStage(layer, stage, len(placement), torch.device("cpu")) for stage, layer in layers.items()
     ]
-    takes_one = name in ("gpipe", "1f1b")
+    takes_one = issubclass(SCHEDULES[name], PipelineScheduleSingle)
     schedule = SCHEDULES[name](stages[0] if takes_one else stages, micro_batches, loss_fn=_loss)
     batch, target = torch.ones(micro_batches, given["floats"]), torch.zeros(micro_batches)
     optimizer = torch.optim.SGD([layer.weight for layer in layers.values()], lr=0.01)
@@ -66,7 +68,7 @@ def _measure(name: str, micro_batches: int, given: dict[str, Any]) -> None:
             layer.slept.clear()
         start = time.perf_counter()
         inputs = (batch,) if 0 in layers else ()
-        if len(placed) - 1 in layers:
+        if len(placement) - 1 in layers:
             schedule.step(*inputs, target=target, losses=[])
         else:
             schedule.step(*inputs)

@@ -1,1 +1,1 @@
-"""Data as numbered samples."""
+"""Datasets: numbered samples, and the order in which training reads them."""

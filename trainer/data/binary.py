@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.config import BinaryConfig
+from trainer.config.schema import BinaryConfig
 from trainer.data.dataset import Data
 
-_NOISE = 0.2  # against a signal of 1: labels near the boundary may be wrong, about 6 % of all
+_NOISE = 0.2  # relative to a signal of 1; about 6 % of the labels, near the boundary, are wrong
 
 
 class Labelled:
@@ -35,10 +35,10 @@ class Labelled:
 
 
 def binary(config: BinaryConfig) -> Data:
-    """Return normal features [samples, features] and the side of a random plane that each lies on.
+    """Return normally distributed features [samples, features], labelled by the side of a random plane.
 
-    The plane goes through the origin, so the two labels are about equally frequent; a little noise keeps
-    the labels from being learnt without error.
+    The plane goes through the origin, so the two labels are about equally frequent. A little noise prevents
+    a model from learning the labels without error.
     """
     generator = np.random.default_rng(config.seed)
     count = config.samples + config.validation

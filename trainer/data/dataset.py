@@ -1,4 +1,4 @@
-"""What data is: samples by number, read apart for the first stage (inputs) and the last (targets)."""
+"""What a dataset is: numbered samples; the first stage reads their inputs, the last their targets."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -6,32 +6,32 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.models.model import Activation
+from trainer.activation import Activation
 
 
 class Dataset(Protocol):
-    """Samples, numbered from 0; the same number always gives the same sample, on every rank."""
+    """Samples, numbered from 0; a number gives the same sample every time and on every rank."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
 
     def inputs(self, samples: NDArray[np.int64]) -> Activation:
-        """Return what the first layer takes for these samples, the batch in the first dimension."""
+        """Return the first layer's inputs for these samples; the first dimension is the batch."""
 
     def targets(self, samples: NDArray[np.int64]) -> Activation:
-        """Return what the loss compares with for these samples, the batch in the first dimension."""
+        """Return the loss's targets for these samples; the first dimension is the batch."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """A training and a validation part, and what a model has to know about them.
+    """A training part and a validation part, and the facts that a model needs about them.
 
     Attributes:
-        training: The samples that are trained on.
+        training: The samples to train on.
         validation: The samples that are held out.
-        fingerprint: A digest of the content; equal on every rank, or the run does not start.
-        vocabulary: The number of distinct tokens, or None where samples are not tokens.
-        tokenizer: Turns text into tokens and back, or None where samples are not text.
+        fingerprint: A digest of the content; a run starts only if it is equal on all ranks.
+        vocabulary: The number of distinct tokens, or None if samples are not tokens.
+        tokenizer: Turns text into tokens and back, or None if samples are not text.
     """
 
     training: Dataset

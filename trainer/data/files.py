@@ -1,4 +1,4 @@
-"""Which files the text is read from."""
+"""Finds the files that text is read from."""
 
 import os
 import sysconfig
@@ -12,13 +12,13 @@ _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "id
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of text, as it was when found.
+    """A text file, as it was when found.
 
     Attributes:
-        path: Where it is.
-        name: Its path below the folder it was found in, with slashes.
-        size: Bytes.
-        modified: Nanoseconds since 1970.
+        path: The file's path.
+        name: The path relative to the folder it was found in, with slashes.
+        size: In bytes.
+        modified: In nanoseconds since 1970.
     """
 
     path: Path
@@ -29,7 +29,7 @@ class TextFile:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the text comes from: what to call it in messages, and its files in reading order."""
+    """A source of text: its title in messages, its root, and its files in reading order."""
 
     title: str
     root: Path
@@ -37,29 +37,30 @@ class Source:
 
     @property
     def size(self) -> int:
-        """Return the bytes of all files."""
+        """Return the size of all files in bytes."""
         return sum(file.size for file in self.files)
 
 
 def find_text(path: str | None, pattern: str) -> Source:
-    """Return the file, or the folder's files in the order of their names below it.
+    """Return the file, or the folder's files, sorted by their relative paths.
 
-    Folders are searched to any depth. Hidden files and folders are left out, and links to folders are not
+    Folders are searched to any depth. Hidden files and folders are skipped, and links to folders are not
     followed.
 
     Args:
-        path: A file or a folder; None for the source of the Python standard library on this machine.
-        pattern: Which files of a folder, such as "*.txt" or "docs/*.md", compared with the end of the path.
+        path: A file or a folder; None for the source of this machine's Python standard library.
+        pattern: Which files of a folder to read, such as "*.txt" or "docs/*.md"; it must match the end of
+            the path.
 
     Raises:
-        UserError: There is nothing to read, or it may not be read.
+        UserError: There is nothing to read, or no permission to read it.
     """
     if path is None:
         return _standard_library()
     if not path:
         raise UserError("data.path is blank: give a file or a folder of text, or null for the default")
     try:
-        source = _given(path, pattern)
+        source = _find(path, pattern)
     except OSError as error:
         raise UserError(f"data.path={path} cannot be read: {error}") from error
     if not source.size:
@@ -67,7 +68,7 @@ def find_text(path: str | None, pattern: str) -> Source:
     return source
 
 
-def _given(path: str, pattern: str) -> Source:
+def _find(path: str, pattern: str) -> Source:
     root = Path(path).expanduser()
     title = f"data.path={path}"
     if root.is_dir():
@@ -83,10 +84,10 @@ def _given(path: str, pattern: str) -> Source:
 
 
 def _standard_library() -> Source:
-    """Return Python's own modules: real text of about 12 MB that every machine has."""
+    """Return Python's own modules: about 12 MB of real text that every machine has."""
     root = Path(sysconfig.get_paths()["stdlib"])
     title = f"the Python standard library's source in {root}"
-    names = _walk(root, leave_out=_NOT_LIBRARY) if root.is_dir() else []
+    names = _walk(root, skip=_NOT_LIBRARY) if root.is_dir() else []
     files = (_stat(root / name, name) for name in sorted(names) if name.endswith(".py"))
     source = Source(title, root, tuple(files))
     if not source.size:
@@ -94,25 +95,30 @@ def _standard_library() -> Source:
     return source
 
 
-def _walk(root: Path, leave_out: frozenset[str] = frozenset()) -> list[str]:
-    """Return the names below the root of all files that are not hidden."""
+def _walk(root: Path, skip: frozenset[str] = frozenset()) -> list[str]:
+    """Return the relative paths of all files below the root that are not hidden.
 
-    def fail(error: OSError) -> None:
-        raise error
-
+    They stay plain strings, which are faster than paths: every run walks the standard library twice at start.
+    """
     names = []
-    for folder, folders, files in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in leave_out]
-        below = Path(folder).relative_to(root)
-        names += [
-            (below / name).as_posix()
-            for name in files
-            if not name.startswith(".") and (Path(folder) / name).is_file()
-        ]
+    pending = [(os.fspath(root), "")]
+    while pending:
+        folder, prefix = pending.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink():  # may be dangling or circular
+                    if Path(entry.path).is_file():
+                        names.append(prefix + entry.name)
+                elif entry.is_file():
+                    names.append(prefix + entry.name)
+                elif entry.is_dir() and entry.name not in skip:
+                    pending.append((entry.path, f"{prefix}{entry.name}/"))
     return names
 
 
 def _stat(path: Path, name: str) -> TextFile:
-    with path.open("rb") as stream:  # opened to learn whether it may be
+    with path.open("rb") as stream:  # opened to check the permission
         status = os.fstat(stream.fileno())
     return TextFile(path, name, status.st_size, status.st_mtime_ns)

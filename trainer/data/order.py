@@ -1,4 +1,4 @@
-"""Which samples a step trains on: a pure function of the seed and a position in samples."""
+"""The order of training samples: a pure function of the seed and the number of samples seen."""
 
 from functools import lru_cache
 
@@ -9,9 +9,9 @@ from trainer.seeds import derive
 
 
 class Order:
-    """Passes over the samples one after another, each in a new random order.
+    """Consecutive passes over the samples, each in a new random order.
 
-    A batch may begin in one pass and end in the next, so that no sample is left out.
+    A batch may span the end of one pass and the start of the next, so that no sample is skipped.
 
     Args:
         length: The number of samples.
@@ -24,7 +24,7 @@ class Order:
         self._pass = lru_cache(maxsize=2)(self._shuffle)
 
     def samples(self, position: int, count: int) -> NDArray[np.int64]:
-        """Return the numbers of the `count` samples that follow the first `position` of the run."""
+        """Return the numbers of `count` samples, after the first `position` samples of the run."""
         parts = []
         while count > 0:
             number, start = divmod(position, self._length)
@@ -34,7 +34,7 @@ class Order:
         return np.concatenate(parts)
 
     def _shuffle(self, number: int) -> NDArray[np.int64]:
-        # RandomState: NumPy promises that its numbers never change from one release to the next.
+        # RandomState, because NumPy guarantees that its numbers never change between releases.
         seed = derive(self._seed, "order", number)
         generator = np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32])
         return generator.permutation(self._length).astype(np.int64)

@@ -1,10 +1,9 @@
-"""Text as samples: consecutive windows of tokens, each token the target of those before it."""
+"""Text as samples: consecutive windows of tokens; each token is the target of those before it."""
 
 import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.config import TextConfig
+from trainer.config.schema import TextConfig
 from trainer.data.dataset import Data
 from trainer.data.files import find_text
 from trainer.data.tokenizer import build_tokenizer
@@ -24,10 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 class Windows:
-    """Samples of `context` inputs and as many targets, one token later.
+    """Samples of `context` inputs and `context` targets, shifted by one token.
 
-    Sample i is the tokens [i * context, i * context + context + 1): windows share the one token that is the
-    last target of the first and the first input of the second. What is left at the end is not used.
+    Sample i is the tokens [i * context, i * context + context + 1). Neighbouring windows share one token: the
+    last target of the first is the first input of the second. Tokens after the last full window are not used.
     """
 
     def __init__(self, tokens: NDArray[Any], context: int) -> None:
@@ -35,7 +34,7 @@ class Windows:
         self._context = context
 
     def __len__(self) -> int:
-        """Return the number of whole windows."""
+        """Return the number of full windows."""
         return max(0, len(self._tokens) - 1) // self._context
 
     def inputs(self, samples: NDArray[np.int64]) -> Tensor:
@@ -43,7 +42,7 @@ class Windows:
         return self._window(samples, 0)
 
     def targets(self, samples: NDArray[np.int64]) -> Tensor:
-        """Return int64 tokens [samples, context], one later than the inputs."""
+        """Return int64 tokens [samples, context], one position after the inputs."""
         return self._window(samples, 1)
 
     def _window(self, samples: NDArray[np.int64], shift: int) -> Tensor:
@@ -52,15 +51,11 @@ class Windows:
         return torch.from_numpy(self._tokens[positions].astype(np.int64))
 
 
-def text(config: TextConfig, *, local_rank: int, barrier: Callable[[], None]) -> Data:
-    """Return the text's samples: the last `config.validation` of the tokens held out, the rest trained on.
-
-    The rank with `local_rank` 0 tokenises, unless `config.cache` has the tokens already; the others of the
-    node wait. Called by all ranks, each of which then calls `barrier` once. What the user can get wrong is
-    checked by every rank, before the barrier or after it, so that all raise alike.
+def prepare(config: TextConfig) -> None:
+    """Tokenise the text, unless `config.cache` already has its tokens; one rank of each node calls this.
 
     Raises:
-        UserError: The text or the tokenizer cannot be read, or the text is too short.
+        UserError: The text or the tokenizer cannot be read, or the cache cannot be written.
     """
     tokenizer = build_tokenizer(config.tokenizer)
     source = find_text(config.path, config.pattern)
@@ -68,16 +63,27 @@ def text(config: TextConfig, *, local_rank: int, barrier: Callable[[], None]) ->
     key = token_key(source, tokenizer.digest)
     if describe(cache, key) is None:
         prepare_cache(cache)
-        if local_rank == 0:
-            _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
-            arrays = tokenizer.encode_files(file.path for file in source.files)
-            write_tokens(cache, key, arrays, tokenizer.vocabulary)
-    barrier()
+        _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
+        arrays = tokenizer.encode_files(file.path for file in source.files)
+        write_tokens(cache, key, arrays, tokenizer.vocabulary)
+
+
+def load(config: TextConfig) -> Data:
+    """Return the text's samples; the last fraction `config.validation` of the tokens is held out.
+
+    Raises:
+        UserError: The text or the tokenizer cannot be read, the tokens were not prepared, or the text is
+            too short.
+    """
+    tokenizer = build_tokenizer(config.tokenizer)
+    source = find_text(config.path, config.pattern)
+    cache = Path(config.cache)
+    key = token_key(source, tokenizer.digest)
     description = describe(cache, key)
     if description is None:
         raise UserError(
-            f"the tokens of {source.title} are not in data.cache={cache}: its files changed meanwhile, or "
-            "the folder is not the same on all ranks of this node; run again"
+            f"the tokens of {source.title} are not in data.cache={cache}: its files have changed since, or "
+            "the ranks of this node do not share the folder; run again"
         )
     tokens = map_tokens(cache, key, description)
     training, validation = _split(tokens, config, source.title)
@@ -91,10 +97,21 @@ def text(config: TextConfig, *, local_rank: int, barrier: Callable[[], None]) ->
     )
 
 
+def example(config: TextConfig, vocabulary: int | None = None) -> Data:
+    """Return a few samples of zeros, with the types and shapes of the text's samples.
+
+    Args:
+        config: The text's; only its context matters, and without a vocabulary its tokenizer.
+        vocabulary: The number of distinct tokens; None: that of the tokenizer.
+    """
+    if vocabulary is None:
+        vocabulary = build_tokenizer(config.tokenizer).vocabulary
+    windows = Windows(np.zeros(2 * config.context + 1, dtype=np.uint8), config.context)
+    return Data(windows, windows, fingerprint="example", vocabulary=vocabulary)
+
+
 def _split(tokens: NDArray[Any], config: TextConfig, title: str) -> tuple[Windows, Windows]:
-    """Return the training and the validation part, each of at least one sample."""
-    if not 0 < config.validation < 1:
-        raise UserError(f"data.validation={config.validation:g} is a share of the text: between 0 and 1")
+    """Return the training part and the validation part, each with at least one sample."""
     held_out = int(len(tokens) * config.validation)
     cut = len(tokens) - held_out
     shortest = config.context + 1
@@ -103,7 +120,7 @@ def _split(tokens: NDArray[Any], config: TextConfig, title: str) -> tuple[Window
         raise UserError(
             f"{title} is too short: {len(tokens)} tokens, of which data.validation={config.validation:g} "
             f"leaves {cut} for training and {held_out} for validation, but data.context={config.context} "
-            f"needs {shortest} in each, {math.ceil(shortest / smaller_share)} in all: "
+            f"needs {shortest} in each, {math.ceil(shortest / smaller_share)} in total: "
             "give a longer text or a smaller data.context"
         )
     return Windows(tokens[:cut], config.context), Windows(tokens[cut:], config.context)

@@ -1,4 +1,4 @@
-"""Text to tokens: bytes as they are, or whatever a file of the tokenizers library says."""
+"""Tokenizers: raw bytes, or a file of the tokenizers library."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -13,33 +13,33 @@ from tokenizers import Tokenizer as Library
 from trainer.data.dataset import Tokenizer
 from trainer.errors import UserError
 
-_BYTES_A_READ = 1 << 20
-_CHARACTERS_A_CHUNK = 1 << 16
-_CHUNKS_A_BATCH = 32  # encoded in parallel; about 100 MB while in work
+_BYTES_PER_READ = 1 << 20
+_CHARACTERS_PER_CHUNK = 1 << 16
+_CHUNKS_PER_BATCH = 32  # encoded in parallel; about 100 MB while that runs
 
 
 class FileTokenizer(Tokenizer, Protocol):
-    """A tokenizer that also reads files, piece by piece, however large they are."""
+    """A tokenizer that also reads files of any size, piece by piece."""
 
     @property
     def digest(self) -> str:
-        """Return what tells it from tokenizers that make other tokens of the same text."""
+        """Return a digest; tokenizers that give different tokens for the same text have different ones."""
 
     def encode_files(self, files: Iterable[Path]) -> Iterator[NDArray[Any]]:
-        """Yield the tokens of the files, one after the other, in arrays of unsigned integers."""
+        """Yield the tokens of one file after another, in arrays of unsigned integers."""
 
 
 def build_tokenizer(name: str) -> FileTokenizer:
     """Return the tokenizer of `data.tokenizer`: "bytes", or the path of a tokenizers file.
 
     Raises:
-        UserError: There is no such file, or it is not one of the tokenizers library.
+        UserError: The file does not exist, or is not a file of the tokenizers library.
     """
     return ByteTokenizer() if name == "bytes" else LibraryTokenizer(Path(name))
 
 
 class ByteTokenizer:
-    """Every byte of the UTF-8 text is a token; there are 256."""
+    """Every byte of the UTF-8 text is a token; the vocabulary is 256."""
 
     vocabulary = 256
     digest = "bytes"
@@ -49,14 +49,14 @@ class ByteTokenizer:
         return list(text.encode("utf-8", errors="replace"))
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of the bytes; what is not UTF-8 becomes U+FFFD."""
+        """Return the text of the bytes; invalid UTF-8 becomes U+FFFD."""
         return bytes(tokens).decode("utf-8", errors="replace")
 
     def encode_files(self, files: Iterable[Path]) -> Iterator[NDArray[Any]]:
-        """Yield the bytes of the files, unchanged even where they are not UTF-8."""
+        """Yield the bytes of the files, unchanged even if they are not UTF-8."""
         for file in files:
             with file.open("rb") as stream:
-                while block := stream.read(_BYTES_A_READ):
+                while block := stream.read(_BYTES_PER_READ):
                     yield np.frombuffer(block, dtype=np.uint8)
 
 
@@ -77,17 +77,17 @@ class LibraryTokenizer:
             raise UserError(
                 f"data.tokenizer={path} is not a file of the tokenizers library: {error}"
             ) from error
-        # A file may ask for both; either would change the text.
+        # A file may enable both; either would change the text.
         self._library.no_truncation()
         self._library.no_padding()
         self.digest = hashlib.sha256(content).hexdigest()
-        # Numbers may have gaps, so the size of the vocabulary would not do.
+        # Token numbers may have gaps, so the size of the vocabulary is not enough.
         self.vocabulary = 1 + max(self._library.get_vocab(with_added_tokens=True).values(), default=-1)
         if self.vocabulary == 0:
             raise UserError(f"data.tokenizer={path} has no tokens: train it first")
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of the text, without special tokens around it."""
+        """Return the tokens of the text, without adding special tokens."""
         return list(self._library.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: list[int]) -> str:
@@ -95,19 +95,19 @@ class LibraryTokenizer:
         return str(self._library.decode(tokens, skip_special_tokens=False))
 
     def encode_files(self, files: Iterable[Path]) -> Iterator[NDArray[Any]]:
-        """Yield the tokens of the files' text; what is not UTF-8 is read as U+FFFD.
+        """Yield the tokens of the files' text; invalid UTF-8 is read as U+FFFD.
 
-        A long file is cut at line ends first (in the midst of a line longer than a chunk), so that a
-        token never spans two chunks, and memory does not grow with the file.
+        Long files are split into chunks at line ends (within a line only if it is longer than a chunk). So
+        no token spans two chunks, and memory does not grow with the file.
         """
         chunks = (chunk for file in files for chunk in _chunks(file))
-        while batch := list(islice(chunks, _CHUNKS_A_BATCH)):
+        while batch := list(islice(chunks, _CHUNKS_PER_BATCH)):
             for encoding in self._library.encode_batch_fast(batch, add_special_tokens=False):
                 yield np.array(encoding.ids, dtype=np.uint32)
 
 
 def _chunks(file: Path) -> Iterator[str]:
-    """Yield the file's text in pieces that end where a line ends, unless a line is longer than a chunk."""
+    """Yield the file's text in chunks that end at a line end, unless a line is longer than a chunk."""
     with file.open(encoding="utf-8", errors="replace", newline="") as stream:
-        while chunk := stream.read(_CHARACTERS_A_CHUNK):
-            yield chunk + stream.readline(_CHARACTERS_A_CHUNK)
+        while chunk := stream.read(_CHARACTERS_PER_CHUNK):
+            yield chunk + stream.readline(_CHARACTERS_PER_CHUNK)

@@ -1,8 +1,8 @@
-"""A file of tokens: made once a node, then read by every rank through the page cache.
+"""Token files: written once per node, then read by every rank through the page cache.
 
-The tokens lie in `<key>.tokens`, raw and little-endian, in the smallest of 8, 16 or 32 bits that holds the
-vocabulary; `<key>.json` beside it describes them. The description is written last: where it is, the tokens
-are whole.
+`<key>.tokens` holds the tokens, raw and little-endian, in the smallest of 8, 16 or 32 bits that holds the
+vocabulary; `<key>.json` describes them. The description is written last: if it exists, the tokens are
+complete.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from trainer.data.files import Source
 from trainer.errors import UserError
 
-_VERSION = 1  # raise it when the same text would give other tokens
+_VERSION = 1  # increase it when the same text would give other tokens
 
 
 @dataclass(frozen=True)
 class Description:
-    """What the token file holds.
+    """The content of a token file.
 
     Attributes:
-        tokens: How many.
-        dtype: The numpy name of a token's type, such as "<u2".
+        tokens: The number of tokens.
+        dtype: NumPy's name of a token's type, such as "<u2".
         digest: The SHA-256 of the tokens' bytes.
     """
 
@@ -39,32 +39,32 @@ class Description:
 
 
 def token_key(source: Source, tokenizer_digest: str) -> str:
-    """Return a name for the tokens of these files, which changes when a file or the tokenizer does."""
+    """Return a name for the tokens of these files; it changes when a file or the tokenizer does."""
     facts = [
         _VERSION,
         tokenizer_digest,
-        os.fspath(source.root.resolve()),  # two files of equal name, size and time may still differ
+        os.fspath(source.root.resolve()),  # two files with equal name, size and time may still differ
         [(file.name, file.size, file.modified) for file in source.files],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 def prepare_cache(folder: Path) -> None:
-    """Make the folder of the token files.
+    """Create the folder of the token files.
 
     Raises:
-        UserError: It cannot be made, or not be written to.
+        UserError: It cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"data.cache={folder} cannot be made a folder: {error.strerror}") from error
+        raise UserError(f"data.cache={folder} cannot be created: {error.strerror}") from error
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
-        raise UserError(f"data.cache={folder} may not be written to: give another folder")
+        raise UserError(f"data.cache={folder} is not writable: give another folder")
 
 
 def describe(folder: Path, key: str) -> Description | None:
-    """Return what the key's token file holds, or None if it is not there, or not whole."""
+    """Return the description of the key's token file, or None if the file is missing or incomplete."""
     try:
         description = Description(**json.loads((folder / f"{key}.json").read_text()))
         size = (folder / f"{key}.tokens").stat().st_size
@@ -74,7 +74,7 @@ def describe(folder: Path, key: str) -> Description | None:
 
 
 def write_tokens(folder: Path, key: str, arrays: Iterable[NDArray[Any]], vocabulary: int) -> Description:
-    """Write the token file and its description; a run that does the same at the same time does no harm."""
+    """Write the token file and its description; another run may safely write them at the same time."""
     dtype = _dtype(vocabulary)
     digest = hashlib.sha256()
     count = 0
@@ -87,16 +87,16 @@ def write_tokens(folder: Path, key: str, arrays: Iterable[NDArray[Any]], vocabul
             stream.write(block)
             count += len(array)
 
-    _write_whole(folder / f"{key}.tokens", write)
+    _write_atomically(folder / f"{key}.tokens", write)
     description = Description(tokens=count, dtype=dtype.str, digest=digest.hexdigest())
     content = json.dumps(asdict(description)).encode()
-    _write_whole(folder / f"{key}.json", lambda stream: stream.write(content))
+    _write_atomically(folder / f"{key}.json", lambda stream: stream.write(content))
     return description
 
 
 def map_tokens(folder: Path, key: str, description: Description) -> NDArray[Any]:
-    """Return the tokens, read from the file only where they are used."""
-    if not description.tokens:  # a file of no bytes cannot be mapped
+    """Return the tokens; they are read from the file only when used."""
+    if not description.tokens:  # an empty file cannot be mapped
         return np.empty(0, dtype=description.dtype)
     return np.asarray(np.memmap(folder / f"{key}.tokens", dtype=description.dtype, mode="r"))
 
@@ -108,8 +108,8 @@ def _dtype(vocabulary: int) -> np.dtype[Any]:
     return np.dtype("<u4")
 
 
-def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under another name, then give it its own, so that nobody sees a part of it."""
+def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a temporary name, then rename it, so that no reader sees a partial file."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with temporary.open("xb") as stream:

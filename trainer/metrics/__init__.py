@@ -1,1 +1,1 @@
-"""What a run tells: numbers, tables and progress."""
+"""Run metrics: numbers, tables, progress and traces."""

@@ -1,23 +1,23 @@
-"""The ranks' clocks against rank 0's: `time.perf_counter` starts anywhere, and other on every node."""
+"""Maps the ranks' clocks to rank 0's: the zero of `time.perf_counter` is arbitrary, and differs by node."""
 
 import time
 from typing import NamedTuple
 
 import numpy as np
 
-from trainer.world import Communicator
+from trainer.distributed.world import Communicator
 
 _ROUNDS = 20
 _TAG = 1
 
 
 class Offset(NamedTuple):
-    """How to read a rank's clock as rank 0's.
+    """The offset of rank 0's clock from a rank's, measured once.
 
     Attributes:
-        seconds: What to add to the rank's time.
-        error: How far that may be off, in seconds: half of the fastest way there and back (Cristian, 1989).
-        at: The rank's time when it was measured.
+        seconds: Add this to the rank's time to get rank 0's.
+        error: The largest error of that, in seconds: half of the fastest round trip (Cristian, 1989).
+        at: The rank's time of the measurement.
     """
 
     seconds: float
@@ -26,14 +26,14 @@ class Offset(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """How to read a rank's clock as rank 0's all through a run.
+    """A mapping from a rank's clock to rank 0's for all of a run.
 
-    Clocks of different nodes drift apart by some 10 microseconds a second. Between the two measurements the
-    offset is taken to change evenly; how far it strays from that in a long run, nobody has measured.
+    Clocks of different nodes drift apart by some 10 microseconds a second. The offset is interpolated
+    linearly between the two measurements; its true error within a long run has not been measured.
 
     Attributes:
-        first: Measured when the run began.
-        last: Measured when it ended.
+        first: The offset when the run began.
+        last: The offset when it ended.
     """
 
     first: Offset
@@ -41,41 +41,41 @@ class Clock(NamedTuple):
 
     @property
     def drift(self) -> float:
-        """Return the seconds by which the offset has changed."""
+        """Return the change of the offset over the run, in seconds."""
         return self.last.seconds - self.first.seconds
 
     @property
     def error(self) -> float:
-        """Return how far the offset may be off, in seconds, where it was measured."""
+        """Return the largest error of the two measurements, in seconds."""
         return max(self.first.error, self.last.error)
 
     def read(self, moment: float) -> float:
-        """Return the time of rank 0 at a time of the rank, in seconds."""
+        """Convert a time of the rank to rank 0's clock, in seconds."""
         span = self.last.at - self.first.at
         share = (moment - self.first.at) / span if span else 0.0
         return moment + self.first.seconds + share * self.drift
 
 
 def clock_offset(world: Communicator) -> Offset:
-    """Return this rank's offset; every rank calls it, and rank 0 answers them one after another."""
-    world.barrier()  # who came earlier would spin below until the last is there
+    """Return this rank's offset. Every rank must call this; rank 0 answers them one after another."""
+    world.barrier()  # the exchange below busy-waits, so let all ranks arrive first
     if world.rank == 0:
         for rank in range(1, world.size):
             _answer(world, rank)
         return Offset(0.0, 0.0, time.perf_counter())
-    comm, theirs = world.comm, np.zeros(1)
+    comm, answer = world.comm, np.zeros(1)
     best = Offset(0.0, float("inf"))
     for _ in range(_ROUNDS):
         start = time.perf_counter()
-        comm.Sendrecv(np.zeros(1), 0, _TAG, theirs, 0, _TAG)
+        comm.Sendrecv(np.zeros(1), 0, _TAG, answer, 0, _TAG)
         half = (time.perf_counter() - start) / 2
         middle = start + half
-        best = min(best, Offset(float(theirs[0]) - middle, half, middle), key=lambda each: each.error)
+        best = min(best, Offset(float(answer[0]) - middle, half, middle), key=lambda each: each.error)
     return best
 
 
 def _answer(world: Communicator, rank: int) -> None:
-    asked = np.zeros(1)
+    request = np.zeros(1)
     for _ in range(_ROUNDS):
-        world.comm.Recv(asked, rank, _TAG)
+        world.comm.Recv(request, rank, _TAG)
         world.comm.Send(np.array([time.perf_counter()]), rank, _TAG)

@@ -1,13 +1,13 @@
-"""A run's folder: one per run, whatever the number of ranks.
+"""A run's folder: one for each run, for any number of ranks.
 
-config.yaml       the configuration, resolved
-metrics.jsonl     one object a step, and one a validation
-superseded.jsonl  what metrics.jsonl held of steps that a resumed run did again
-timeline.json     one usual step of the first replica, measured and predicted, for `trainer.report`
-schedule.txt      the step of the first replica, drawn as predicted
+config.yaml       the resolved configuration
+metrics.jsonl     one object for each step, and one for each validation
+superseded.jsonl  lines of metrics.jsonl for steps that a resumed run repeated
+timeline.json     a typical step of the first replica, measured and predicted, for `trainer.report`
+schedule.txt      the predicted step of the first replica, drawn
 trace.json        with run.trace: every action of every rank, for ui.perfetto.dev
-logs/rank0.log    what each rank logs
-checkpoints/      see trainer/checkpoint.py
+logs/rank0.log    the log of each rank
+checkpoints/      see trainer/checkpoint/checkpoint.py
 """
 
 import json
@@ -17,20 +17,23 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from trainer.config import Config
+from trainer.checkpoint.checkpoint import checkpoint_folder
+from trainer.config.run_dir import resolve_run_dir
+from trainer.config.schema import Config
+from trainer.distributed.world import World
 from trainer.errors import UserError
-from trainer.world import World
 
 
 class RunFolder:
-    """The folder of a run. Rank 0 makes it and writes the metrics; every rank logs into it.
+    """The folder of a run. Rank 0 creates it and writes the metrics; every rank logs into it.
 
     Raises:
-        UserError: It cannot be made or written.
+        UserError: The folder cannot be created or written.
     """
 
     def __init__(self, config: Config, world: World) -> None:
-        self.path = Path(config.run.dir)
+        self.path = resolve_run_dir(config.run.dir, world)
+        config.run.dir = str(self.path)
         self._writes = world.rank == 0
         if self._writes:
             try:
@@ -39,7 +42,7 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"run.dir={config.run.dir} cannot be written: {error}") from error
         world.barrier()
-        (self.path / "logs").mkdir(parents=True, exist_ok=True)  # another node may have a disk of its own
+        (self.path / "logs").mkdir(parents=True, exist_ok=True)  # nodes may not share a disk
         log_to(self.path / "logs" / f"rank{world.rank}.log")
 
     @property
@@ -49,16 +52,16 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """Return the file of the run's numbers."""
+        """Return the file of the run's metrics."""
         return self.path / "metrics.jsonl"
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a small file of the run, on rank 0."""
+        """Write a small file into the folder, on rank 0."""
         if self._writes:
             (self.path / name).write_text(text + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Move the metrics of steps after `step`, which a resumed run does again, to a file of their own."""
+        """Move the metrics of steps after `step`, which a resumed run repeats, to a separate file."""
         if not self._writes or not self.metrics.exists():
             return
         lines = [f"{line}\n" for line in self.metrics.read_text().splitlines()]
@@ -71,8 +74,12 @@ class RunFolder:
         rest.write_text("".join(line for line in lines if _step(line) <= step))
         rest.replace(self.metrics)
 
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint."""
+        return checkpoint_folder(self.checkpoints, step)
+
     def write(self, **values: Any) -> None:
-        """Append an object to the metrics, on rank 0. Floats are written so that they read back the same."""
+        """Append an object to the metrics, on rank 0. Floats read back with the same bits."""
         if self._writes:
             with self.metrics.open("a") as file:
                 file.write(json.dumps(values) + "\n")
@@ -82,11 +89,11 @@ def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut off by a crash
+        return float("inf")  # a line that a crash cut off
 
 
 def log_to(path: Path) -> None:
-    """Send this process's log to a file, instead of the one before."""
+    """Send this process's log to a file, instead of the previous one."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         if isinstance(handler, logging.FileHandler):

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, whole lines elsewhere. Shown by rank 0."""
+"""Progress of a run, shown by rank 0: a bar on a terminal, lines elsewhere."""
 
 import sys
 import time
@@ -6,25 +6,25 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from trainer import environment
+from trainer.distributed import environment
 from trainer.step import StepResult
 
-# Seconds between two lines: often at first, when a person looks on, and seldom in the middle of the night.
+# Seconds between two lines: short at first, while somebody watches, and longer as the run goes on.
 _SOONEST_LINE = 1.0
 _LATEST_LINE = 30.0
 _SHARE_OF_RUN = 0.02
 
-_PAUSE = 0.002  # seconds between lines of one text
+_PAUSE = 0.002  # seconds between the lines of a text
 
 
 class Display(Protocol):
-    """Shows how far a run is."""
+    """Shows the progress of a run."""
 
-    def step(self, step: int, result: StepResult) -> None:
+    def step(self, result: StepResult) -> None:
         """Show a step."""
 
     def say(self, text: str) -> None:
-        """Show a text of whole lines."""
+        """Show a text of one or more lines."""
 
     def close(self) -> None:
         """End the display."""
@@ -34,12 +34,12 @@ def build_display(mode: str, *, rank: int, start: int, steps: int, unit: str) ->
     """Return the display of a rank.
 
     Args:
-        mode: "bar", "line", "off", or "auto": a bar if a person's terminal is there and no launcher, whose
-            tags would cut it in pieces, stands between; else lines.
-        rank: Only rank 0 shows anything.
-        start: The steps done before.
+        mode: "bar", "line", "off", or "auto": a bar on a terminal, unless a launcher's tags would break it
+            up; otherwise lines.
+        rank: This rank; only rank 0 shows anything.
+        start: The number of steps done before.
         steps: The last step.
-        unit: What the loss is a mean of: "tokens" or "samples".
+        unit: The unit that the loss averages over: "tokens" or "samples".
     """
     if rank != 0 or mode == "off":
         return Off()
@@ -51,7 +51,7 @@ def build_display(mode: str, *, rank: int, start: int, steps: int, unit: str) ->
 class Off:
     """Shows nothing."""
 
-    def step(self, step: int, result: StepResult) -> None:
+    def step(self, result: StepResult) -> None:
         """Do nothing."""
 
     def say(self, text: str) -> None:
@@ -62,9 +62,10 @@ class Off:
 
 
 def write_lines(text: str) -> None:
-    """Write whole lines to standard output, each in a piece, for the launcher puts its tags between pieces.
+    """Write each line to standard output by itself, with a pause in between.
 
-    It reads a few KiB at a time: lines that came all at once would be cut wherever such a portion ends.
+    A launcher reads output in chunks of a few KiB and tags each. Lines written all at once would be cut where
+    a chunk ends.
     """
     for number, line in enumerate(text.split("\n")):
         if number > 0:
@@ -74,17 +75,18 @@ def write_lines(text: str) -> None:
 
 
 class Lines:
-    """Writes whole lines: for the first and the last step, and now and then in between."""
+    """Writes a line for the first and the last step, and occasionally in between."""
 
     def __init__(self, start: int, steps: int, unit: str) -> None:
         self._start, self._steps, self._unit = start, steps, unit
         self._began = self._last = time.monotonic()
         self._rate = Rate()
 
-    def step(self, step: int, result: StepResult) -> None:
-        """Write a line for a step, if it is time for one."""
+    def step(self, result: StepResult) -> None:
+        """Write a line for a step, if one is due."""
         self._rate.add(result)
         now = time.monotonic()
+        step = result.step
         first_or_last = step in (self._start + 1, self._steps)
         pause = min(max(_SHARE_OF_RUN * (now - self._began), _SOONEST_LINE), _LATEST_LINE)
         if not first_or_last and now - self._last < pause:
@@ -96,25 +98,25 @@ class Lines:
         )
 
     def say(self, text: str) -> None:
-        """Write a text of whole lines."""
+        """Write a text of one or more lines."""
         write_lines(text)
 
     def close(self) -> None:
-        """Do nothing: a line is whole."""
+        """Do nothing: every line is complete."""
 
 
 class Bar:
-    """Draws a bar that moves."""
+    """Draws a progress bar."""
 
     def __init__(self, start: int, steps: int, unit: str) -> None:
         self._unit = unit
         self._rate = Rate()
         self._bar = tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, file=sys.stdout)
 
-    def step(self, step: int, result: StepResult) -> None:
-        """Move the bar."""
+    def step(self, result: StepResult) -> None:
+        """Advance the bar."""
         self._rate.add(result)
-        self._bar.n = step
+        self._bar.n = result.step
         self._bar.set_postfix_str(f"{describe(result)}  {self._rate} {self._unit}/s")
 
     def say(self, text: str) -> None:
@@ -127,14 +129,14 @@ class Bar:
 
 
 class Rate:
-    """Tokens or samples a second, over the last steps."""
+    """Tokens or samples per second, averaged over recent steps."""
 
     def __init__(self) -> None:
         self._value: float | None = None
 
     def add(self, result: StepResult) -> None:
-        """Take a step in."""
-        now = result.count / result.seconds
+        """Add a step."""
+        now = result.summary.count / result.seconds
         self._value = now if self._value is None else 0.8 * self._value + 0.2 * now
 
     def __str__(self) -> str:
@@ -142,10 +144,9 @@ class Rate:
 
 
 def describe(result: StepResult) -> str:
-    """Return a step's numbers, in short."""
-    return (
-        f"loss {result.loss:.4f}  norm {result.grad_norm:.3f}  lr {result.lr:.2e}  bubble {result.bubble:.0%}"
-    )
+    """Return a step's metrics in short form."""
+    loss, norm = result.summary.loss, result.summary.grad_norm
+    return f"loss {loss:.4f}  norm {norm:.3f}  lr {result.lr:.2e}  bubble {result.bubble:.0%}"
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,6 @@
-"""One step of a model-parallel group, as it was and as it was predicted: what a Gantt chart shows.
+"""One step of a model-parallel group, measured and predicted, for a Gantt chart.
 
-A run writes one of its last steps, which took a usual time, to `timeline.json` when it ends.
+When a run ends, it writes one of its last steps, of median duration, to `timeline.json`.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from trainer.errors import UserError
 from trainer.schedule.actions import parse_action
-from trainer.schedule.timeline import AllReduce, RankTimeline, Times
+from trainer.schedule.timeline import ActionTimes, AllReduce, RankTimeline
 
 _Type = TypeVar("_Type")
 
@@ -21,13 +21,13 @@ class StepTimeline:
     """A step of one replica's ranks.
 
     Attributes:
-        title: What ran, in a line.
+        title: The run's headline.
         step: The number of the step that was measured.
-        seconds: How long the step was measured to take, from its begin to its end.
-        predicted_seconds: The same as predicted.
-        measured: By rank of the group, what was observed.
-        predicted: By rank of the group, the simulation of the very same lists.
-        clock_error: How far a rank's times may be off another's, in seconds.
+        seconds: The measured duration of the step.
+        predicted_seconds: Its predicted duration.
+        measured: The observed actions, by rank of the group.
+        predicted: The simulation of the lists that ran, by rank of the group.
+        clock_error: The largest error of the ranks' clocks, in seconds.
     """
 
     title: str
@@ -53,10 +53,10 @@ class StepTimeline:
 
     @classmethod
     def load(cls, path: Path) -> "StepTimeline":
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            UserError: The file is not one.
+            UserError: The file is not a step's timeline.
         """
         try:
             return _step_timeline(json.loads(path.read_text()))
@@ -100,7 +100,7 @@ def _rank(content: dict[str, Any], name: str) -> RankTimeline:
     return RankTimeline(
         actions=tuple(parse_action(action) for action, *_ in actions),
         times=tuple(
-            Times(*(_number(each, f"{name}, {action}") for each in times)) for action, *times in actions
+            ActionTimes(*(_number(each, f"{name}, {action}") for each in times)) for action, *times in actions
         ),
         all_reduces=tuple(_all_reduce(name, *reduce) for reduce in reduces),
     )

@@ -1,13 +1,13 @@
 """One trace of all ranks, for ui.perfetto.dev or chrome://tracing.
 
-It is the Trace Event Format (Google, "Trace Event Format", 2016): a process a replica, a thread a rank, times
-in microseconds of rank 0's clock. Actions are bars, messages arrows. An action's bar begins when what it
-waits for is there; the wait before is a bar of its own.
+The file has the Trace Event Format (Google, "Trace Event Format", 2016). A process is a replica, a thread is
+a rank, and times are microseconds of rank 0's clock. Actions are bars, and messages are arrows. The bar of an
+action begins once it no longer waits; the wait has its own bar.
 
-A rank's all-reduces run beside its actions, and beside one another. Bars of one thread must nest, so they
-have threads of their own right beneath the rank, as many as keep them apart. (Asynchronous events, of phases
-b and e, may overlap. But Perfetto binds them to the process, and shows those of all its ranks together above
-the first.)
+A rank's all-reduces overlap with its actions and with one another, but bars of one thread must nest. So they
+get separate threads right below the rank, as few as keep them apart. (Asynchronous events, of phases b and e,
+may overlap. But Perfetto binds them to the process, and shows those of all its ranks together above the
+first.)
 """
 
 import json
@@ -17,50 +17,52 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.metrics.clock import Clock, clock_offset
-from trainer.pipeline.observed import Observed
+from trainer.metrics.observer import RunObserver
+from trainer.pipeline.timings import StepTimings
 from trainer.run import Run
 from trainer.schedule.actions import SENDS, Action, Kind
 from trainer.schedule.replay import Message, message_of
-from trainer.schedule.timeline import AllReduce, RankTimeline, Times, lanes
+from trainer.schedule.timeline import ActionTimes, AllReduce, RankTimeline, lanes
+from trainer.step import StepResult
 
-_SHORTEST_WAIT = 20e-6  # seconds; shorter ones are no bars
+_SHORTEST_WAIT = 20e-6  # seconds; shorter waits get no bar
 _JUST_BEFORE = 1e-6  # seconds before a receive's end that an arrow ends
 _NAMES = {
     Kind.FORWARD: "forward",
     Kind.BACKWARD: "backward",
-    Kind.INPUT_GRADIENT: "input gradient",
-    Kind.WEIGHT_GRADIENT: "weight gradient",
-    Kind.AVERAGE: "average",
-    Kind.FINISH: "finish averaging",
-    Kind.STEP: "update",
+    Kind.BACKWARD_INPUT: "input gradient",
+    Kind.BACKWARD_WEIGHT: "weight gradient",
+    Kind.REDUCE_START: "average",
+    Kind.REDUCE_WAIT: "finish averaging",
+    Kind.UPDATE: "update",
 }
 _Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RankTrace:
-    """What one rank has seen.
+    """The steps of one rank.
 
     Attributes:
-        replica: Its replica.
-        rank: Its number in the world.
-        clock: Its clock.
-        steps: Number, actions and times of every step.
+        replica: The rank's replica.
+        rank: The rank's number in the world.
+        clock: The rank's clock.
+        steps: The number and the timings of every step.
     """
 
     replica: int
     rank: int
     clock: Clock
-    steps: list[tuple[int, Observed]]
+    steps: list[tuple[int, StepTimings]]
 
     def timelines(self, begin: float = 0.0) -> Iterator[tuple[int, RankTimeline]]:
-        """Yield number and timeline of every step, in seconds of rank 0's clock since `begin`."""
-        for step, seen in self.steps:
-            yield step, seen.timeline.on(lambda moment: self.clock.read(moment) - begin)
+        """Yield the number and timeline of every step, in seconds of rank 0's clock since `begin`."""
+        for step, timings in self.steps:
+            yield step, timings.timeline.on(lambda moment: self.clock.read(moment) - begin)
 
 
 class _Reduced(NamedTuple):
-    """An all-reduce, its step, and the share of it in which the rank worked rather than waited."""
+    """An all-reduce, its step, and the share of its time in which the rank worked rather than waited."""
 
     step: int
     reduce: AllReduce
@@ -68,7 +70,7 @@ class _Reduced(NamedTuple):
 
 
 class _Arrows:
-    """Numbers messages, for both ends of an arrow to have one number: Perfetto drops arrows with a text."""
+    """Numbers messages, so both ends of an arrow share an id; Perfetto drops arrows whose id is a text."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, int, Message], int] = {}
@@ -78,57 +80,48 @@ class _Arrows:
         return self._numbers.setdefault((step, thread["pid"], message), len(self._numbers) + 1)
 
 
-class Trace:
-    """Collects a rank's steps, and writes those of all ranks into one file."""
+class Trace(RunObserver):
+    """Collects a rank's steps, and writes those of all ranks into one file at the end.
 
-    def __init__(self, run: Run) -> None:
+    Args:
+        run: The run.
+        path: The file.
+    """
+
+    def __init__(self, run: Run, path: Path) -> None:
         self._run = run
+        self._path = path
         self._offset = clock_offset(run.world)
-        self._steps: list[tuple[int, Observed]] = []
+        self._steps: list[tuple[int, StepTimings]] = []
 
-    def add(self, step: int) -> None:
-        """Take in the step that the run has just done."""
-        self._steps.append((step, self._run.engine.observed))
+    def step(self, result: StepResult) -> None:
+        """Keep the run's latest step."""
+        self._steps.append((result.step, self._run.engine.timings))
 
-    def write(self, path: Path) -> None:
-        """Write the file; every rank calls it."""
+    def end(self) -> None:
+        """Write the file."""
         run = self._run
         clock = Clock(self._offset, clock_offset(run.world))
-        everyone = run.world.all_gather_objects(RankTrace(run.replica, run.world.rank, clock, self._steps))
+        traces = run.world.all_gather_objects(RankTrace(run.replica, run.world.rank, clock, self._steps))
         if run.world.rank == 0:
-            path.write_text(json.dumps(trace_events(everyone)) + "\n")
-
-
-class NoTrace:
-    """Where no trace is asked for."""
-
-    def add(self, step: int) -> None:
-        """Do nothing."""
-
-    def write(self, path: Path) -> None:
-        """Do nothing."""
-
-
-def build_trace(run: Run) -> Trace | NoTrace:
-    """Return the trace of a run; the same on every rank."""
-    return Trace(run) if run.config.run.trace else NoTrace()
+            self._path.write_text(json.dumps(trace_events(traces)) + "\n")
 
 
 def trace_events(ranks: Sequence[RankTrace]) -> _Event:
     """Return the content of a trace file.
 
     Args:
-        ranks: What every rank of the world has seen, by rank.
+        ranks: The steps of every rank of the world, by rank.
     """
     begin = min(
-        (rank.clock.read(seen.times[0].start) for rank in ranks for _, seen in rank.steps), default=0.0
+        (rank.clock.read(timings.times[0].start) for rank in ranks for _, timings in rank.steps), default=0.0
     )
-    dealt = [_lanes(rank.timelines(begin)) for rank in ranks]
-    most = max(map(len, dealt), default=0)
+    all_lanes = [_lanes(rank.timelines(begin)) for rank in ranks]
+    most = max(map(len, all_lanes), default=0)
     events: list[_Event] = []
     arrows = _Arrows()
-    for rank, of_rank in zip(ranks, dealt, strict=True):
-        # A viewer may take thread numbers for those of the whole machine: no two threads have the same.
+    for rank, of_rank in zip(ranks, all_lanes, strict=True):
+        # A viewer may treat thread ids as unique across processes, so they are.
         threads = [{"pid": rank.replica, "tid": rank.rank + i * len(ranks)} for i in range(1 + len(of_rank))]
         events += _names(rank, threads, rank.rank * (1 + most))
         for step, timeline in rank.timelines(begin):
@@ -138,33 +131,33 @@ def trace_events(ranks: Sequence[RankTrace]) -> _Event:
     error = max((rank.clock.error for rank in ranks), default=0.0)
     drift = max((abs(rank.clock.drift) for rank in ranks), default=0.0)
     facts = {
-        "clock error of any rank when measured, microseconds": _microseconds(error),
-        "clock drift of any rank, taken out as if even, microseconds": _microseconds(drift),
+        "largest clock error of a rank when measured, microseconds": _microseconds(error),
+        "largest clock drift of a rank, corrected linearly, microseconds": _microseconds(drift),
     }
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": facts}
 
 
 def _microseconds(seconds: float) -> float:
-    """Return a time in the format's unit, to the nanosecond."""
+    """Convert seconds to microseconds, rounded to the nanosecond."""
     return round(seconds * 1e9) / 1e3
 
 
 def _lanes(timelines: Iterator[tuple[int, RankTimeline]]) -> list[list[_Reduced]]:
-    """Deal a rank's all-reduces to as few lanes as keep those of a lane apart."""
+    """Assign a rank's all-reduces to as few lanes as possible without overlap within a lane."""
     reduced = (
         _Reduced(step, reduce, _overlap(timeline, reduce))
         for step, timeline in timelines
         for reduce in timeline.all_reduces
     )
     ordered = sorted(reduced, key=lambda each: each.reduce.start)
-    dealt: dict[int, list[_Reduced]] = {}
+    by_lane: dict[int, list[_Reduced]] = {}
     for each, lane in zip(ordered, lanes([each.reduce for each in ordered]), strict=True):
-        dealt.setdefault(lane, []).append(each)
-    return list(dealt.values())
+        by_lane.setdefault(lane, []).append(each)
+    return list(by_lane.values())
 
 
 def _overlap(timeline: RankTimeline, reduce: AllReduce) -> float:
-    """Return the share of an all-reduce in which the rank worked rather than waited."""
+    """Return the share of an all-reduce's time in which the rank worked rather than waited."""
     worked = sum(
         max(min(times.end, reduce.end) - max(times.ready, reduce.start), 0.0) for times in timeline.times
     )
@@ -173,7 +166,7 @@ def _overlap(timeline: RankTimeline, reduce: AllReduce) -> float:
 
 
 def _names(rank: RankTrace, threads: Sequence[_Event], first: int) -> Iterator[_Event]:
-    """Yield the names and the order of a rank's threads: its actions', and its all-reduces' beneath."""
+    """Yield the names and the order of a rank's threads: first its actions, then its all-reduces."""
     facts: list[tuple[str, dict[str, str | int], _Event]] = [
         ("process_name", {"name": f"replica {rank.replica}"}, threads[0]),
         ("process_sort_index", {"sort_index": rank.replica}, threads[0]),
@@ -205,8 +198,8 @@ def _actions(step: int, timeline: RankTimeline, thread: _Event, arrows: _Arrows)
             yield {**arrow, **_end_of_arrow(action, times), **thread}
 
 
-def _end_of_arrow(action: Action, times: Times) -> _Event:
-    """Return one end of a message's arrow; it lies inside the bar which it is bound to."""
+def _end_of_arrow(action: Action, times: ActionTimes) -> _Event:
+    """Return one end of a message's arrow; it lies within the bar that it is bound to."""
     if action.kind in SENDS:
         return {"ph": "s", "ts": _microseconds(times.ready)}
     before = min(_JUST_BEFORE, (times.end - times.ready) / 2)

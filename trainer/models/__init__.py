@@ -1,1 +1,1 @@
-"""Models as ordered lists of layers."""
+"""Models: ordered lists of layers."""

@@ -1,45 +1,34 @@
-"""From the configuration to the model it names."""
+"""Builds the configured model and checks it."""
 
 import re
 from collections.abc import Mapping
 
-from trainer.config import CustomModelConfig, GPTConfig, ModelConfig, SimpleNetConfig
+from trainer.config.check import check_part
+from trainer.config.registry import chosen, import_builder
+from trainer.config.schema import ModelConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
-from trainer.imports import call, load
-from trainer.models.gpt import gpt
 from trainer.models.model import Layer, Model
-from trainer.models.simplenet import simplenet
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # fit for a file name
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # safe as a file name
 
 
 def build_model(config: ModelConfig, data: Data) -> Model:
     """Return the configured model for this data.
 
     Raises:
-        UserError: The configuration does not fit the data, the user's own target cannot be imported or
-            called, or what it returns is not a sound model.
+        UserError: No model has a configuration of this class, a value is out of range or does not fit the
+            data, a custom target cannot be imported or called, or the model is invalid.
     """
-    if isinstance(config, GPTConfig):
-        model = gpt(config, data)
-    elif isinstance(config, SimpleNetConfig):
-        model = simplenet(config, data)
-    elif isinstance(config, CustomModelConfig):
-        model = call(load(config.target, "model.target"), config.target, "model", data, **config.options)
-        if not isinstance(model, Model):
-            raise UserError(
-                f"model.target={config.target} returned {type(model).__name__}: "
-                "it must return a trainer.models.model.Model"
-            )
-    else:
-        raise UserError(f"model.name={config.name} is none of gpt, simplenet, custom")
+    choice = chosen("model", config)
+    check_part(config, "model.")
+    model: Model = import_builder(choice.build)(config, data)
     check_model(model)
     return model
 
 
 def check_model(model: Model) -> None:
-    """Raise a UserError unless the layers have distinct names, and ties that point to owners before them."""
+    """Raise a UserError unless the layers have distinct names, and every tie's owner is an earlier layer."""
     if not model.layers:
         raise UserError("the model has no layers: it needs at least one")
     earlier: dict[str, Layer] = {}
@@ -47,20 +36,20 @@ def check_model(model: Model) -> None:
         if not _NAME.fullmatch(layer.name):
             raise UserError(
                 f"the model's layer name {layer.name!r} cannot name a file: "
-                "use letters, digits, '_', '-' and '.', and do not begin with '.' or '-'"
+                "use letters, digits, '_', '-' and '.', and do not start with '.' or '-'"
             )
         if layer.name in earlier:
-            raise UserError(f"two of the model's layers are called {layer.name!r}: names must be distinct")
+            raise UserError(f"two of the model's layers are named {layer.name!r}: names must be distinct")
         _check_ties(layer, earlier)
         earlier[layer.name] = layer
 
 
 def _check_ties(layer: Layer, earlier: Mapping[str, Layer]) -> None:
-    """Raise a UserError unless each tied parameter of a layer has one owner, which is no use itself.
+    """Raise a UserError unless each tied parameter of a layer has one owner, which is not tied itself.
 
     Args:
         layer: The layer.
-        earlier: The layers before it, by name, their own ties checked.
+        earlier: The layers before it, by name; their ties are checked already.
     """
     owners: dict[str, str] = {}
     for tie in layer.ties:
@@ -73,12 +62,12 @@ def _check_ties(layer: Layer, earlier: Mapping[str, Layer]) -> None:
         if tie.parameter in owners:
             raise UserError(
                 f"layer {layer.name!r} ties its {tie.parameter!r} twice, to {owners[tie.parameter]} and to "
-                f"{owner}: a parameter has one owner, so leave one of the two out"
+                f"{owner}: a parameter has one owner, so remove one of the two ties"
             )
         owners[tie.parameter] = owner
         for other in earlier[tie.owner].ties:
             if other.parameter == tie.owner_parameter:
                 raise UserError(
-                    f"layer {layer.name!r} ties its {tie.parameter!r} to {owner}, which is tied itself: "
+                    f"layer {layer.name!r} ties its {tie.parameter!r} to {owner}, which is itself tied: "
                     f"tie it to the owner of both, {other.owner_parameter!r} of layer {other.owner!r}"
                 )

@@ -1,4 +1,4 @@
-"""Frozen parameters: they keep the weights that they start with."""
+"""Frozen parameters: they keep their initial weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,20 +14,20 @@ _KEY = "train.freeze"
 
 
 def freeze(model: Model, patterns: Sequence[str]) -> Model:
-    """Return the model with the parameters that the patterns choose frozen from when their layer is built.
+    """Return the model with the chosen parameters frozen as soon as their layer is built.
 
-    So they are frozen in every process, and where layers are costed, alike. Layers that shared a `build` and
-    freeze the same parameters share one afterwards too; layers that freeze nothing keep theirs. Uses of a
-    frozen parameter are frozen with it.
+    So they are frozen alike in every process, and when layers are costed. Layers that share a `build` and
+    freeze the same parameters still share one afterwards; layers that freeze nothing keep theirs. Layers that
+    are tied to a frozen parameter freeze it too.
 
-    A layer that is frozen as a whole keeps its running statistics too; dropout in it stays as it is.
+    A fully frozen layer also keeps its running statistics; its dropout stays active.
 
     Args:
         model: The model.
-        patterns: See `trainer.models.names`.
+        patterns: Choose the parameters; see `trainer.models.names`.
 
     Raises:
-        UserError: A pattern chooses nothing, or nothing is left to train.
+        UserError: A pattern matches nothing, or no parameter is left to train.
     """
     if not patterns:
         return model
@@ -44,7 +44,7 @@ def freeze(model: Model, patterns: Sequence[str]) -> Model:
         layers.append(replace(layer, build=build) if frozen else layer)
     if not is_trained:
         raise UserError(
-            f"{_KEY}=[{','.join(patterns)}] freezes every parameter of the model: leave some of them out"
+            f"{_KEY}=[{','.join(patterns)}] freezes every parameter of the model: leave some trainable"
         )
     return replace(model, layers=tuple(layers))
 

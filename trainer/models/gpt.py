@@ -4,8 +4,8 @@ The network is GPT-2's (Radford et al., 2019: pre-norm blocks, GELU, initial wei
 distribution of 0.02), with learned or rotary positions (Su et al., 2021, "RoFormer") and a head that may
 share the embedding's weight (Press and Wolf, 2017, "Using the Output Embedding to Improve Language Models").
 
-Everything random comes from torch's default generators, which the caller seeds; no module keeps a state
-beside its parameters. So a layer gives the same bits in whichever process it is built and run.
+All randomness comes from torch's default generators, which the caller seeds, and no module has state other
+than its parameters. So a layer gives the same bits in whichever process it is built and run.
 """
 
 import math
@@ -17,23 +17,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import GPTConfig
+from trainer.activation import Activation
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
-from trainer.models.model import Activation, Layer, Model, Tie
+from trainer.models.model import Layer, Model, Tie
 
-MASKED = -100  # the target of a token that the loss leaves out
+MASKED = -100  # the target of a token that the loss ignores
 _STD = 0.02  # GPT-2's standard deviation of initial weights
 
 
 def gpt(config: GPTConfig, data: Data) -> Model:
     """Return a GPT for the data's vocabulary: int64 tokens [batch, time] to logits [batch, time, vocabulary].
 
-    `time` may be anything up to `config.context`.
+    `time` is at most `config.context`.
 
     Raises:
-        UserError: The data is not tokens, its samples are longer than the context, or the width does not
-            divide among the heads.
+        UserError: The data is not tokens, its samples are longer than the context, or the heads do not
+            divide the width.
     """
     vocabulary = _checked_vocabulary(config, data)
     rotary = config.positions == "rotary"
@@ -65,24 +66,24 @@ def gpt(config: GPTConfig, data: Data) -> Model:
 
 
 def _checked_vocabulary(config: GPTConfig, data: Data) -> int:
-    """Return the data's vocabulary, once the data and the configuration fit each other."""
+    """Return the data's vocabulary after checking that the data and the configuration match."""
     if data.vocabulary is None:
         raise UserError("model.name=gpt needs text, but this data has no vocabulary: use data=text")
     if config.width % config.heads:
         raise UserError(
-            f"model.width={config.width} does not divide among model.heads={config.heads}: "
-            "make the width a multiple of the heads"
+            f"model.width={config.width} is not divisible by model.heads={config.heads}: "
+            "make the width a multiple of the number of heads"
         )
     if config.positions == "rotary" and config.width // config.heads % 2:
         raise UserError(
-            f"model.positions=rotary turns pairs, but model.width={config.width} over "
-            f"model.heads={config.heads} gives heads of odd width {config.width // config.heads}"
+            f"model.positions=rotary needs heads of even width, but model.width={config.width} and "
+            f"model.heads={config.heads} give the odd width {config.width // config.heads}: change either"
         )
     first = data.training.inputs(np.zeros(1, dtype=np.int64))
     if isinstance(first, Tensor) and first.shape[-1] > config.context:
         raise UserError(
             f"the data's samples have {first.shape[-1]} tokens (data.context), more than "
-            f"model.context={config.context}: raise the one or lower the other"
+            f"model.context={config.context}: lower data.context or raise model.context"
         )
     return data.vocabulary
 
@@ -109,10 +110,10 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention, then a GELU network four times as wide, both residual.
+    """A pre-norm transformer block: attention, then a GELU MLP four times as wide, both residual.
 
-    `blocks` is the number of blocks in the model: each adds to the residual twice, so GPT-2 starts these
-    projections smaller by 1 / sqrt(2 * blocks).
+    `blocks` is the number of blocks in the model. Each adds to the residual stream twice, so GPT-2 scales the
+    initial weights of these two projections by 1 / sqrt(2 * blocks).
     """
 
     def __init__(self, *, width: int, heads: int, blocks: int, dropout: float, rotary: bool) -> None:
@@ -128,14 +129,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, time, width] to the same shape; a position sees itself and those before it."""
+        """Map [batch, time, width] to the same shape; a position attends to itself and to earlier ones."""
         x = x + self.dropout(self.attention(self.attention_norm(x)))
         output: Tensor = x + self.dropout(self.narrow(F.gelu(self.widen(self.network_norm(x)))))
         return output
 
 
 class Attention(nn.Module):
-    """Causal self-attention with several heads and dropout on its weights."""
+    """Causal multi-head self-attention, with dropout on the attention weights."""
 
     def __init__(self, *, width: int, heads: int, dropout: float, rotary: bool, residual_std: float) -> None:
         super().__init__()
@@ -152,15 +153,15 @@ class Attention(nn.Module):
         query, key, value = joined.permute(2, 0, 3, 1, 4)  # each [batch, heads, time, head width]
         if self.rotary:
             query, key = rotate(query), rotate(key)
-        mixed = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             query, key, value, dropout_p=self.dropout if self.training else 0.0, is_causal=True
         )
-        projected: Tensor = self.project(mixed.transpose(1, 2).reshape(batch, time, width))
+        projected: Tensor = self.project(attended.transpose(1, 2).reshape(batch, time, width))
         return projected
 
 
 class Head(nn.Module):
-    """The last normalisation and the scores of the vocabulary."""
+    """The final layer norm and the projection to the vocabulary."""
 
     def __init__(self, *, vocabulary: int, width: int) -> None:
         super().__init__()
@@ -174,26 +175,26 @@ class Head(nn.Module):
 
 
 class TokenLoss:
-    """Cross-entropy of the next token, summed over the tokens whose target is not `MASKED`."""
+    """Cross-entropy of the next token, summed over the targets that are not `MASKED`."""
 
     def count(self, target: Activation) -> int:
-        """Return how many targets are not masked."""
+        """Return the number of targets that are not masked."""
         return int(torch.count_nonzero(cast(Tensor, target) != MASKED))
 
     def __call__(self, output: Activation, target: Activation) -> Tensor:
-        """Return the sum for logits [batch, time, vocabulary] and int64 targets [batch, time]."""
+        """Return the sum, given logits [batch, time, vocabulary] and int64 targets [batch, time]."""
         logits, tokens = cast(Tensor, output), cast(Tensor, target)
-        # The sum over half-precision logits would lose most of its digits.
+        # A sum in half precision would lose most of its digits.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), ignore_index=MASKED, reduction="sum")
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Turn each pair of features by an angle that grows with the position (RoFormer's rotary embedding).
+    """Rotate each pair of features by an angle that grows with the position (RoFormer's rotary embedding).
 
-    The product of a turned query and a turned key then depends on the distance of their positions only.
-    The pairs are (i, i + half), as in GPT-NeoX and Llama. The angles are computed each time, in float32:
-    they cost little beside the attention, and leave no buffer to cast, move or save.
+    The product of a rotated query and a rotated key then depends only on the distance of their positions.
+    The pairs are (i, i + half), as in GPT-NeoX and Llama. The angles are computed on every call, in float32:
+    they cost little compared with the attention, and there is no buffer to cast, move or save.
 
     Args:
         x: [..., time, head width], the head width even.
@@ -207,7 +208,7 @@ def rotate(x: Tensor) -> Tensor:
 
 
 def _linear(inputs: int, outputs: int, *, std: float = _STD, bias: bool = True) -> nn.Linear:
-    """Return a linear map with normal weights and no initial bias."""
+    """Return a linear layer with normally distributed weights and a zero bias."""
     linear = nn.Linear(inputs, outputs, bias=bias)
     nn.init.normal_(linear.weight, std=std)
     if bias:

@@ -1,19 +1,17 @@
-"""What a model is: an ordered list of named layers, each built only where it is needed, and a loss."""
+"""What a model is: an ordered list of named layers, each built only where needed, and a loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 from torch import Tensor, nn
 
-# What passes between two layers: a tensor, or a nested tuple or dict of tensors and None.
-# (Recursive aliases are not understood at run time by Python 3.10, hence Any inside.)
-Activation: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any] | None
+from trainer.activation import Activation
 
 
 @dataclass(frozen=True)
 class Tie:
-    """A parameter of a layer that is one and the same as a parameter of an earlier layer, its owner.
+    """A parameter that a layer shares with an earlier layer, its owner.
 
     Attributes:
         parameter: Its name in the module that declares the tie, such as "linear.weight".
@@ -28,12 +26,12 @@ class Tie:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: the unit that a cut never divides.
+    """One layer: the unit that the partition never splits.
 
     Attributes:
         name: Unique in the model; seeds, checkpoints and tables use it.
-        build: Makes the module, under a seed and a device that the caller has set. Its forward takes
-            the activation of the layer before (the first layer: the data's inputs) and returns one.
+        build: Returns the module; the caller has set the seed and the device. Its forward maps the previous
+            layer's activation (for the first layer, the data's inputs) to its own.
         ties: The parameters that this layer shares with earlier layers.
     """
 
@@ -43,18 +41,18 @@ class Layer:
 
 
 class Loss(Protocol):
-    """A loss as a sum and the count that turns it into a mean, so that batches of any size can be added."""
+    """A loss as a sum and a count that turns it into a mean, so that batches of any size can be added."""
 
     def count(self, target: Activation) -> int:
-        """Return how many terms the sum has: samples, or tokens that are not masked."""
+        """Return the number of terms of the sum: samples, or tokens that are not masked."""
 
     def __call__(self, output: Activation, target: Activation) -> Tensor:
-        """Return the sum of the terms, a tensor of no dimensions."""
+        """Return the sum of the terms, a 0-dimensional tensor."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """An ordered list of layers and a loss on what the last of them returns."""
+    """An ordered list of layers, and a loss on the output of the last."""
 
     layers: tuple[Layer, ...]
     loss: Loss

@@ -1,11 +1,12 @@
-"""Parameters by name, and the patterns that choose among them.
+"""Names of parameters, and patterns that choose among them.
 
-A parameter is called "layer/parameter", such as "block.0/attention.project.weight". A pattern is a layer's
-and a parameter's, each as a shell writes it for files (`*`, `?`, `[0-3]`; upper and lower case differ), with
-the slash between: "block.*/*.bias". Without a slash it is a layer's, and chooses all of its parameters.
+A parameter's name is "layer/parameter", such as "block.0/attention.project.weight". A pattern has a part for
+the layer and one for the parameter, separated by a slash: "block.*/*.bias". Each is a shell-style wildcard
+pattern (`*`, `?`, `[0-3]`; case-sensitive). A pattern without a slash names layers, and chooses all of their
+parameters.
 
 A tied parameter has one name, its owner's. So "head" does not choose a weight that the head shares with the
-embedding, and "embedding" does, for the head as well.
+embedding; "embedding" does, for the head as well.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,17 +18,17 @@ from torch import nn
 from trainer.errors import UserError, suggest
 from trainer.models.model import Layer, Model, Tie
 
-Name = tuple[str, str]  # of the layer that owns it, and of the parameter in that layer's module
+Name = tuple[str, str]  # the owning layer's, and the parameter's in that layer's module
 
 
 def chooses(pattern: str, name: Name) -> bool:
-    """Return whether a pattern chooses the parameter of this name."""
+    """Return whether a pattern chooses the parameter with this name."""
     of_layer, of_parameter = _parts(pattern)
     return fnmatchcase(name[0], of_layer) and fnmatchcase(name[1], of_parameter)
 
 
 def own_name(layer: str, parameter: str, ties: Iterable[Tie]) -> Name:
-    """Return the one name of a layer's parameter: its owner's, if it is tied.
+    """Return the unique name of a layer's parameter: its owner's, if it is tied.
 
     Args:
         layer: The layer's name.
@@ -45,11 +46,11 @@ def choose_layers(names: Sequence[str], pattern: str, key: str) -> list[str]:
 
     Args:
         names: The names of the model's layers.
-        pattern: The pattern, of layers alone.
+        pattern: A pattern for layers only.
         key: The dotted key that it comes from, for messages.
 
     Raises:
-        UserError: It chooses none.
+        UserError: It matches none.
     """
     chosen = [name for name in names if fnmatchcase(name, pattern)]
     if not chosen:
@@ -60,9 +61,9 @@ def choose_layers(names: Sequence[str], pattern: str, key: str) -> list[str]:
 
 
 class Parameters:
-    """The parameters of a model that is not built: of each layer, as its module has them on the meta device.
+    """The parameters of a model that is not built: each layer's, as in its module on the meta device.
 
-    Layers are built there when they are asked for; those that share one `build`, once.
+    A layer is built on first use; layers that share a `build` are built once.
     """
 
     def __init__(self, model: Model) -> None:
@@ -70,7 +71,7 @@ class Parameters:
         self._modules: dict[int, nn.Module] = {}
 
     def of(self, layer: Layer) -> dict[str, nn.Parameter]:
-        """Return a layer's parameters, without numbers, by their names in its module."""
+        """Return a layer's parameters, without values, by their names in its module."""
         key = id(layer.build)
         if key not in self._modules:
             self._modules[key] = build_on_meta(layer)
@@ -84,7 +85,7 @@ class Parameters:
             key: The dotted key that it comes from, for messages.
 
         Raises:
-            UserError: It chooses none, or only uses of parameters that other layers own.
+            UserError: It matches none, or only parameters that are tied to other layers.
         """
         layers = [layer for layer in self._layers if fnmatchcase(layer.name, _parts(pattern)[0])]
         uses = {
@@ -99,29 +100,29 @@ class Parameters:
         if uses:
             use, own = next(iter(uses.items()))
             raise UserError(
-                f"{key}: {pattern!r} matches {'/'.join(use)} alone, which is tied to {'/'.join(own)}: "
-                "a tied parameter goes by its owner's name"
+                f"{key}: {pattern!r} matches only {'/'.join(use)}, which is tied to {'/'.join(own)}: "
+                "refer to a tied parameter by its owner's name"
             )
         near = suggest(pattern, self._near(layers, pattern))
         raise UserError(
             f"{key}: {pattern!r} matches no parameter of the model; "
-            f"a pattern is of layers, as 'block.*', or of their parameters, as 'block.*/*.bias'{near}"
+            f"a pattern names layers, such as 'block.*', or their parameters, such as 'block.*/*.bias'{near}"
         )
 
     def _near(self, layers: Sequence[Layer], pattern: str) -> list[str]:
-        """Return what the pattern could be instead: another layer, or another parameter of its layers."""
+        """Return alternatives to the pattern: other layers, or other parameters of its layers."""
         if not layers:
-            behind = pattern.partition("/")[1:]
-            return ["".join((layer.name, *behind)) for layer in self._layers]
+            suffix = pattern.partition("/")[1:]
+            return ["".join((layer.name, *suffix)) for layer in self._layers]
         return [f"{layer.name}/{name}" for layer in layers for name in self.of(layer)]
 
 
 def build_on_meta(layer: Layer) -> nn.Module:
-    """Build a layer without memory, or with it for a moment if the layer looks at its initial numbers."""
+    """Build a layer without memory, or with memory briefly if the layer reads its initial values."""
     try:
         with torch.device("meta"):
             module = layer.build()
-    except Exception:  # a layer of the user's own may raise anything; if it is at fault, it does so again
+    except Exception:  # a custom layer may raise anything; if it is at fault, it raises below too
         with torch.random.fork_rng(devices=[]):
             module = layer.build()
     return module.to("meta")

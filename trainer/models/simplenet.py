@@ -1,4 +1,4 @@
-"""SimpleNet: Linear, ReLU, Linear, the network that tutorials of model parallelism cut into two parts."""
+"""SimpleNet: Linear, ReLU, Linear; the network that model-parallel tutorials split in two."""
 
 from functools import partial
 from typing import cast
@@ -7,17 +7,18 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import SimpleNetConfig
+from trainer.activation import Activation
+from trainer.config.schema import SimpleNetConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
-from trainer.models.model import Activation, Layer, Model
+from trainer.models.model import Layer, Model
 
 
 def simplenet(config: SimpleNetConfig, data: Data) -> Model:
-    """Return SimpleNet: float32 features [batch, features] to the logits [batch, 1] of label 1.
+    """Return SimpleNet: float32 features [batch, features] to logits [batch, 1] of label 1.
 
     Raises:
-        UserError: The data is not vectors of `config.features` numbers.
+        UserError: The data is not vectors of `config.features` features.
     """
     first = data.training.inputs(np.zeros(1, dtype=np.int64))
     if not isinstance(first, Tensor) or not first.is_floating_point() or first.dim() != 2:  # noqa: PLR2004
@@ -47,9 +48,9 @@ class BinaryLoss:
         return len(cast(Tensor, target))
 
     def __call__(self, output: Activation, target: Activation) -> Tensor:
-        """Return the sum for logits [batch, 1] and labels [batch]."""
+        """Return the sum, given logits [batch, 1] and labels [batch]."""
         logits, labels = cast(Tensor, output), cast(Tensor, target)
-        # Compared as they come, [batch, 1] and [batch] would broadcast to every pair of samples.
+        # Without the reshape, [batch, 1] and [batch] would broadcast to every pair of samples.
         return F.binary_cross_entropy_with_logits(
             logits.reshape(labels.shape), labels.to(logits.dtype), reduction="sum"
         )

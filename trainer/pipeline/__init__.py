@@ -1,1 +1,1 @@
-"""What executes a schedule: the engine, a stage's layers, the transports."""
+"""The parts that execute a schedule: the engine, a stage's layers, the transports."""

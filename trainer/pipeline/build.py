@@ -1,4 +1,4 @@
-"""Builds the layers that a rank owns, and no others, so that a model larger than a host can be built."""
+"""Builds only the layers that a rank owns, so that a model may be larger than a host's memory."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,18 @@ from torch import nn
 
 from trainer.errors import UserError, suggest
 from trainer.models.model import Layer
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 from trainer.seeds import derive, seed_device
 
 
 def build_layer(layers: Sequence[Layer], index: int, seed: int, device: torch.device) -> BuiltLayer:
     """Build one layer of the model on a device.
 
-    Its initial weights follow from the seed and its name alone. They are drawn on the CPU, so that they do
-    not depend on the kind of device either. A tied parameter is frozen if its owner's is, and only then.
+    Its initial weights depend only on the seed and on its name. They are drawn on the CPU, so they do not
+    depend on the type of device. A tied parameter is frozen if and only if its owner's is.
 
     Raises:
-        UserError: A tie names a parameter that is not there, or two of different shapes.
+        UserError: A tie names a parameter that does not exist, or two of different shapes.
     """
     layer = layers[index]
     built = BuiltLayer(index, layer.name, _build(layer, seed), layer.ties)
@@ -39,7 +39,7 @@ def build_layer(layers: Sequence[Layer], index: int, seed: int, device: torch.de
 
 
 def _parameter(layer: str, module: nn.Module, name: str) -> nn.Parameter:
-    """Return a parameter by the name that it goes by in its module's list of parameters."""
+    """Return a parameter by its name in the module."""
     parameters = dict(module.named_parameters())
     if name not in parameters:
         raise UserError(

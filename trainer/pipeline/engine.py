@@ -1,4 +1,4 @@
-"""The engine: a small interpreter of actions. It knows nothing of MPI, Horovod, CUDA or the model."""
+"""The engine: a small interpreter of actions, independent of MPI, Horovod, CUDA and the model."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,39 +8,32 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.models.model import Activation
-from trainer.pipeline.activation import Nest, flatten, unflatten
-from trainer.pipeline.observed import Observed
-from trainer.pipeline.source import Source
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.activation import Activation, TreeSpec, flatten, unflatten
+from trainer.distributed.waiting import WaitMeter
+from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.source import Source, TokenSource
+from trainer.pipeline.stage import Stage
 from trainer.pipeline.ties import TiedParameters
+from trainer.pipeline.timings import StepTimings
 from trainer.pipeline.transport import Transport
-from trainer.schedule.actions import COMPLETES, Action, Kind
-from trainer.schedule.timeline import AllReduce, Times
-
-# Takes the sums of the losses, updates the weights, and returns the seconds in which it waited for others.
-Update = Callable[[Mapping[int, Tensor]], float]
+from trainer.schedule.actions import COMPLETES_WEIGHT_GRADIENT, Action, Kind
+from trainer.schedule.timeline import ActionTimes, AllReduce
 
 
 class Gradients(Protocol):
-    """What averages the gradients of a layer over the replicas.
+    """Processes the gradients of each layer once they are complete, such as averaging over replicas."""
 
-    Attributes:
-        waited: Seconds that this rank has waited for other replicas, ever.
-        all_reduces: Those of the step under way that are done.
-    """
-
-    waited: float
-    all_reduces: list[AllReduce]
+    def begin(self, done: list[AllReduce]) -> None:
+        """Begin a step; every all-reduce that completes in it is appended to `done`."""
 
     def start(self, layer: BuiltLayer) -> None:
-        """Start to average a layer's gradients; they are complete."""
+        """Start to average a layer's gradients, which are complete."""
 
     def progress(self) -> None:
-        """Take note of what is done; called behind every layer."""
+        """Record completed all-reduces; called after every layer."""
 
     def finish(self, layer: BuiltLayer) -> None:
-        """Return when the layer's gradients are averaged."""
+        """Wait until the layer's gradients are averaged."""
 
 
 @dataclass
@@ -49,16 +42,14 @@ class _Run:
 
     source: Source
     scale: float | None
-    step: Update | None
-    split: frozenset[tuple[int, int]]  # stage and micro-batch of backwards in two parts
-    last: Mapping[int, int]  # by stage: the micro-batch whose gradients complete it
-    inputs: dict[tuple[int, int], tuple[list[Tensor], Nest]] = field(default_factory=dict)
-    outputs: dict[tuple[int, int], tuple[list[Tensor], Nest]] = field(default_factory=dict)
+    split: frozenset[tuple[int, int]]  # stage and micro-batch of split backwards
+    last: Mapping[int, int]  # by stage: the micro-batch whose backward is its last
+    inputs: dict[tuple[int, int], tuple[list[Tensor], TreeSpec]] = field(default_factory=dict)
+    outputs: dict[tuple[int, int], tuple[list[Tensor], TreeSpec]] = field(default_factory=dict)
     gradients: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
     losses: dict[int, Tensor] = field(default_factory=dict)
     tokens: dict[int, Tensor] = field(default_factory=dict)
     averaging: set[str] = field(default_factory=set)
-    ready_to_step: set[int] = field(default_factory=set)
 
 
 class Engine:
@@ -67,14 +58,15 @@ class Engine:
     Args:
         stages: This rank's stages, by number.
         last_stage: The number of the model's last stage.
-        local: Carries what stays in this process.
-        remote: Carries what goes to other ranks of the group.
-        gradients: Averages over the replicas.
+        local: Carries messages within this process.
+        remote: Carries messages to and from other ranks of the group.
+        gradients: Averages gradients over the replicas.
         ties: The tied parameters of this rank's stages.
+        meter: Adds up the waiting of all of these.
 
     Attributes:
-        remote: Carries what goes to other ranks of the group.
-        observed: The times of the actions that were run last, or are being run.
+        remote: Carries messages to and from other ranks of the group.
+        timings: The times of the actions of the latest run.
     """
 
     def __init__(
@@ -86,6 +78,7 @@ class Engine:
         remote: Transport,
         gradients: Gradients,
         ties: TiedParameters,
+        meter: WaitMeter,
     ) -> None:
         self._stages = stages
         self._last_stage = last_stage
@@ -93,81 +86,68 @@ class Engine:
         self.remote = remote
         self._averaging = gradients
         self._ties = ties
+        self._meter = meter
         self._run: _Run
-        self.observed = Observed()
-        self._waited_in_updates = 0.0
+        self.timings = StepTimings()
         self._do: dict[Kind, Callable[[Action], None]] = {
             Kind.FORWARD: self._forward,
             Kind.BACKWARD: self._backward,
-            Kind.INPUT_GRADIENT: self._backward,
-            Kind.WEIGHT_GRADIENT: self._weight_gradient,
+            Kind.BACKWARD_INPUT: self._backward,
+            Kind.BACKWARD_WEIGHT: self._weight_gradient,
             Kind.SEND_ACTIVATION: self._send_activation,
             Kind.RECEIVE_ACTIVATION: self._receive_activation,
             Kind.SEND_GRADIENT: self._send_gradient,
             Kind.RECEIVE_GRADIENT: self._receive_gradient,
-            Kind.SEND_TIE: self._send_tie,
-            Kind.RECEIVE_TIE: self._receive_tie,
-            Kind.AVERAGE: self._average,
-            Kind.FINISH: self._finish,
-            Kind.SEND_TIED: self._send_tied,
-            Kind.RECEIVE_TIED: self._receive_tied,
-            Kind.STEP: self._step,
+            Kind.SEND_TIED_GRADIENT: self._send_tie,
+            Kind.RECEIVE_TIED_GRADIENT: self._receive_tie,
+            Kind.REDUCE_START: self._average,
+            Kind.REDUCE_WAIT: self._finish,
+            Kind.SEND_REDUCED_GRADIENT: self._send_tied,
+            Kind.RECEIVE_REDUCED_GRADIENT: self._receive_tied,
+            Kind.UPDATE: self._before_update,
             Kind.SAMPLE: self._sample,
             Kind.SEND_TOKEN: self._send_token,
             Kind.RECEIVE_TOKEN: self._receive_token,
         }
 
-    @property
-    def waited(self) -> float:
-        """Return the seconds that this rank has waited for others, ever."""
-        return self.remote.waited + self._averaging.waited + self._waited_in_updates
+    def train(self, actions: Sequence[Action], source: Source, scale: float) -> dict[int, Tensor]:
+        """Run a training step without its update: forwards, backwards, averaging.
 
-    def train(
-        self,
-        actions: Sequence[Action],
-        source: Source,
-        scale: float,
-        step: Update,
-    ) -> None:
-        """Run a training step.
+        The caller performs the UPDATEs at the end of the list. When this returns, the gradients of all stages
+        of this rank are averaged, and every send is complete.
 
         Args:
             actions: This rank's list.
             source: This replica's micro-batches.
-            scale: What every loss's sum is multiplied by before its backward: 1 / the global count,
-                times the loss scale if there is one.
-            step: Called when every stage of the rank has come to its STEP, with the losses: on the last
-                stage's rank the sum of every micro-batch (not scaled), elsewhere none.
+            scale: The factor of every loss's sum in its backward: 1 / the global count, times the loss scale
+                if there is one.
+
+        Returns:
+            The unscaled sum of the losses of every micro-batch; empty on ranks without the last stage.
         """
-        self._execute(actions, source, scale, step)
+        return self._execute(actions, source, scale)
 
     def infer(self, actions: Sequence[Action], source: Source) -> dict[int, Tensor]:
-        """Run forward passes alone, of an evaluation or a generation; return the losses if it has targets."""
-        return self._execute(actions, source, None, None)
+        """Run the forward passes of an evaluation or a generation; return the losses if there are targets."""
+        return self._execute(actions, source, None)
 
-    def _execute(
-        self,
-        actions: Sequence[Action],
-        source: Source,
-        scale: float | None,
-        step: Update | None,
-    ) -> dict[int, Tensor]:
+    def _execute(self, actions: Sequence[Action], source: Source, scale: float | None) -> dict[int, Tensor]:
         training = scale is not None
-        split = frozenset((a.stage, a.micro_batch) for a in actions if a.kind is Kind.WEIGHT_GRADIENT)
-        last = {a.stage: a.micro_batch for a in actions if a.kind in COMPLETES}
-        self._run = _Run(source, scale, step, split, last)
+        split = frozenset((a.stage, a.micro_batch) for a in actions if a.kind is Kind.BACKWARD_WEIGHT)
+        last = {a.stage: a.micro_batch for a in actions if a.kind in COMPLETES_WEIGHT_GRADIENT}
+        self._run = _Run(source, scale, split, last)
         for stage in self._stages.values():
             stage.train(training)
         signatures = source.signatures() if 0 in self._stages else None
         self.remote.begin(actions, signatures, "training" if training else "inference")
-        self.observed = Observed(actions=actions)
-        self._averaging.all_reduces = self.observed.all_reduces
-        clock, note = time.perf_counter, self.observed.times.append
+        self.timings = StepTimings(actions=actions)
+        self._averaging.begin(self.timings.all_reduces)
+        clock, note, meter = time.perf_counter, self.timings.times.append, self._meter
         with torch.set_grad_enabled(training):
             for action in actions:
-                start, waited = clock(), self.waited
+                start, waited = clock(), meter.seconds
                 self._do[action.kind](action)
-                note(Times(start, start + self.waited - waited, clock()))
+                note(ActionTimes(start, start + meter.seconds - waited, clock()))
         self.remote.finish()
         return self._run.losses
 
@@ -208,8 +188,8 @@ class Engine:
         self._stages[action.stage].weight_gradients(action.micro_batch, self._completing(action))
 
     def _completing(self, action: Action) -> Callable[[BuiltLayer], None] | None:
-        """Return what to call with every layer whose gradients the action completes, if it does."""
-        last = action.kind in COMPLETES and self._run.last[action.stage] == action.micro_batch
+        """Return the callback for every layer that the action completes; None if it completes none."""
+        last = action.kind in COMPLETES_WEIGHT_GRADIENT and self._run.last[action.stage] == action.micro_batch
         return self._complete if last else None
 
     def _send_activation(self, action: Action) -> None:
@@ -230,7 +210,7 @@ class Engine:
         self._route(action).send(action, tensors, ("tuple", tuple(range(len(tensors)))))
 
     def _complete(self, layer: BuiltLayer) -> None:
-        """Average a layer as soon as its own backwards are done, unless uses elsewhere still add to it."""
+        """Average a layer after its own last backward, unless uses elsewhere still add to its gradients."""
         if not self._ties.is_owner(layer):
             self._start_averaging(layer)
 
@@ -261,19 +241,23 @@ class Engine:
         received, _ = self._route(action).receive(action)
         self._ties.give_to_uses(received, owner=action.peer, use=action.stage)
 
-    def _step(self, action: Action) -> None:
-        self._run.ready_to_step.add(action.stage)
-        if len(self._run.ready_to_step) == len(self._stages):
-            assert self._run.step is not None
-            self._waited_in_updates += self._run.step(self._run.losses)
+    def _before_update(self, action: Action) -> None:
+        """Wait until every gradient has been sent: the caller's update changes them."""
+        self.remote.finish()
 
     def _sample(self, action: Action) -> None:
         tensors, nest = self._run.outputs.pop((action.stage, action.micro_batch))
-        self._run.tokens[action.micro_batch] = self._run.source.sample(unflatten(tensors, nest))
+        self._run.tokens[action.micro_batch] = self._token_source().sample(unflatten(tensors, nest))
 
     def _send_token(self, action: Action) -> None:
         self._send_list(action, [self._run.tokens.pop(action.micro_batch)])
 
     def _receive_token(self, action: Action) -> None:
         received, _ = self._route(action).receive(action)
-        self._run.source.append(received[0])
+        self._token_source().append(received[0])
+
+    def _token_source(self) -> TokenSource:
+        source = self._run.source
+        if not isinstance(source, TokenSource):
+            raise TypeError(f"a schedule that samples needs a TokenSource, not {type(source).__name__}")
+        return source

@@ -1,36 +1,35 @@
-"""What an engine reads during a step: this replica's micro-batches."""
+"""A replica's micro-batches of a dataset, which the engine reads during a step."""
 
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.activation import Activation, flatten, spec_of
 from trainer.data.dataset import Dataset
-from trainer.models.model import Activation
-from trainer.pipeline.activation import flatten, structure
 from trainer.pipeline.source import Source
 
 
-def cut(samples: NDArray[np.int64], sizes: Sequence[int], which: range) -> list[NDArray[np.int64]]:
+def split_batch(samples: NDArray[np.int64], sizes: Sequence[int], which: range) -> list[NDArray[np.int64]]:
     """Return the samples of some micro-batches of a global batch.
 
     Args:
-        samples: The global batch's.
+        samples: The samples of the global batch.
         sizes: The size of every micro-batch of the global batch.
-        which: The micro-batches wanted.
+        which: The indices of the micro-batches to return.
     """
     ends = np.cumsum(sizes)
     return [samples[ends[i] - sizes[i] : ends[i]] for i in which]
 
 
 class MicroBatches(Source):
-    """Micro-batches of a dataset.
+    """Micro-batches of a dataset, all read at once: the targets are counted before the first forward.
 
     Args:
         dataset: The samples.
         samples: The samples of each micro-batch.
-        read_inputs: Whether this rank holds the first stage.
-        read_targets: Whether it holds the last.
+        read_inputs: Whether to read inputs: this rank holds the first stage.
+        read_targets: Whether to read targets: this rank holds the last stage.
     """
 
     def __init__(
@@ -45,12 +44,12 @@ class MicroBatches(Source):
         self._targets = [dataset.targets(batch) for batch in samples] if read_targets else []
 
     def all_targets(self) -> Sequence[Activation]:
-        """Return the targets of every micro-batch; none but on the last stage."""
+        """Return the targets of every micro-batch; empty on ranks without the last stage."""
         return self._targets
 
     def signatures(self) -> Sequence[Hashable]:
         """Return the structure of every micro-batch's inputs."""
-        return [structure(*flatten(inputs)) for inputs in self._inputs]
+        return [spec_of(*flatten(inputs)) for inputs in self._inputs]
 
     def inputs(self, micro_batch: int) -> Activation:
         """Return a micro-batch's inputs."""

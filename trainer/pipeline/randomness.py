@@ -1,4 +1,4 @@
-"""Random numbers of a forward pass: they follow from what is computed, not from who computes it or when."""
+"""Random numbers of a forward pass: they depend on what is computed, not on the rank or the time."""
 
 import torch
 
@@ -9,8 +9,8 @@ class Randomness:
     """Seeds a device before every layer of every micro-batch.
 
     Attributes:
-        step: The optimizer step under way.
-        first_micro_batch: The place of this replica's micro-batch 0 in the global batch.
+        step: The current optimizer step.
+        first_micro_batch: The index of this replica's micro-batch 0 within the global batch.
     """
 
     def __init__(self, seed: int) -> None:
@@ -20,5 +20,5 @@ class Randomness:
 
     def seed_layer(self, layer: str, micro_batch: int, device: torch.device) -> None:
         """Seed the device's default generator for one layer's forward of one micro-batch."""
-        place = self.first_micro_batch + micro_batch
-        seed_device(device, derive(self._seed, "forward", self.step, place, layer))
+        index = self.first_micro_batch + micro_batch
+        seed_device(device, derive(self._seed, "forward", self.step, index, layer))

@@ -1,12 +1,12 @@
-"""Recomputation: a layer keeps less for its backward, and computes the rest again there (Chen et al., 2016).
+"""Recomputation: a layer saves less for its backward, which recomputes the rest (Chen et al., 2016).
 
-    none        keeps all that autograd asks for
-    selective   keeps what products of matrices, convolutions and attention return: what is slow to compute;
-                norms, activation functions, dropout and softmax are computed again
-    full        keeps the layer's inputs alone
+    none        saves everything that autograd asks for
+    selective   saves the results of matrix products, convolutions and attention, which are slow to compute;
+                recomputes norms, activation functions, dropout and softmax
+    full        saves only the layer's inputs
 
-A forward that runs again gives the same bits: it is seeded as the first time, and running statistics are
-summed the first time only.
+A recomputed forward gives the same bits: it is seeded as the first one was, and only the first one adds to
+running statistics.
 """
 
 from collections import deque
@@ -19,38 +19,38 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
-from trainer.live_bytes import memory_of, tensors_in
+from trainer.pipeline.kernel_mode import KernelMode
+from trainer.pipeline.tensor_bytes import memory_of, tensors_in
 
 T = TypeVar("T")
 
-_again = 0  # how many forwards that run again this process is in
+_depth = 0  # the number of recomputed forwards that this process is inside
 
 
 class Recompute(Enum):
-    """What a layer's backward computes again."""
+    """What a layer's backward recomputes."""
 
     NONE = "none"
     SELECTIVE = "selective"
     FULL = "full"
 
 
-def runs_again() -> bool:
-    """Return whether the forward under way is one that a backward repeats."""
-    return _again > 0
+def recomputing() -> bool:
+    """Return whether the current forward runs within a backward, to recompute."""
+    return _depth > 0
 
 
 class Repeatable(Generic[T]):
-    """A layer's forward that keeps no more for its backward than `recompute` says.
+    """A layer's forward, which saves for its backward what `recompute` allows.
 
     Args:
-        recompute: What is computed again; something is.
-        forward: The forward; called once more within the backward, for the same results.
-        inputs: What it takes: they are kept.
+        recompute: What the backward recomputes; not NONE.
+        forward: The forward. The backward calls it once more, and it must return the same results.
+        inputs: Its inputs, which are saved.
     """
 
     def __init__(self, recompute: Recompute, forward: Callable[..., T], *inputs: Tensor) -> None:
@@ -59,108 +59,96 @@ class Repeatable(Generic[T]):
         self._first: AbstractContextManager[Any] = nullcontext()
         self._second: AbstractContextManager[Any] = nullcontext()
         if recompute is Recompute.SELECTIVE:
-            kept: deque[_Result] = deque()
-            self._first, self._second = _Keep(kept), _Give(kept)
+            saved: deque[_Result] = deque()
+            self._first, self._second = _SaveResults(saved), _ReuseResults(saved)
 
     def run(self) -> T:
-        """Run it the first time; a whole backward from what it returns runs it again by itself."""
+        """Run the forward for the first time; a full backward from its results recomputes by itself."""
         result: T = checkpoint(
             self._forward,
             *self._inputs,
             use_reentrant=False,
             preserve_rng_state=False,  # the forward seeds itself
             determinism_check="none",
-            context_fn=lambda: (self._first, _running_again(self._second)),
+            context_fn=lambda: (self._first, _recomputing(self._second)),
         )
         return result
 
-    def run_again(self) -> T:
-        """Run it the second time, with a plain graph: the backward of that one can be split."""
-        with torch.enable_grad(), _running_again(self._second):
+    def recompute(self) -> T:
+        """Run the forward for the second time, with a plain graph, whose backward can be split."""
+        with torch.enable_grad(), _recomputing(self._second):
             return self._forward(*self._inputs)
 
 
 def is_slow(operation: OpOverload) -> bool:
-    """Return whether selective recomputation keeps what an operation returns."""
+    """Return whether selective recomputation saves an operation's results."""
     slow = operation.overloadpacket in flop_registry or "attention" in str(operation)
-    return slow and not operation._schema.is_mutable  # who asked it to write somewhere will look there
+    return slow and not operation._schema.is_mutable  # an out= variant must write into the given tensor anew
 
 
 @contextmanager
-def _running_again(inner: AbstractContextManager[Any]) -> Iterator[None]:
-    global _again  # noqa: PLW0603  (a forward hook has no other way to know)
-    _again += 1
+def _recomputing(inner: AbstractContextManager[Any]) -> Iterator[None]:
+    global _depth  # noqa: PLW0603  (a forward hook has no other way to know)
+    _depth += 1
     try:
         with inner:
             yield
     finally:
-        _again -= 1
+        _depth -= 1
 
 
 @dataclass
 class _Result:
-    """What a slow operation of a forward has returned: a tensor, or a tuple with some."""
+    """The results of a slow operation: a tensor, or a tuple that contains some."""
 
     operation: OpOverload
     values: Any
 
 
-class _Keep(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps what slow operations return, as they return it.
+class _SaveResults(KernelMode):
+    """Saves the results of slow operations.
 
-    A layer may write into it, as `nn.ReLU(inplace=True)` behind a convolution does, or an LSTM into its
-    gates. Then it is copied before: torch's own selective checkpoint gives up there.
+    A layer may overwrite a saved result: `nn.ReLU(inplace=True)` after a convolution does, and an LSTM
+    writes into its gates. The result is copied first. (torch's own selective checkpoint raises an error.)
     """
 
-    def __init__(self, kept: deque[_Result]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._kept = kept
-        self._in: dict[int, _Result] = {}  # by the memory that it is in
+    def __init__(self, saved: deque[_Result]) -> None:
+        super().__init__()
+        self._saved = saved
+        self._by_memory: dict[int, _Result] = {}
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Run a kernel, and keep what it returns if it is slow."""
-        kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            for tensor in _written(func, args, kwargs):
-                result = self._in.pop(memory_of(tensor), None)
+    def run(self, kernel: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a kernel, and save its results if it is slow."""
+        if kernel._schema.is_mutable:
+            for tensor in _written(kernel, args, kwargs):
+                result = self._by_memory.pop(memory_of(tensor), None)
                 if result is not None:
                     result.values = tree_map_only(Tensor, torch.clone, result.values)
-        returned = func(*args, **kwargs)
-        if is_slow(func):
-            result = _Result(func, tree_map_only(Tensor, torch.detach, returned))
-            self._kept.append(result)
-            self._in.update((memory_of(tensor), result) for tensor in tensors_in(returned))
+        returned = kernel(*args, **kwargs)
+        if is_slow(kernel):
+            result = _Result(kernel, tree_map_only(Tensor, torch.detach, returned))
+            self._saved.append(result)
+            self._by_memory.update((memory_of(tensor), result) for tensor in tensors_in(returned))
         return returned
 
 
-class _Give(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Gives what was kept in place of running slow operations, each once."""
+class _ReuseResults(KernelMode):
+    """Returns saved results instead of running slow operations, each result once."""
 
-    def __init__(self, kept: deque[_Result]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._kept = kept
+    def __init__(self, saved: deque[_Result]) -> None:
+        super().__init__()
+        self._saved = saved
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def run(self, kernel: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a kernel, unless it is slow."""
-        if not is_slow(func):
-            return func(*args, **(kwargs or {}))
-        first = self._kept.popleft() if self._kept else None
-        if first is None or first.operation is not func:
-            did = first.operation if first else "nothing more"
+        if not is_slow(kernel):
+            return kernel(*args, **kwargs)
+        first = self._saved.popleft() if self._saved else None
+        if first is None or first.operation is not kernel:
+            ran = first.operation if first else "nothing more"
             raise RuntimeError(
-                f"a layer's forward, run again for its backward, does {func} where it had done {did}"
+                f"a layer's forward must repeat its operations when its backward recomputes it, "
+                f"but it ran {kernel} where it first ran {ran}"
             )
         return first.values
 

@@ -1,11 +1,11 @@
-"""What a run of a schedule reads: the micro-batches of this replica, numbered from 0."""
+"""The data that a run of a schedule reads: this replica's micro-batches, numbered from 0."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-from trainer.models.model import Activation
+from trainer.activation import Activation
 
 
 class Source(ABC):
@@ -13,20 +13,24 @@ class Source(ABC):
 
     @abstractmethod
     def signatures(self) -> Sequence[Hashable]:
-        """Return, for every micro-batch, what the shapes of its activations follow from (first stage)."""
+        """Return, for every micro-batch, what determines the shapes of its activations (first stage)."""
 
     @abstractmethod
     def inputs(self, micro_batch: int) -> Activation:
-        """Return what the first layer takes (first stage)."""
+        """Return the inputs of the first layer (first stage)."""
 
     @abstractmethod
     def targets(self, micro_batch: int) -> Activation:
-        """Return what the loss compares with, or None where there is no loss (last stage)."""
+        """Return the targets of the loss, or None where there is no loss (last stage)."""
 
+
+class TokenSource(Source):
+    """A text that grows: each micro-batch's output gives the next token. Schedules that SAMPLE need one."""
+
+    @abstractmethod
     def sample(self, output: Activation) -> Tensor:
-        """Return the token that follows the last layer's output (last stage, when generating)."""
-        raise NotImplementedError(f"{type(self).__name__} has no tokens to sample")
+        """Return the token that follows the last layer's output (last stage)."""
 
+    @abstractmethod
     def append(self, token: Tensor) -> None:
-        """Put a token behind the text so far (first stage, when generating)."""
-        raise NotImplementedError(f"{type(self).__name__} has no text to append to")
+        """Append a token to the text (first stage)."""

@@ -1,8 +1,8 @@
-"""A stage: consecutive layers, each with a graph of its own, run forward and backward by micro-batch.
+"""A stage: consecutive layers, each with its own graph, run forward and backward by micro-batch.
 
-The graph of autograd never spans two layers. So what happens inside a layer cannot depend on where the
-model is cut, a layer's memory is free as soon as its backward is done, and the gradients of a layer are
-known to be complete, without any hook, when its last backward returns.
+Autograd's graph never spans two layers. So the computation inside a layer cannot depend on where the model
+is cut, a layer's memory is free as soon as its backward is done, and a layer's gradients are complete when
+its last backward returns, with no need for hooks.
 
         inputs      [1] leaf     layer 0     [2] contiguous, cut     leaf     layer 1     ...
     forward  ------->  x0 ---------------->  y0 . . . . . . . . . .>  x1 ---------------->
@@ -14,65 +14,31 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.models.model import Activation, Loss, Tie
-from trainer.pipeline.activation import Nest, flatten, unflatten
+from trainer.activation import Activation, TreeSpec, flatten, unflatten
+from trainer.models.model import Loss
 from trainer.pipeline.graph import run_backward
+from trainer.pipeline.layer import BuiltLayer, works_in_place
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute, Repeatable
 from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients
 
 
-@dataclass(frozen=True)
-class BuiltLayer:
-    """A layer whose module exists, on this rank.
-
-    Attributes:
-        index: Its place in the model, from 0.
-        name: Its name in the model.
-        module: The module.
-        ties: The parameters that are copies of an earlier layer's.
-    """
-
-    index: int
-    name: str
-    module: nn.Module
-    ties: tuple[Tie, ...] = ()
-
-    @property
-    def tied(self) -> frozenset[str]:
-        """Return the names of the parameters that another layer owns."""
-        return frozenset(tie.parameter for tie in self.ties)
-
-    def owned(self) -> list[tuple[str, nn.Parameter]]:
-        """Return the parameters that this layer owns, by name, in the module's order."""
-        return [(name, p) for name, p in self.module.named_parameters() if name not in self.tied]
-
-    def trained(self) -> list[nn.Parameter]:
-        """Return the owned parameters that training changes."""
-        return [parameter for _, parameter in self.owned() if parameter.requires_grad]
-
-
 @dataclass
 class _Tape:
-    """What a micro-batch's backward needs: of every layer, its leaves and its outputs."""
+    """The tensors that a micro-batch's backward needs: every layer's leaves and outputs."""
 
     split: bool
     leaves: list[list[Tensor]] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)
-    # By layer, where a split backward begins with a forward once more: it.
-    again: dict[int, Callable[[], tuple[list[Tensor], Nest]]] = field(default_factory=dict)
+    # By layer: the forward that a split backward has to recompute first.
+    recompute: dict[int, Callable[[], tuple[list[Tensor], TreeSpec]]] = field(default_factory=dict)
 
 
 def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
-
-
-def works_in_place(layer: nn.Module) -> bool:
-    """Return whether a part of a layer, such as `nn.ReLU(inplace=True)`, may write into its input."""
-    return any(getattr(module, "inplace", False) for module in layer.modules())
 
 
 class Stage:
@@ -81,12 +47,12 @@ class Stage:
     Args:
         index: The stage's number.
         layers: Its layers, in order.
-        device: Where they are.
-        loss: The model's loss, on the last stage; else None.
+        device: The device of the layers.
+        loss: The model's loss on the last stage; None elsewhere.
         randomness: Seeds the device before every layer's forward.
-        between: Called behind every layer: the time for messages to move on.
-        recompute: By layer, what its backward computes again; None: nothing.
-        precision: What the layers compute in.
+        on_layer_done: Called after every layer, to progress pending messages.
+        recompute: By layer, what its backward recomputes; None: nothing.
+        precision: The precision of the layers.
     """
 
     def __init__(
@@ -97,7 +63,7 @@ class Stage:
         *,
         loss: Loss | None,
         randomness: Randomness,
-        between: Callable[[], None],
+        on_layer_done: Callable[[], None],
         recompute: Sequence[Recompute] | None = None,
         precision: Precision = Precision(),  # noqa: B008  (frozen)
     ) -> None:
@@ -106,67 +72,67 @@ class Stage:
         self.device = device
         self.loss = loss
         self._randomness = randomness
-        self._between = between
+        self._on_layer_done = on_layer_done
         self._recompute = tuple(recompute or [Recompute.NONE] * len(layers))
         self._precision = precision
-        # What becomes of a tensor that a layer returns.
-        self._hand_on = [precision.between_layers] * len(self.layers)
+        # By layer: the conversion of its outputs.
+        self._convert = [precision.between_layers] * len(self.layers)
         if loss is not None:
-            self._hand_on[-1] = precision.for_loss
+            self._convert[-1] = precision.for_loss
         self._tapes: dict[int, _Tape] = {}
         self._deferral = Deferral(layer.module for layer in layers)
-        self._deferred: dict[int, list[Deferred]] = {}  # by micro-batch: what each layer has put off
-        # Autograd forbids to write into a leaf: these layers get copies.
+        self._deferred: dict[int, list[Deferred]] = {}  # by micro-batch, then by layer
+        # Autograd forbids writes into a leaf, so these layers get copies.
         self._copied = [works_in_place(layer.module) for layer in layers]
 
     def train(self, mode: bool) -> None:
-        """Set the layers to train (dropout on, graphs kept) or to infer."""
+        """Set the layers to training (dropout on) or to inference."""
         for layer in self.layers:
             layer.module.train(mode)
 
     def forward(
-        self, micro_batch: int, tensors: list[Tensor], nest: Nest, *, split: bool = False
-    ) -> tuple[list[Tensor], Nest]:
-        """Run the layers on a flattened activation; keep what the backward needs while gradients are on.
+        self, micro_batch: int, tensors: list[Tensor], nest: TreeSpec, *, split: bool = False
+    ) -> tuple[list[Tensor], TreeSpec]:
+        """Run the layers on a flattened activation; save tensors for the backward if gradients are enabled.
 
         Args:
             micro_batch: The micro-batch.
             tensors: The activation.
-            nest: How its tensors nest.
-            split: Whether its backward will come in two parts.
+            nest: Its tree spec.
+            split: Whether its backward will be split.
         """
-        tape, learning = _Tape(split), torch.is_grad_enabled()
+        tape, saving = _Tape(split), torch.is_grad_enabled()
         for number, recompute in enumerate(self._recompute):
             leaves = [_leaf(tensor) for tensor in tensors]  # [1]
-            if learning and recompute is not Recompute.NONE:
+            if saving and recompute is not Recompute.NONE:
                 run = partial(self._run_layer, number, micro_batch, nest)
                 layer = Repeatable(recompute, run, *leaves)
                 tensors, nest = layer.run()
                 if split:
-                    tape.again[number] = layer.run_again
+                    tape.recompute[number] = layer.recompute
             else:
                 tensors, nest = self._run_layer(number, micro_batch, nest, *leaves)
             tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
             tape.outputs.append([tensor for tensor in tensors if tensor.requires_grad])
-            self._between()
-        if learning:
+            self._on_layer_done()
+        if saving:
             self._tapes[micro_batch] = tape
         return tensors, nest
 
     def _run_layer(
-        self, number: int, micro_batch: int, nest: Nest, *leaves: Tensor
-    ) -> tuple[list[Tensor], Nest]:
-        """Run a layer; called again with the same where its backward recomputes."""
+        self, number: int, micro_batch: int, nest: TreeSpec, *leaves: Tensor
+    ) -> tuple[list[Tensor], TreeSpec]:
+        """Run a layer; a backward that recomputes calls this again with the same arguments."""
         layer = self.layers[number]
         inputs = [leaf.clone() for leaf in leaves] if self._copied[number] else list(leaves)
         if layer.module.training:
             self._randomness.seed_layer(layer.name, micro_batch, self.device)
         with self._precision.autocast(self.device):
             tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
-        return [self._hand_on[number](tensor).contiguous() for tensor in tensors], nest  # [2]
+        return [self._convert[number](tensor).contiguous() for tensor in tensors], nest  # [2]
 
     def loss_sum(self, micro_batch: int, output: Activation, target: Activation) -> Tensor:
-        """Return the loss's sum on the last layer's output, as one more step of the tape."""
+        """Return the sum of the losses of the last layer's output, recorded as the tape's last step."""
         assert self.loss is not None, f"stage {self.index} is not the last"
         tensors, nest = flatten(output)
         leaves = [_leaf(tensor) for tensor in tensors]
@@ -182,12 +148,12 @@ class Stage:
         gradients: list[Tensor],
         complete: Callable[[BuiltLayer], None] | None = None,
     ) -> list[Tensor]:
-        """Run the layers backward, adding to the parameters' gradients, all but what is put off.
+        """Run the layers backward, and add to the parameters' gradients those that are not deferred.
 
         Args:
-            micro_batch: Whose forward is undone.
-            gradients: One for every differentiable output; on the last stage one for the loss's sum.
-            complete: Called with each layer behind its backward, on the stage's last backward only.
+            micro_batch: The micro-batch.
+            gradients: One for every differentiable output; on the last stage one for the sum of the losses.
+            complete: Called with each layer after its backward; only given for the stage's last backward.
 
         Returns:
             One gradient for every differentiable input.
@@ -208,8 +174,8 @@ class Stage:
     ) -> list[Tensor]:
         for step in reversed(range(len(tape.outputs))):
             outputs, leaves = tape.outputs.pop(), tape.leaves.pop()
-            if outputs and step in tape.again:
-                outputs = [tensor for tensor in tape.again.pop(step)()[0] if tensor.requires_grad]
+            if outputs and step in tape.recompute:
+                outputs = [tensor for tensor in tape.recompute.pop(step)()[0] if tensor.requires_grad]
             if outputs and step < len(deferred):
                 self._deferral.backward(self.layers[step].name, outputs, gradients, deferred[step])
             elif outputs:
@@ -218,16 +184,16 @@ class Stage:
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
             if complete is not None and step < len(self.layers):
                 complete(self.layers[step])
-            self._between()
+            self._on_layer_done()
         return gradients
 
     def weight_gradients(
         self, micro_batch: int, complete: Callable[[BuiltLayer], None] | None = None
     ) -> None:
-        """Add to the parameters' gradients what a split backward has put off.
+        """Compute the weight gradients that a split backward deferred, and add them to the parameters'.
 
         Args:
-            micro_batch: Whose backward was split.
+            micro_batch: The micro-batch.
             complete: As in `backward`.
         """
         deferred = self._deferred.pop(micro_batch)
@@ -235,4 +201,4 @@ class Stage:
             add_weight_gradients(deferred.pop())
             if complete is not None:
                 complete(layer)
-            self._between()
+            self._on_layer_done()

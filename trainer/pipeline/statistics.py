@@ -1,11 +1,11 @@
-"""Running statistics of batch normalisation: once a step, from the whole global batch, in every layout.
+"""Running statistics of batch normalisation: updated once a step, from the full global batch, in any layout.
 
-While it trains, batch normalisation normalises each micro-batch by itself. What it keeps for evaluation must
-not follow from how micro-batches are dealt to replicas, nor from how often a forward is run. So its forward
-leaves the running statistics alone, and writes the micro-batch's mean and variance into scratch buffers
-instead, as it would with a momentum of 1: that costs nothing. Sums of them, over micro-batches in their order
-and then over replicas in theirs, give the mean and the unbiased variance of the global batch, and these move
-the running statistics by the module's momentum, once.
+In training, batch normalisation normalises each micro-batch by itself. But the running statistics that it
+keeps for evaluation must not depend on the assignment of micro-batches to replicas, nor on how often a
+forward runs. So its forward does not update them. Scratch buffers take their place, with a momentum of 1, and
+the same kernel writes the micro-batch's mean and variance there at no extra cost. Their sums, over
+micro-batches in order and then over replicas in order, give the mean and the unbiased variance of the global
+batch. These update the running statistics once, by the module's momentum.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from trainer.distributed.world import Communicator
 from trainer.errors import UserError
-from trainer.pipeline.recomputation import runs_again
-from trainer.pipeline.stage import BuiltLayer
-from trainer.world import Communicator
+from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.recomputation import recomputing
 
 
 class RunningStatistics:
     """The running statistics of a rank's layers.
 
-    A layer that is frozen, with no parameter that learns, keeps its own.
+    A frozen layer, which has parameters but trains none of them, keeps its statistics.
 
     Args:
-        layers: The layers; their modules get hooks.
+        layers: The layers; their normalisations get forward hooks.
 
     Raises:
-        UserError: A layer has a normalisation whose statistics would follow the layout.
+        UserError: A layer has a normalisation whose statistics would depend on the layout.
     """
 
     def __init__(self, layers: Sequence[BuiltLayer]) -> None:
@@ -49,7 +49,7 @@ class RunningStatistics:
                     self._others[f"{layer.name}/{name}"] = module
 
     def versions_of_others(self) -> dict[str, tuple[int, int]]:
-        """Return by name what changes with every other buffer that is saved: forwards must leave it alone."""
+        """Return, by name, a version of every other saved buffer; a forward must not change any."""
         return {
             f"{place}: {name}": (id(buffer), buffer._version)
             for place, module in self._others.items()
@@ -58,7 +58,7 @@ class RunningStatistics:
         }
 
     def update(self, replicas: Communicator) -> None:
-        """Move the running statistics by what a step has seen; all ranks of a data-parallel group call it."""
+        """Update the running statistics from a step; all ranks of a data-parallel group call this."""
         if not self._norms:
             return
         mine = np.concatenate([norm.take_sums() for norm in self._norms])
@@ -71,7 +71,7 @@ class RunningStatistics:
             norm.move(torch.from_numpy(total[end - norm.length : end]))
 
     def forget(self) -> None:
-        """Leave the running statistics as they are: the step that was seen does not count."""
+        """Discard the sums of a skipped step, and keep the running statistics."""
         for norm in self._norms:
             norm.take_sums()
 
@@ -85,23 +85,27 @@ class _Norm:
         self._frozen = frozen
         self._channels = len(module.running_mean)
         self.length = 1 + 2 * self._channels
-        self._kept: dict[str, Any] = {}
+        self._buffers: dict[str, Any] = {}
         self._momentum = module.momentum
         self._sums = self._no_sums()
         module.register_forward_pre_hook(self._before)
-        # Also where a forward that runs again stops early: all that the backward needs is there.
-        module.register_forward_hook(self._behind, always_call=True)
+        # Always: a recomputed forward raises to stop early, once it has all that the backward needs.
+        module.register_forward_hook(self._after, always_call=True)
 
     def take_sums(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Return the sums of the step, and begin the next step's."""
+        """Return the sums of the step, and reset them."""
         sums, self._sums = self._sums, self._no_sums()
         taken: np.ndarray[Any, np.dtype[np.float64]] = sums.cpu().numpy()
         return taken
 
     def move(self, sums: Tensor) -> None:
-        """Move the running statistics towards a global batch's."""
+        """Move the running statistics towards those of a global batch.
+
+        Args:
+            sums: The sums over the global batch.
+        """
         count = float(sums[0])
-        if self._frozen or count < 2:  # noqa: PLR2004  (no variance)
+        if self._frozen or count < 2:  # noqa: PLR2004  (one value has no variance)
             return
         mean, squares = sums[1:].chunk(2)
         mean = mean / count
@@ -109,7 +113,7 @@ class _Norm:
         tracked = self._module.num_batches_tracked
         assert tracked is not None
         tracked += 1
-        # Without a momentum, the mean over all steps.
+        # Momentum None means a mean over all steps.
         momentum = 1 / tracked.item() if self._momentum is None else self._momentum
         for running, seen in ((self._module.running_mean, mean), (self._module.running_var, variance)):
             assert running is not None
@@ -122,20 +126,20 @@ class _Norm:
 
     def _before(self, module: nn.Module, inputs: Any) -> None:
         if module.training:
-            # New ones each time: the backward insists that they have not changed since.
-            self._kept = dict(module._buffers)
+            # New buffers each time: the backward checks that they have not changed since.
+            self._buffers = dict(module._buffers)
             module._buffers.update(
-                {name: torch.zeros_like(b) for name, b in self._kept.items() if b is not None}
+                {name: torch.zeros_like(b) for name, b in self._buffers.items() if b is not None}
             )
             self._module.momentum = 1.0
 
-    def _behind(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+    def _after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         if not module.training:
             return
         mean, variance = (module.get_buffer(f"running_{name}").double() for name in ("mean", "var"))
-        module._buffers.update(self._kept)
+        module._buffers.update(self._buffers)
         self._module.momentum = self._momentum
-        if runs_again():
+        if recomputing():
             return
         count = inputs[0].numel() // self._channels
         self._sums[0] += count
@@ -145,11 +149,11 @@ class _Norm:
 def _refuse_others(name: str, module: nn.Module) -> None:
     if isinstance(module, nn.SyncBatchNorm):
         raise UserError(
-            f"{name} is a SyncBatchNorm, which needs torch.distributed and would normalise by whatever "
-            "micro-batches run at once: use BatchNorm, whose running statistics follow the global batch"
+            f"{name} is a SyncBatchNorm, which needs torch.distributed and would normalise across whichever "
+            "micro-batches run at once: use BatchNorm, whose running statistics are those of the global batch"
         )
     if isinstance(module, _InstanceNorm) and module.track_running_stats:
         raise UserError(
-            f"{name} is an InstanceNorm that tracks running statistics, which would follow the layout: "
+            f"{name} is an InstanceNorm that tracks running statistics, which would depend on the layout: "
             "use track_running_stats=False"
         )

@@ -1,9 +1,9 @@
-"""Parameters that several layers share, across stages too.
+"""Parameters that several layers share, within a stage or across stages.
 
-Every use of a tied parameter is a copy with a gradient of its own, also within one process, so that sums
-are made in the same order in every layout: the uses' gradients are added to the owner's in the order of
-layers, the owner's sum is averaged over the replicas, and every copy gets that same gradient for its update.
-A frozen one has no gradient, and its stages exchange none.
+Every use of a tied parameter is a copy with its own gradient, even within one process, so that every layout
+adds in the same order. The uses' gradients are added to the owner's in the order of layers, the owner's sum
+is averaged over the replicas, and every copy updates with that same gradient. A frozen parameter has no
+gradient, and its stages exchange none.
 """
 
 from collections import defaultdict
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.model import Layer
-from trainer.pipeline.stage import BuiltLayer, Stage
+from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.stage import Stage
 from trainer.schedule.actions import Tied
 
 
@@ -29,7 +30,7 @@ def tied_stages(layers: Sequence[Layer], stage_of: Sequence[int]) -> tuple[Tied,
 
 
 class TiedParameters:
-    """The tied parameters of this rank's stages, on either end.
+    """The tied parameters of this rank's stages, both owners and uses.
 
     Args:
         stages: This rank's stages.
@@ -42,7 +43,7 @@ class TiedParameters:
         stage_by_name = {layer.name: stage_of[i] for i, layer in enumerate(layers)}
         self._owners: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
         self._uses: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
-        self._owning = {tie.owner for layer in layers for tie in layer.ties}
+        self._owner_names = {tie.owner for layer in layers for tie in layer.ties}
         for layer in layers:
             for tie in layer.ties:
                 pair = stage_by_name[tie.owner], stage_by_name[layer.name]
@@ -54,15 +55,15 @@ class TiedParameters:
                     self._uses[pair] += [used] if used.requires_grad else []
 
     def is_owner(self, layer: BuiltLayer) -> bool:
-        """Return whether another layer ties a parameter of this one."""
-        return layer.name in self._owning
+        """Return whether another layer uses a parameter of this one."""
+        return layer.name in self._owner_names
 
     def gradients_of_uses(self, *, owner: int, use: int) -> list[Tensor]:
-        """Return the gradients that a stage's uses have gathered for an owning stage."""
+        """Return the gradients that a stage's uses send to the owning stage."""
         return [_gradient(parameter) for parameter in self._uses[owner, use]]
 
     def gradients_of_owners(self, *, owner: int, use: int) -> list[Tensor]:
-        """Return the averaged gradients that a stage's uses are waiting for."""
+        """Return the averaged gradients that the owning stage sends to a stage's uses."""
         return [_gradient(parameter) for parameter in self._owners[owner, use]]
 
     def add_to_owners(self, received: Sequence[Tensor], *, owner: int, use: int) -> None:

@@ -1,14 +1,15 @@
-"""Weight gradients as work for later: what splits a backward in two.
+"""Split backwards: input gradients first, deferred weight gradients later.
 
-A forward is plain PyTorch's, and leaves autograd's graph. In it some nodes meet weights (`weight_nodes.py`):
+A forward is plain PyTorch and leaves autograd's graph. Some of its nodes have weights as inputs, and their
+weight gradients can be deferred (`weight_nodes.py`):
 
-         gradient of y                 first part: autograd's own run of the graph, but for the way from these
-               |                       nodes to their weights; each keeps x and the gradient of y
-    x <---- [ node ] - - -> weight     second part: the gradients of the weights, by the kernels that autograd
-                                       would have called, added up in the order in which it would
+         gradient of y                 first part: autograd runs the graph without the edges from these nodes
+               |                       to their weights; each node saves x and the gradient of y
+    x <---- [ node ] - - -> weight     second part: the weight gradients, by the kernels that autograd would
+                                       have called, added in autograd's order
 
-So not a bit is different. What a node here does not explain has its gradient in the first part: weights that
-are computed from others (parametrised ones, say) or also used elsewhere, norms, whatever is compiled.
+So the bits are those of a full backward. The first part computes all other gradients: of weights that are
+computed from others (by a parametrisation, say) or also used elsewhere, of norms, of anything compiled.
 """
 
 from collections import Counter
@@ -25,32 +26,32 @@ from trainer.errors import UserError
 from trainer.pipeline.graph import run_backward
 from trainer.pipeline.weight_nodes import WEIGHT_NODES, WeightNode
 
-# Makes a gradient; None where there is none after all.
+# Computes a gradient; None if it turns out that there is none.
 Gradient: TypeAlias = Callable[[], Tensor | None]
-# Does a step between a node and a parameter, too.
+# Computes the gradient of an operation between a node and a parameter.
 Step: TypeAlias = Callable[[Gradient, Tensor], Tensor | None]
-# A parameter and what makes its gradient, for every use of a micro-batch in the order of the backward.
+# Parameters and the functions that compute their gradients, an entry for each use, in backward order.
 Deferred: TypeAlias = list[tuple[nn.Parameter, Gradient]]
 
-_collecting: list[Deferred] = []  # where what is put off goes; empty outside of a split backward
+_collecting: list[Deferred] = []  # a stack of lists for deferred gradients; empty outside split backwards
 
 
-def put_off(parameter: nn.Parameter, gradient: Callable[[], Tensor]) -> bool:
-    """Add a gradient to a parameter's in the second part of the backward under way, if it is split.
+def defer(parameter: nn.Parameter, gradient: Callable[[], Tensor]) -> bool:
+    """Defer a parameter's gradient to the second part of the current backward, if it is split.
 
-    For the `backward` of a `torch.autograd.Function` of one's own:
+    For the `backward` of a custom `torch.autograd.Function`:
 
         x, weight = ctx.saved_tensors
-        later = put_off(ctx.weight, lambda: product(gradient, x))
+        later = defer(ctx.weight, lambda: product(gradient, x))
         return gradient_of_x, None if later else product(gradient, x)
 
     Args:
-        parameter: Whose gradient it is; all its uses put theirs off, or none does.
-        gradient: Makes the gradient of this use, a new tensor in the parameter's shape; called with
-            gradients off. Of another type it is converted, as autograd would.
+        parameter: The parameter; either all its uses defer their gradients, or none does.
+        gradient: Returns the gradient of this use, a new tensor in the parameter's shape; called with
+            gradients disabled. Another type is converted to the parameter's, as autograd does.
 
     Returns:
-        Whether it will be done: False where the backward is whole, and autograd adds up.
+        Whether it is deferred: False in a full backward, where autograd adds gradients.
     """
     if not _collecting:
         return False
@@ -60,7 +61,7 @@ def put_off(parameter: nn.Parameter, gradient: Callable[[], Tensor]) -> bool:
 
 @contextmanager
 def collecting(deferred: Deferred) -> Iterator[None]:
-    """Let what the backwards within this context put off go into a list."""
+    """Collect into a list what backwards within this context defer."""
     _collecting.append(deferred)
     try:
         yield
@@ -69,162 +70,160 @@ def collecting(deferred: Deferred) -> Iterator[None]:
 
 
 def add_weight_gradients(deferred: Deferred) -> None:
-    """Do what was put off, and forget it bit by bit."""
+    """Compute the deferred gradients, freeing each as it is done, and add them to the parameters'."""
     uses: dict[nn.Parameter, list[Gradient]] = {}
     for parameter, gradient in deferred:
         uses.setdefault(parameter, []).append(gradient)
     deferred.clear()
     with torch.no_grad():
         for parameter in list(uses):
-            total = _sum(uses.pop(parameter))  # first to one another, as autograd does
+            total = _sum(uses.pop(parameter))  # as autograd does: sum the uses first
             if total is None:
                 continue
             if parameter.grad is not None:
                 parameter.grad.add_(total)
             elif total.stride() == parameter.stride():
                 parameter.grad = total
-            else:  # autograd lays gradients out as their parameters
+            else:  # autograd gives a gradient its parameter's layout
                 parameter.grad = torch.empty_like(parameter).copy_(total)
-
-
-def weights_put_off(outputs: Iterable[Tensor]) -> set[nn.Parameter]:
-    """Return the parameters whose gradients the first part of a backward from these outputs would put off."""
-    return {parameter for parameter, _ in _Plan(outputs, _may_wait).put_off}
 
 
 class Deferral:
     """Runs the first parts of split backwards.
 
     Args:
-        layers: The modules of all layers whose backwards it will split.
+        layers: The modules of all layers whose backwards will be split.
     """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         owners = Counter(parameter for layer in layers for parameter in layer.parameters())
-        # Whether a parameter's gradients are put off. The first backward says it for all: where one waits and
-        # the next one does not, micro-batches are not added in their order.
-        self._put_off = {parameter: False for parameter, number in owners.items() if number > 1}
+        # Whether a parameter's gradients are deferred: never if several layers share it, else as its first
+        # backward decided. If one micro-batch were deferred and the next were not, they would not be added in
+        # order.
+        self._defers = {parameter: False for parameter, number in owners.items() if number > 1}
 
     def backward(
         self, layer: str, outputs: Sequence[Tensor], gradients: Sequence[Tensor], deferred: Deferred
     ) -> None:
-        """Run a layer backward, all but what can be put off.
+        """Run the first part of a layer's backward.
 
         Args:
             layer: The layer's name.
-            outputs: The ends of its graph.
-            gradients: One for each.
-            deferred: Gets what is put off.
+            outputs: The outputs of its graph.
+            gradients: The gradient of each output.
+            deferred: Receives the deferred gradients.
 
         Raises:
-            UserError: The layer uses a weight in one micro-batch as it did not in an earlier one.
+            UserError: The layer uses a weight differently than in an earlier micro-batch.
         """
-        plan = _Plan(outputs, self._may_wait)
+        plan = _Plan(outputs, self._can_defer)
         self._decide(layer, plan)
         with collecting(deferred):
             plan.run(outputs, gradients)
-        deferred += plan.put_off
+        deferred += plan.deferred
 
-    def _may_wait(self, leaf: Tensor) -> bool:
-        return _may_wait(leaf) and self._put_off.get(leaf, True)  # type: ignore[call-overload]
+    def _can_defer(self, leaf: Tensor) -> bool:
+        return _is_free_parameter(leaf) and self._defers.get(leaf, True)  # type: ignore[call-overload]
 
     def _decide(self, layer: str, plan: "_Plan") -> None:
-        for parameter, _ in plan.put_off:
-            self._put_off[parameter] = True
-        for leaf in plan.whole:
-            if isinstance(leaf, nn.Parameter) and self._put_off.setdefault(leaf, False):
+        for parameter, _ in plan.deferred:
+            self._defers[parameter] = True
+        for leaf in plan.immediate:
+            if isinstance(leaf, nn.Parameter) and self._defers.setdefault(leaf, False):
                 raise UserError(
-                    f"layer {layer!r} uses a weight of shape {tuple(leaf.shape)} in one micro-batch in a way "
-                    "in which it did not in an earlier one, so its backward cannot be split: use a schedule "
-                    "with whole backwards (schedule=1f1b)"
+                    f"layer {layer!r} uses a weight of shape {tuple(leaf.shape)} differently than in an "
+                    "earlier micro-batch, so its backward cannot be split: use a schedule with full "
+                    "backwards (schedule=1f1b)"
                 )
 
 
 class _Plan:
-    """What the first part of a backward runs, and what it puts off.
+    """The division of one backward into two parts.
 
     Args:
-        outputs: The ends of the graph.
-        may_wait: Whether a leaf's gradient may be put off, as far as the leaf is concerned.
+        outputs: The outputs of the graph.
+        can_defer: Whether nothing about a leaf itself prevents deferring its gradient.
 
     Attributes:
-        put_off: The parameters whose gradients wait, and what makes them once the first part has run.
-        whole: The leaves that have theirs in the first part.
+        deferred: The gradients of the second part, which can be computed once the first part has run.
+        immediate: The leaves whose gradients the first part computes.
     """
 
-    def __init__(self, outputs: Iterable[Tensor], may_wait: Callable[[Tensor], bool]) -> None:
-        self.put_off: Deferred = []
-        self.whole: list[Tensor] = []
+    def __init__(self, outputs: Iterable[Tensor], can_defer: Callable[[Tensor], bool]) -> None:
+        self.deferred: Deferred = []
+        self.immediate: list[Tensor] = []
         self._nodes: dict[Any, WeightNode] = {}
         self._graph = graph = _Graph(outputs)
         for node in graph.leaves:
             leaf = node.variable
-            waits = may_wait(leaf) and not graph.runs_its_own
-            gradient = self._into(node, leaf, _STEPS) if waits else None
+            deferrable = can_defer(leaf) and not graph.has_reentrant_checkpoint
+            gradient = self._gradient_into(node, leaf, _STEPS) if deferrable else None
             if gradient is None:
-                self.whole.append(leaf)
+                self.immediate.append(leaf)
             else:
-                self.put_off.append((leaf, gradient))
+                self.deferred.append((leaf, gradient))
 
     def run(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Run the first part."""
-        if not self.put_off:
+        if not self.deferred:
             run_backward(outputs, gradients)
             return
-        # A node that is asked for is run, also where nothing before it learns.
-        asked = [weights.edge for weights in self._nodes.values()]
+        # Asking for a node's edge makes autograd run the node, even if no input before it requires gradients.
+        edges = [weights.edge for weights in self._nodes.values()]
         for node, weights in self._nodes.items():
-            node.register_prehook(weights.keep)
-        run_backward(outputs, gradients, [*self.whole, *asked])  # type: ignore[list-item]
+            node.register_prehook(weights.save)
+        run_backward(outputs, gradients, [*self.immediate, *edges])  # type: ignore[list-item]
 
-    def _into(self, node: Any, leaf: Tensor, steps: Mapping[str, Step]) -> Gradient | None:
-        """Return what makes the gradient that flows into a node, if all of it can wait.
+    def _gradient_into(self, node: Any, leaf: Tensor, steps: Mapping[str, Step]) -> Gradient | None:
+        """Return the function that computes the gradient flowing into a node; None if it cannot be deferred.
 
         Args:
-            node: A leaf's node, or one on the way to it.
+            node: A leaf's node, or a step's between a weight node and the leaf.
             leaf: The leaf.
-            steps: What the way may still lead through.
+            steps: The steps that may still lie between.
         """
         gradients = []
         for user, place in self._graph.users(node):
-            gradient = self._from(user, place, leaf, steps)
+            gradient = self._gradient_from(user, place, leaf, steps)
             if gradient is None:
                 return None
             gradients.append(gradient)
         return gradients[0] if len(gradients) == 1 else partial(_sum, gradients)
 
-    def _from(self, node: Any, place: int, leaf: Tensor, steps: Mapping[str, Step]) -> Gradient | None:
-        """Return what makes the gradient of the input of a node at a place, if it can wait."""
+    def _gradient_from(
+        self, node: Any, place: int, leaf: Tensor, steps: Mapping[str, Step]
+    ) -> Gradient | None:
+        """Return the function that computes the gradient of a node's input; None if it cannot be deferred."""
         name = type(node).__name__
         if name in steps:
             rest = {other: step for other, step in steps.items() if other != name}
-            gradient = self._into(node, leaf, rest)
+            gradient = self._gradient_into(node, leaf, rest)
             return gradient and partial(steps[name], gradient, leaf)
         kind = WEIGHT_NODES.get(name)
-        if kind is None or not kind.fits(node, place, leaf):
+        if kind is None or not kind.takes(node, place, leaf):
             return None
         if node not in self._nodes:
-            if not kind.can_wait(node):
+            if not kind.can_defer(node):
                 return None
             self._nodes[node] = kind(node)
         return partial(self._nodes[node].gradient, place)
 
 
 class _Graph:
-    """A graph of autograd, read from its end.
+    """An autograd graph, traversed from its outputs.
 
     Args:
-        outputs: The ends.
+        outputs: The outputs.
 
     Attributes:
         leaves: The nodes of the leaves.
-        runs_its_own: Whether a node runs a backward within, as reentrant checkpoints do, which must be whole.
+        has_reentrant_checkpoint: Whether a node runs a backward of its own, which cannot be split.
     """
 
     def __init__(self, outputs: Iterable[Tensor]) -> None:
         self.leaves: list[Any] = []
-        self.runs_its_own = False
-        # For every node, which nodes it is an input of, and at which place; None is the outside.
+        self.has_reentrant_checkpoint = False
+        # For every node: the nodes that it is an input of, and at which place; None stands for the outside.
         users: dict[Any, list[tuple[Any, int]]] = {
             tensor.grad_fn or get_gradient_edge(tensor).node: [(None, 0)] for tensor in outputs
         }
@@ -236,7 +235,7 @@ class _Graph:
             if name == "AccumulateGrad":
                 self.leaves.append(node)
             elif name == "CheckpointFunctionBackward":
-                self.runs_its_own = True
+                self.has_reentrant_checkpoint = True
             for place, (before, _) in enumerate(node.next_functions):
                 if before in users:
                     users[before].append((node, place))
@@ -245,7 +244,7 @@ class _Graph:
                     left.append(before)
 
     def users(self, node: Any) -> list[tuple[Any, int]]:
-        """Return which nodes a node is an input of, and at which place, in the order of their backwards."""
+        """Return the nodes that a node is an input of, and at which place, in backward order."""
         users = self._users[node]
         if len(users) == 1 or (None, 0) in users:
             return users
@@ -253,7 +252,7 @@ class _Graph:
 
 
 def _sum(gradients: Iterable[Gradient]) -> Tensor | None:
-    """Return the sum of those that there are, from the first to the last."""
+    """Return the sum in order, without those that are None; None if all are."""
     total = None
     for make in gradients:
         gradient = make()
@@ -272,11 +271,11 @@ def _cast(make: Gradient, leaf: Tensor) -> Tensor | None:
     return None if gradient is None else gradient.to(leaf)
 
 
-# What may stand between a node and a parameter, each once: nn.Linear's transposition, and autocast's copy.
+# The steps that may lie between a node and a parameter, each once: nn.Linear's transpose, autocast's copy.
 _STEPS: Mapping[str, Step] = {"TBackward0": _transposed, "ToCopyBackward0": _cast}
 
 
-def _may_wait(leaf: Tensor) -> bool:
-    """Return whether a leaf is a parameter that has nothing done to its gradient by the way."""
+def _is_free_parameter(leaf: Tensor) -> bool:
+    """Return whether a leaf is a parameter without gradient hooks."""
     hooked = leaf._backward_hooks or leaf._post_accumulate_grad_hooks
     return isinstance(leaf, nn.Parameter) and not hooked

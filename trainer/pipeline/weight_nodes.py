@@ -1,10 +1,10 @@
-"""Where autograd's graph meets weights: the nodes whose weights can have their gradients later.
+"""The nodes of autograd's graph whose weight gradients can be deferred.
 
-A node is what an operation of the forward leaves in the graph, with the tensors that its backward takes.
-Those here make the gradients of their weights by the kernels that autograd would have called, on the same
-tensors: so not a bit is different, whatever module ran the operation, and in whatever precision it ran.
+An operation of the forward leaves a node in the graph, with the saved tensors of its backward. The classes
+here compute weight gradients from the same tensors, with the kernels that autograd would have called. So the
+bits are the same, whichever module ran the operation, in whichever precision.
 
-    node                   operation                            its inputs, weights in brackets
+    node                   operation                            inputs, weights in brackets
     AddmmBackward0         F.linear with a bias; addmm          [bias] x [weight]
     MmBackward0            F.linear without one; mm             x [weight]
     ConvolutionBackward0   convolutions, transposed ones too    x [weight] [bias]
@@ -20,15 +20,15 @@ from torch.autograd.graph import GradientEdge
 
 
 class WeightNode:
-    """A node that meets weights, from the first part of its backward to the second.
+    """A node that has weights as inputs, from the first part of its backward to the second.
 
     Args:
-        node: Autograd's.
+        node: Autograd's node.
 
     Attributes:
-        places: Which of the node's inputs may be weights.
-        saved: The tensors that the node has saved for their gradients.
-        edge: The node, until its turn in the backward has come.
+        places: The indices of the inputs that may be weights.
+        saved: The node's saved tensors that their gradients need.
+        edge: The node, until the first part of the backward runs it.
     """
 
     places: ClassVar[tuple[int, ...]]
@@ -42,54 +42,54 @@ class WeightNode:
         self._made: dict[int, Tensor] = {}
 
     @classmethod
-    def can_wait(cls, node: Any) -> bool:
-        """Return whether weights of such a node can have their gradients later.
+    def can_defer(cls, node: Any) -> bool:
+        """Return whether such a node's weight gradients can be deferred.
 
-        What hooks unpack, as a checkpoint's do, can be asked for once, and the node asks for all of it.
+        Saved tensors with unpack hooks, such as a checkpoint's, can be unpacked only once, and the node does.
         """
         hooks = [getattr(node, f"_raw_saved_{name}").unpack_hook for name in cls.saved]
         return all(hook is None for hook in hooks)
 
     @classmethod
-    def fits(cls, _node: Any, place: int, _weight: Tensor) -> bool:
-        """Return whether a weight that is the node's input at a place can, too."""
+    def takes(cls, _node: Any, place: int, _weight: Tensor) -> bool:
+        """Return whether the gradient of a weight at this input can be deferred."""
         return place in cls.places
 
-    def keep(self, gradients: tuple[Tensor | None]) -> None:
-        """Keep what the second part takes, as the node is given the gradient of its output."""
-        assert self.edge is not None, "a node has one turn"
-        node, self.edge = self.edge.node, None  # which holds the graph, which holds this
+    def save(self, gradients: tuple[Tensor | None]) -> None:
+        """Save the tensors for the second part; called before the node runs, with its output's gradient."""
+        assert self.edge is not None, "a node runs once"
+        node, self.edge = self.edge.node, None  # breaks a cycle: the graph refers to this by a hook
         (self._gradient,) = gradients
         if self._gradient is None:
             return
         for name in self.saved:
             tensor = getattr(node, f"_saved_{name}")
-            self._tensors.append(None if tensor is None else tensor.detach())  # free of the graph
+            self._tensors.append(None if tensor is None else tensor.detach())  # without the graph
         self._versions = _versions(self._tensors)
-        self._keep_settings(node)
+        self._save_settings(node)
 
     def gradient(self, place: int) -> Tensor | None:
-        """Return the gradient of the input at a place, once; None if the output has none.
+        """Return the gradient of an input, once; None if the output has no gradient.
 
         Raises:
-            RuntimeError: What it is made of has been written to since.
+            RuntimeError: A tensor that it is computed from has been overwritten since.
         """
         if self._gradient is None:
             return None
         if place not in self._made:
             if _versions(self._tensors) != self._versions:
                 raise RuntimeError(
-                    "a tensor that a weight's gradient is made of has been modified by an in-place operation "
-                    "since the first part of the backward"
+                    "a weight gradient cannot be computed: a tensor that it needs has been modified by an "
+                    "in-place operation since the first part of the backward"
                 )
             self._made.update(self._make(self._gradient, place))
         return self._made.pop(place)
 
-    def _keep_settings(self, node: Any) -> None:
-        """Keep what the node has saved beside tensors."""
+    def _save_settings(self, node: Any) -> None:
+        """Save the settings of the operation, such as strides."""
 
     def _make(self, gradient: Tensor, place: int) -> dict[int, Tensor]:
-        """Return by place what gradients of inputs come of making one."""
+        """Return the gradient of an input, with any others that the same kernel computes, by place."""
         raise NotImplementedError
 
 
@@ -103,30 +103,30 @@ class _Mm(WeightNode):
     places: ClassVar[tuple[int, ...]] = (1,)
     saved: ClassVar[tuple[str, ...]] = ("self",)
 
-    def _keep_settings(self, node: Any) -> None:
-        # As the weight of nn.Linear lies, which is transposed on the way here.
+    def _save_settings(self, node: Any) -> None:
+        # The layout of nn.Linear's weight, which is transposed before it gets here.
         self._by_columns = node._saved_mat2_sym_strides == (1, node._saved_mat2_sym_sizes[0])
 
     def _make(self, gradient: Tensor, place: int) -> dict[int, Tensor]:
         (x,) = self._tensors
         assert x is not None
-        # Autograd lets the product's layout follow the weight's.
+        # As in autograd, the gradient has the layout of the weight.
         return {place: gradient.t().mm(x).t() if self._by_columns else x.t().mm(gradient)}
 
 
 class _Addmm(_Mm):
-    """The same plus a bias."""
+    """The same product plus a bias."""
 
     places = (0, 2)
     saved = ("mat1",)
 
     @classmethod
-    def can_wait(cls, node: Any) -> bool:
-        return node._saved_alpha == node._saved_beta == 1 and super().can_wait(node)
+    def can_defer(cls, node: Any) -> bool:
+        return node._saved_alpha == node._saved_beta == 1 and super().can_defer(node)
 
     @classmethod
-    def fits(cls, node: Any, place: int, weight: Tensor) -> bool:
-        if place == 0:  # not one that is broadcast in another way, or not at all
+    def takes(cls, node: Any, place: int, weight: Tensor) -> bool:
+        if place == 0:  # only a bias that is broadcast over rows
             return bool(tuple(weight.shape) == node._saved_mat2_sym_sizes[1:])
         return place in cls.places
 
@@ -138,7 +138,7 @@ class _Convolution(WeightNode):
     places = (1, 2)
     saved = ("input", "weight")
 
-    def _keep_settings(self, node: Any) -> None:
+    def _save_settings(self, node: Any) -> None:
         self._settings = (
             node._saved_bias_sym_sizes_opt,
             node._saved_stride,
@@ -161,11 +161,11 @@ class _Embedding(WeightNode):
     saved = ("indices",)
 
     @classmethod
-    def can_wait(cls, node: Any) -> bool:
-        return not node._saved_sparse and super().can_wait(node)
+    def can_defer(cls, node: Any) -> bool:
+        return not node._saved_sparse and super().can_defer(node)
 
-    def _keep_settings(self, node: Any) -> None:
-        padding = node._saved_padding_idx  # -1, which is none, may be read as an unsigned number
+    def _save_settings(self, node: Any) -> None:
+        padding = node._saved_padding_idx  # -1 means none, and may be read as an unsigned number
         self._settings = (
             node._saved_weight_sym_argsize_0,
             padding if padding < 1 << 63 else -1,

@@ -1,1 +1,1 @@
-"""`python -m trainer.report`: pictures of a run, from the files in its folder; needs no MPI, no torch."""
+"""`python -m trainer.report`: charts of a run, from the files in its folder; needs neither MPI nor torch."""

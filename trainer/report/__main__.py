@@ -1,7 +1,7 @@
-"""`python -m trainer.report RUN [RUN ...]`: draws what runs measured, from the files in their folders.
+"""`python -m trainer.report RUN [RUN ...]`: draws charts of runs, from the files in their folders.
 
-Curves over the steps (those of several runs in one picture, to compare layouts), and a Gantt chart of one
-step of each: predicted and measured.
+It draws curves over the steps (of several runs in one figure, to compare layouts), and for each run a Gantt
+chart of one step, predicted and measured.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from trainer.report.style import FORMATS, save
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw as the command line says; return the exit code."""
+    """Draw the charts that the command line asks for; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
-    parser.add_argument("--out", type=Path, help="where to draw (default: report/ in the first RUN)")
+    parser.add_argument("--out", type=Path, help="output folder (default: report/ in the first RUN)")
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=FORMATS, help="default: all")
     given = parser.parse_args(arguments)
     try:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _draw(
     runs: Sequence[RunRecord], names: Sequence[str], folder: Path, formats: Sequence[str]
 ) -> list[Path]:
-    """Draw all pictures; a run that kept no step has no Gantt chart."""
+    """Draw all charts; a run without a timeline has no Gantt chart."""
     alone = len(runs) == 1
     files = save(curves(runs, names), folder / ("curves" if alone else "comparison"), formats)
     for run, name in zip(runs, names, strict=True):
@@ -54,13 +54,13 @@ def _draw(
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return what each run is called: the name of its folder, or its path where names are not distinct."""
+    """Return a name for each run: that of its folder, or its path if the names are not distinct."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def _summary(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
-    """Return a table with a row for every run, and what is to be said of their files."""
+    """Return a table with a row for every run, and notes on their files."""
     rows: list[tuple[str, ...]] = [("run", "steps", "loss", "validation", "samples/s", "bubble", "predicted")]
     notes = []
     for run, name in zip(runs, names, strict=True):
@@ -73,11 +73,9 @@ def _summary(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
             (name, f"{len(run.steps):,}", f"{losses[0]:.4f} -> {losses[-1]:.4f}", validation, speed, *bubbles)
         )
         if run.torn:
-            notes.append(f"note: {name}: the last line of metrics.jsonl is cut off, and left out")
+            notes.append(f"note: {name}: skipped the last line of metrics.jsonl, which is cut off")
         if run.timeline is None:
-            notes.append(
-                f"note: {name}: no timeline.json, hence no Gantt chart; a run writes it when it ends"
-            )
+            notes.append(f"note: {name}: no timeline.json, so no Gantt chart; a run writes it when it ends")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip()

@@ -1,4 +1,4 @@
-"""Curves over the steps of one run, or of several to compare: small pictures that share the axis of steps."""
+"""Curves over the steps of one run, or of several to compare: small panels that share the step axis."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from trainer.report.read import RunRecord
 from trainer.report.style import BAD, FAINT, LINE, RUNS, clean, house_style, mixed_with_white, new_figure
 
-_WIDTH, _HEAD, _RUN, _PANELS = 12.0, 0.85, 0.21, 8.2  # inches: the page, its head, a run in it, the pictures
-_FEW = 30  # so many steps at most have a dot each
-_MANY = 120  # from so many on, a running median is drawn over the pale steps
-_WINDOWS, _LARGEST_WINDOW = 40, 51  # a running median takes the 40th part of the steps, 51 at most
+_WIDTH, _HEAD, _RUN, _PANELS = 12.0, 0.85, 0.21, 8.2  # inches: the page, its head, a run there, the panels
+_FEW = 30  # up to this number of steps, each has a dot
+_MANY = 120  # from this number of steps on, a running median is drawn over the pale steps
+_WINDOWS, _LARGEST_WINDOW = 40, 51  # a running median takes 1/40 of the steps, at most 51
 _PREDICTED = (0, (4, 2))  # dashes
-_SPREAD = 50.0  # from here on, largest / smallest, an axis is logarithmic
+_SPREAD = 50.0  # above this ratio of largest to smallest, an axis is logarithmic
 _PALEST = 0.35
 _RANKS_IN_LEGEND = 8
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
@@ -28,11 +28,11 @@ _Numbers = NDArray[np.float64]
 
 @house_style()
 def curves(runs: Sequence[RunRecord], names: Sequence[str]) -> Figure:
-    """Return a figure of what the runs' steps measured.
+    """Return a figure of the metrics that the runs measured at each step.
 
     Args:
         runs: The runs, at least one.
-        names: What each is called in the legend.
+        names: Their names in the legend.
     """
     height = _HEAD + _RUN * (len(runs) + 1) + _PANELS
     figure = new_figure(_WIDTH, height)
@@ -41,7 +41,7 @@ def curves(runs: Sequence[RunRecord], names: Sequence[str]) -> Figure:
     figure.subplots_adjust(left=0.075, right=0.97, top=top, bottom=bottom, hspace=0.3, wspace=0.2)
     (loss, throughput), (norm, bubble), (memory, rate) = grid
     _loss(loss, runs)
-    _over_steps(throughput, runs, "samples_per_second", "throughput: samples a second")
+    _over_steps(throughput, runs, "samples_per_second", "throughput: samples per second")
     _from_zero(throughput)
     throughput.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
     _over_steps(norm, runs, "grad_norm", "gradient norm, before clipping")
@@ -65,11 +65,11 @@ def curves(runs: Sequence[RunRecord], names: Sequence[str]) -> Figure:
 
 
 def _title(figure: Figure, runs: Sequence[RunRecord], names: Sequence[str]) -> None:
-    """Write what ran: a line for every run, in its colour."""
-    what = [run.timeline.title if run.timeline else "" for run in runs]
-    lines = [f"{name}: {title}" if title else name for name, title in zip(names, what, strict=True)]
+    """Write the heading, and a line for every run in its colour."""
+    titles = [run.timeline.title if run.timeline else "" for run in runs]
+    lines = [f"{name}: {title}" if title else name for name, title in zip(names, titles, strict=True)]
     height = figure.get_figheight()
-    title = "What a run measured, step by step" if len(runs) == 1 else f"{len(runs)} runs, step by step"
+    title = "Metrics of a run, step by step" if len(runs) == 1 else f"{len(runs)} runs, step by step"
     figure.text(0.025, 1 - 0.2 / height, title, size=12, weight="bold", va="top")
     handles = [Line2D([], [], color=_colour(i), linewidth=3, label=line) for i, line in enumerate(lines)]
     figure.legend(
@@ -116,10 +116,10 @@ def _bubble(axes: Axes, runs: Sequence[RunRecord]) -> None:
 
 
 def _memory(axes: Axes, runs: Sequence[RunRecord]) -> None:
-    """Draw a line for every rank of the group, paler from rank to rank."""
+    """Draw a line for every rank of the group, each paler than the one before."""
     largest = max((max(held, default=0.0) for run in runs for held in run.peak_memory), default=0.0)
     unit, size = next((each for each in _UNITS if largest >= each[1]), _UNITS[-1])
-    _heading(axes, f"peak memory, {unit}: a line a rank, paler from the first to the last")
+    _heading(axes, f"peak memory, {unit}: one line per rank, from dark (first) to pale (last)")
     for i, run in enumerate(runs):
         ranks = max(map(len, run.peak_memory), default=0)
         lines = []
@@ -136,7 +136,7 @@ def _memory(axes: Axes, runs: Sequence[RunRecord]) -> None:
 def _over_steps(
     axes: Axes, runs: Sequence[RunRecord], number: str, heading: str, *, smooth: bool = True
 ) -> None:
-    """Draw a number of every run; of many steps a running median too, over the steps themselves."""
+    """Draw a metric of every run; for many steps, add a running median over the steps themselves."""
     _heading(axes, heading)
     broken = 0
     for i, run in enumerate(runs):
@@ -155,22 +155,22 @@ def _over_steps(
         axes.plot(at, [0.0] * len(at), "x", color=BAD, transform=bottom, clip_on=False, zorder=5)
         broken += len(at)
     if broken:
-        text = f"x: not a finite number, at {broken} step{'s' if broken > 1 else ''}"
+        text = f"x: not finite at {broken} step{'s' if broken > 1 else ''}"
         axes.set_title(text, loc="right", color=BAD, size=8.5)
     if not any(value is not None for run in runs for value in run.numbers[number]):
         axes.text(0.5, 0.5, "not recorded", color=FAINT, ha="center", transform=axes.transAxes)
 
 
 def _finite(run: RunRecord, number: str) -> _Numbers:
-    """Return a number at every step, NaN where there is no finite one."""
+    """Return a metric at every step, NaN where it is missing or not finite."""
     values = np.array([math.nan if value is None else value for value in run.numbers[number]], dtype=float)
     return np.where(np.isfinite(values), values, math.nan)
 
 
 def _running_median(values: _Numbers) -> _Numbers:
-    """Return the median of the steps around each step; those that are not finite do not count.
+    """Return the median of the finite values around each step.
 
-    Towards both ends the window shrinks, so that it has as many steps before as behind.
+    Towards both ends the window shrinks, so that it stays centred.
     """
     half = min(len(values) // _WINDOWS, _LARGEST_WINDOW) // 2
     padded = np.pad(values, half, constant_values=math.nan)
@@ -191,8 +191,8 @@ def _logarithmic_if_wide(axes: Axes, runs: Sequence[RunRecord], number: str) -> 
 
 
 def _from_zero(axes: Axes) -> None:
-    """Let the axis begin at 0, and leave some room above."""
-    largest = axes.dataLim.y1  # minus infinity where nothing is drawn
+    """Start the axis at 0, and leave some room at the top."""
+    largest = axes.dataLim.y1  # minus infinity if nothing is drawn
     axes.set_ylim(0, 1.1 * largest if largest > 0 else 1)
 
 
@@ -209,5 +209,5 @@ def _colour(run: int) -> str:
 
 
 def _dot(run: RunRecord) -> str:
-    """Return the marker of a step: with few of them a line alone may be no more than a point."""
+    """Return the marker of a step; a line through few steps may be a mere point without markers."""
     return "." if len(run.steps) <= _FEW else ""

@@ -1,9 +1,9 @@
-"""Gantt charts: a measured step beneath its prediction, and schedules as they are simulated.
+"""Gantt charts: a measured step below its prediction, and simulated schedules.
 
-A page, which `_page` lays out from top to bottom:
+`_page` lays out a page from top to bottom:
 
-    what ran
-    step 17: took 812 ms where 790 ms were predicted (+3%); ...
+    title: the headline of the run
+    step 17: measured 812 ms, predicted 790 ms (+3%); ...
 
     predicted ...                                        waits
     rank 0  [0][1][2][3]///////[ 0 ][4][ 1 ]...            22%
@@ -28,25 +28,25 @@ from trainer.metrics.timeline import StepTimeline
 from trainer.report.panel import WAITING, Panel, draw_panel, fit, row_names
 from trainer.report.style import ALL_REDUCE, FAINT, OTHER, Look, house_style, new_figure
 from trainer.schedule.actions import Kind, Schedule
-from trainer.schedule.live import peak_live
+from trainer.schedule.peak_memory import peak_live
 from trainer.schedule.timeline import RankTimeline, Timeline
 
 _MILLISECONDS = 1000.0
 
 # The page, in inches.
 _WIDTH, _WIDEST = 12.0, 16.0
-_MICRO_BATCHES_OF_WIDTH = 12  # with more the page grows
+_MICRO_BATCHES_OF_WIDTH = 12  # with more, the page grows
 _EDGE, _RIGHT, _COLUMN = 0.3, 0.95, 0.8
-_TALL_ROW, _ALL_ROWS, _LEAST_ROW = 0.44, 5.0, 0.16  # a row; so many inches for all rows of a panel; the least
+_TALL_ROW, _ALL_ROWS, _LEAST_ROW = 0.44, 5.0, 0.16  # a row at most; all rows of a panel; a row at least
 _HEADING, _AXIS, _LEGEND = 0.52, 0.48, 0.34
 _TITLE_SIZE, _SUBTITLE_SIZE, _LABEL_SIZE, _CAPTION_SIZE, _LEGEND_SIZE = 12.0, 10.0, 8.0, 8.5, 9.0  # points
-_LINE = 1.45 / 72  # a line, in inches for each point of its size
-_CHARACTER, _BOLD = 0.0071, 0.0079  # the mean width of a character, in inches for each point of its size
+_LINE = 1.45 / 72  # the height of a line, in inches per point of font size
+_CHARACTER, _BOLD = 0.0071, 0.0079  # the mean width of a character, in inches per point of font size
 
 
 @house_style()
 def step_gantt(timeline: StepTimeline) -> Figure:
-    """Return a figure of a step of a group's ranks: predicted above measured, on one axis of milliseconds."""
+    """Return a figure of one step of a group: predicted above measured, on one axis of milliseconds."""
     seconds, predicted = timeline.seconds, timeline.predicted_seconds
     bubble, predicted_bubble = _bubble(timeline.measured, seconds), _bubble(timeline.predicted, predicted)
     headings = (
@@ -59,11 +59,11 @@ def step_gantt(timeline: StepTimeline) -> Figure:
     ]
     longer = f" ({seconds / predicted - 1:+.0%})" if predicted else ""
     subtitle = (
-        f"step {timeline.step}: took {_ms(seconds)} where {_ms(predicted)} were predicted{longer}; "
-        f"bubble {bubble:.0%} where {predicted_bubble:.0%} was predicted"
+        f"step {timeline.step}: measured {_ms(seconds)}, predicted {_ms(predicted)}{longer}; "
+        f"bubble: measured {bubble:.0%}, predicted {predicted_bubble:.0%}"
     )
     note = (
-        "White, it does what is no action, such as reading data. "
+        "White is time outside of actions, such as reading data. "
         f"The ranks' clocks agree to {timeline.clock_error * 1e6:,.0f} µs."
     )
     return _page(timeline.title, subtitle, panels, "milliseconds since the step began", note)
@@ -73,12 +73,12 @@ def step_gantt(timeline: StepTimeline) -> Figure:
 def schedules_gantt(
     simulated: Sequence[tuple[Schedule, Timeline]], title: str, unit: str = "time, in forwards of one stage"
 ) -> Figure:
-    """Return a figure of schedules as they are simulated, one above another, on one axis.
+    """Return a figure of simulated schedules, one above another, on one time axis.
 
     Args:
-        simulated: The schedules, and when their actions happen.
-        title: What is written above them.
-        unit: What the times of the simulation are, for the axis.
+        simulated: The schedules, and their simulated times.
+        title: The title of the page.
+        unit: The label of the axis, with the unit of the simulated times.
     """
     panels = []
     for schedule, timeline in simulated:
@@ -86,14 +86,11 @@ def schedules_gantt(
         waits = [f"{max(makespan - sum(busy), 0) / end if end else 0:.0%}" for busy in timeline.busy]
         columns = {"waits": waits}
         if any(kept := peak_live(schedule)):
-            columns["keeps"] = [f"{peak} at most" for peak in kept]
+            columns["live"] = [f"max {peak}" for peak in kept]
         heading = f"{schedule.name}: bubble {max(timeline.bubble, 0):.0%}"
         panels.append(Panel(schedule.name, heading, timeline.by_rank(schedule), end, 1.0, columns))
-    keeps = (
-        '"keeps": of so many micro-batches at once a rank holds in memory what the forward left for the '
-        "backward."
-    )
-    note = keeps if any("keeps" in panel.columns for panel in panels) else ""
+    live = '"live" is the largest number of micro-batches whose saved tensors a rank holds at one time.'
+    note = live if any("live" in panel.columns for panel in panels) else ""
     return _page(title, "", panels, unit, note)
 
 
@@ -172,22 +169,22 @@ def _legend(figure: Figure, looks: Sequence[Look], place: tuple[float, float]) -
 
     legend = draw(_LEGEND_SIZE)
     width = legend.get_window_extent().width / figure.bbox.width
-    there_is = 1 - place[0] - _EDGE / figure.get_figwidth()
-    if width > there_is:  # schedules with every kind of action have as many looks
+    available = 1 - place[0] - _EDGE / figure.get_figwidth()
+    if width > available:  # a schedule with every kind of action needs a long legend
         legend.remove()
-        draw(_LEGEND_SIZE * there_is / width)
+        draw(_LEGEND_SIZE * available / width)
 
 
 def _how_to_read(panels: Sequence[Panel]) -> str:
     ranks = [rank for panel in panels for rank in panel.ranks]
     several = any(len({action.stage for action in rank.actions}) > 1 for rank in ranks)
-    holds, shade = ("stages", "The shade tells a rank's stages apart. ") if several else ("stage", "")
-    reduces = "A green line beneath a row is an all-reduce of gradients over the replicas. "
+    holds, shade = ("stages", "Shades distinguish a rank's stages. ") if several else ("stage", "")
+    reduces = "A green line below a row is an all-reduce of gradients over the replicas. "
     return (
-        f"How to read: time runs to the right. A row is one rank of a model-parallel group, with the {holds} "
-        "of the model that it holds. A blue bar is the forward of one micro-batch, an orange one its "
-        f"backward; the micro-batch's number stands inside where it fits. {shade}Hatched, the rank waits for "
-        'another: the bubble is the hatched share of all rows, and "waits" that of each row. '
+        "How to read: time runs to the right. Each row is one rank of a model-parallel group, with the "
+        f"{holds} that it holds. A blue bar is the forward of one micro-batch, an orange bar its backward, "
+        f"each with the micro-batch's number where it fits. {shade}Hatching marks time spent waiting for "
+        'another rank: the bubble is the hatched share of all rows, and "waits" is that of each row. '
         + (reduces if any(rank.all_reduces for rank in ranks) else "")
     )
 

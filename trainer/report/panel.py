@@ -13,25 +13,25 @@ from trainer.schedule.timeline import AllReduce, RankTimeline, lanes
 WAITING: dict[str, Any] = {"facecolor": "#f6f7f8", "edgecolor": "#ccd1d8", "hatch": "/////", "linewidth": 0.0}
 WAIT = "waiting"
 
-# Parts of a row, which is 1 high. Where there are all-reduces they have a strip beneath the bars.
+# Parts of a row of height 1. All-reduces, if any, have a strip below the bars.
 _BAR, _BAR_ABOVE_STRIP, _STRIP = 0.78, 0.6, 0.26
-_SHORTEST, _SHORTEST_WAIT = 0.002, 0.0005  # of the axis: a message, a wait that lasts less is not drawn
-_DIGIT, _ROOM = 0.64, 0.86  # width of a digit in font sizes; share of a bar that a number may take
+_SHORTEST, _SHORTEST_WAIT = 0.002, 0.0005  # shortest message and wait that are drawn, as shares of the axis
+_DIGIT, _ROOM = 0.64, 0.86  # width of a digit in font sizes; share of a bar that a number may fill
 _LARGEST_FONT, _SMALLEST_FONT = 8.5, 4.5  # points
-_FIT = 0.8  # numbers stand in the bars of a kind if they fit into this share of them, else in none
+_FIT = 0.8  # the bars of a look have numbers if the numbers fit into this share of them
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What a panel shows.
+    """The content of a panel.
 
     Attributes:
-        name: One word for it; names of artists begin with it.
-        heading: What is written above it.
-        ranks: What each rank did.
-        end: When the step ends, in seconds (or whatever unit the ranks' times have).
-        scale: How many units of the axis a second is.
-        columns: What is written behind the rows: heading -> a text for every rank.
+        name: A word that the names of the panel's artists begin with.
+        heading: The heading above the panel.
+        ranks: The timeline of each rank.
+        end: The end of the step, in seconds (or in the unit of the ranks' times).
+        scale: Units of the axis per second.
+        columns: Columns to the right of the rows: heading -> a text for every rank.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Panel:
 
     @property
     def last(self) -> float:
-        """Return where on the axis the panel ends."""
+        """Return the end of the panel, in units of the axis."""
         ends = (moment for rank in self.ranks for moment in _ends(rank))
         return max([self.end, *ends]) * self.scale
 
@@ -58,13 +58,13 @@ class Bar(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What all panels of a page share.
+    """The scale that all panels of a page share.
 
     Attributes:
-        time: How long a unit of the axis is, in points (1/72 inch).
-        row: How high a row is, in points.
-        strip: Whether rows leave room for all-reduces beneath the bars.
-        fonts: The size of the numbers in the bars of a look, by its name; without one there are none.
+        time: The length of a unit of the axis, in points (1/72 inch).
+        row: The height of a row, in points.
+        strip: Whether rows leave room for all-reduces below the bars.
+        fonts: The size of the numbers in bars, by the look's name; looks without an entry have no numbers.
     """
 
     time: float
@@ -74,7 +74,7 @@ class Scale(NamedTuple):
 
     @property
     def bar(self) -> tuple[float, float]:
-        """Return where a bar begins in its row, counted from the row's middle, and how high it is."""
+        """Return the top of a bar, relative to the middle of its row, and its height."""
         return (-(_BAR_ABOVE_STRIP + _STRIP) / 2, _BAR_ABOVE_STRIP) if self.strip else (-_BAR / 2, _BAR)
 
 
@@ -82,10 +82,10 @@ def fit(panels: Sequence[Panel], width: float, last: float, row: float) -> Scale
     """Return the scale at which panels fit.
 
     Args:
-        panels: All of a page.
-        width: How wide the axis is, in points.
-        last: Where the axis ends, in its units.
-        row: How high a row is, in points.
+        panels: All panels of a page.
+        width: The width of the axis, in points.
+        last: The end of the axis, in its units.
+        row: The height of a row, in points.
     """
     strip = any(rank.all_reduces for panel in panels for rank in panel.ranks)
     scale = Scale(width / last, row, strip, {})
@@ -99,7 +99,7 @@ def fit(panels: Sequence[Panel], width: float, last: float, row: float) -> Scale
 
 
 def _font(bars: Sequence[tuple[float, str]], height: float) -> float:
-    """Return the size of numbers, in points, that fits most bars; bars are widths and texts."""
+    """Return the font size in points at which numbers fit most bars, given as widths and texts."""
     sizes = sorted(_ROOM * width / (_DIGIT * len(text)) for width, text in bars)
     return min(_LARGEST_FONT, height, max(sizes[int((1 - _FIT) * len(sizes))], 0.0))
 
@@ -107,12 +107,12 @@ def _font(bars: Sequence[tuple[float, str]], height: float) -> float:
 def draw_panel(axes: Axes, panel: Panel, scale: Scale) -> list[Look]:
     """Draw a panel; return the looks that it uses.
 
-    The bars of a rank and a look are one artist, named (`get_gid`) as in `measured-2-forward`.
+    The bars of one rank and look are one artist, with a name (`get_gid`) such as `measured-2-forward`.
 
     Args:
-        axes: Where to; its limits along time are set already.
-        panel: What.
-        scale: How large.
+        axes: The axes to draw into, with their time limits set.
+        panel: The panel.
+        scale: The scale of the page.
     """
     strips = max((lane + 1 for rank in panel.ranks for lane in lanes(rank.all_reduces)), default=1)
     used: dict[str, Look] = {}
@@ -139,20 +139,20 @@ def _ends(rank: RankTimeline) -> Iterable[float]:
 
 
 def _waits(rank: RankTimeline, scale: float, shortest: float) -> list[tuple[float, float]]:
-    """Return where each wait begins and how long it is."""
+    """Return the start and the length of each wait."""
     waits = [(times.start * scale, (times.ready - times.start) * scale) for times in rank.times]
     return [wait for wait in waits if wait[1] > shortest]
 
 
 def _bars(rank: RankTimeline, scale: float, shortest: float) -> dict[Look, list[Bar]]:
-    """Return the bars of every look; a message that hardly takes time has none."""
+    """Return the bars of every look; very short messages have none."""
     stages = sorted({action.stage for action in rank.actions})
     bars = defaultdict(list)
     for action, times in zip(rank.actions, rank.times, strict=True):
         look, width = look_of(action.kind), (times.end - times.ready) * scale
         if width <= (shortest if look is OTHER else 0.0):
             continue
-        # Where a rank holds several stages the shade tells them apart, else neighbouring micro-batches.
+        # The shade distinguishes a rank's stages if it holds several, else neighbouring micro-batches.
         shade = stages.index(action.stage) if len(stages) > 1 else action.micro_batch
         text = "" if look is OTHER or action.micro_batch < 0 else str(action.micro_batch)
         bars[look].append(Bar(times.ready * scale, width, look.shades[shade % 2], text))
@@ -167,7 +167,7 @@ def _draw_waits(
 
 
 def _draw_bars(axes: Axes, name: str, bars: list[Bar], where: tuple[float, float], points: float) -> None:
-    # A white edge parts neighbours; it must leave something of the narrowest bar.
+    # A white edge separates neighbours; it must not hide the narrowest bar.
     edge = min(0.8, 0.12 * points * min(bar.width for bar in bars))
     artist = axes.broken_barh(
         [(bar.left, bar.width) for bar in bars],
@@ -181,7 +181,7 @@ def _draw_bars(axes: Axes, name: str, bars: list[Bar], where: tuple[float, float
 
 
 def _draw_texts(axes: Axes, bars: list[Bar], middle: float, size: float, points: float) -> None:
-    """Write into every bar its micro-batch, where it fits; nothing with size 0."""
+    """Write the micro-batch into every bar where it fits; size 0 writes nothing."""
     for bar in bars if size > 0 else ():
         if len(bar.text) * _DIGIT * size <= bar.width * points:
             x, colour = bar.left + bar.width / 2, text_colour(bar.colour)
@@ -203,7 +203,7 @@ def _draw_all_reduces(
 
 
 def _dress(axes: Axes, panel: Panel, middle: float) -> None:
-    """Write what stands around the rows; `middle` is that of the bars in a row."""
+    """Write the heading, row names and columns; `middle` is that of the bars in a row."""
     clean(axes)
     rows = len(panel.ranks)
     axes.set_ylim(rows - 0.45, -0.55)
@@ -222,16 +222,16 @@ def _dress(axes: Axes, panel: Panel, middle: float) -> None:
         weight="bold",
     )
     for column, (heading, texts) in enumerate(panel.columns.items()):
-        right = 46 + 58 * column  # points behind the axes
-        behind: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "size": 8.5}
-        axes.annotate(heading, (1, 1), (right, 5), xycoords="axes fraction", color=FAINT, **behind)
+        right = 46 + 58 * column  # points from the axes
+        style: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "size": 8.5}
+        axes.annotate(heading, (1, 1), (right, 5), xycoords="axes fraction", color=FAINT, **style)
         for row, text in enumerate(texts):
             at = ("axes fraction", "data")
-            axes.annotate(text, (1, row + middle), (right, 0), xycoords=at, va="center", **behind)
+            axes.annotate(text, (1, row + middle), (right, 0), xycoords=at, va="center", **style)
 
 
 def row_names(panel: Panel) -> list[str]:
-    """Return what stands before each row."""
+    """Return the name of each row."""
     names = []
     for row, rank in enumerate(panel.ranks):
         stages = sorted({action.stage for action in rank.actions})

@@ -1,4 +1,4 @@
-"""Reads a run's folder: its numbers, and the step that it kept for a Gantt chart."""
+"""Reads a run's folder: its metrics, and the step for a Gantt chart."""
 
 import json
 import math
@@ -17,16 +17,16 @@ _MEMORY = "peak_memory_bytes"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run's folder tells.
+    """The metrics in a run's folder.
 
     Attributes:
         path: The folder.
         steps: The numbers of the steps.
-        numbers: A name of `NUMBERS` -> its value at every step, None where none was written.
+        numbers: Values at every step by the names in `NUMBERS`; None where none was written.
         peak_memory: The bytes of every rank of the group, at every step; empty where none were written.
         validations: Steps and validation losses.
-        timeline: One step, action by action; None where the run wrote none.
-        torn: Whether the last line of the metrics was cut off, and left out here.
+        timeline: One step, action by action; None if the run wrote none.
+        torn: Whether the last line of the metrics was cut off, and skipped here.
     """
 
     path: Path
@@ -38,16 +38,16 @@ class RunRecord:
     torn: bool
 
     def median(self, name: str) -> float:
-        """Return the median of a number over the steps at which it is finite; NaN if there is none."""
+        """Return the median of a metric over the steps where it is finite; NaN if there are none."""
         finite = [value for value in self.numbers[name] if value is not None and math.isfinite(value)]
         return median(finite) if finite else math.nan
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read the folder of a run, which may still be under way.
+    """Read the folder of a run, which may be in progress.
 
     Raises:
-        UserError: It is no run's folder, or a file in it is broken.
+        UserError: It is not the folder of a run, or a file in it is broken.
     """
     metrics = path / "metrics.jsonl"
     if not path.is_dir():
@@ -73,7 +73,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _entries(metrics: Path) -> tuple[list[dict[str, Any]], bool]:
-    """Return the objects of the file, and whether its last line was cut off, as by a crash."""
+    """Return the objects of the file, and whether its last line was cut off, for instance by a crash."""
     try:
         lines = metrics.read_text().splitlines()
     except (OSError, ValueError) as error:
@@ -93,7 +93,7 @@ def _entries(metrics: Path) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _problem(entry: Any) -> str | None:
-    """Return what is wrong with an entry, None if it is one of a run's metrics."""
+    """Return what is wrong with an entry; None if it is valid."""
     if not isinstance(entry, dict):
         return f"{entry!r} is not an object with the numbers of a step"
     if not isinstance(entry.get("step"), int):
@@ -103,5 +103,5 @@ def _problem(entry: Any) -> str | None:
             return f"{name}={entry[name]!r} is not a number"
     memory = entry.get(_MEMORY, [])
     if not (isinstance(memory, list) and all(isinstance(each, int | float) for each in memory)):
-        return f"{_MEMORY}={memory!r} is not a list of numbers, one a rank of the group"
+        return f"{_MEMORY}={memory!r} is not a list of numbers, one for each rank of the group"
     return None

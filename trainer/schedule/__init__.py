@@ -1,1 +1,1 @@
-"""Schedules as plain data: actions, the orders, and what is computed from them."""
+"""Schedules as plain data: actions, the recipes that order them, and what is computed from the lists."""

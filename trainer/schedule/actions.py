@@ -1,6 +1,6 @@
-"""The vocabulary of schedules: an action, and for every worker of a group its ordered list of them.
+"""The vocabulary of schedules: an action, and an ordered list of actions for every worker of a group.
 
-A schedule is plain data. The one list is validated, simulated, drawn and executed.
+A schedule is plain data. One and the same list is validated, simulated, drawn and executed.
 """
 
 import re
@@ -10,42 +10,42 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What a worker does. The value is the one-letter name that drawings and messages use."""
+    """What a worker does. The value is the short name that files, drawings and error messages use."""
 
-    __hash__ = object.__hash__  # Enum's own hashes a text, in Python: half of what a simulation takes
+    __hash__ = object.__hash__  # Enum hashes the name, in Python: half the time of a simulation
 
     FORWARD = "F"
     BACKWARD = "B"  # whole: gradients of the inputs and of the weights
-    INPUT_GRADIENT = "I"  # the part of a backward that the stage before waits for
-    WEIGHT_GRADIENT = "W"  # the rest of it, which nobody waits for
+    BACKWARD_INPUT = "I"  # the part of a backward that the previous stage waits for
+    BACKWARD_WEIGHT = "W"  # the rest of it, which no stage waits for
     SEND_ACTIVATION = "sa"
     RECEIVE_ACTIVATION = "ra"
     SEND_GRADIENT = "sg"
     RECEIVE_GRADIENT = "rg"
-    SEND_TIE = "st"  # a use's gradient of a tied parameter, to its owner
-    RECEIVE_TIE = "rt"  # ... added to the owner's, in layer order
-    AVERAGE = "A"  # start averaging the stage's gradients over the replicas
-    FINISH = "Z"  # wait until they are averaged
-    SEND_TIED = "sT"  # the owner's averaged gradient, back to a use
-    RECEIVE_TIED = "rT"
-    STEP = "O"  # clip, and let the optimizer step
-    SAMPLE = "S"  # choose the next token from the last stage's output
+    SEND_TIED_GRADIENT = "st"  # a use's gradient of a tied parameter, to the owner
+    RECEIVE_TIED_GRADIENT = "rt"  # and added there to the owner's, in layer order
+    REDUCE_START = "A"  # start averaging the stage's gradients over the replicas
+    REDUCE_WAIT = "Aw"  # wait until they are averaged
+    SEND_REDUCED_GRADIENT = "sR"  # the owner's averaged gradient, back to a use
+    RECEIVE_REDUCED_GRADIENT = "rR"
+    UPDATE = "U"  # clip, then step the optimizer
+    SAMPLE = "S"  # sample the next token from the last stage's output
     SEND_TOKEN = "sk"
     RECEIVE_TOKEN = "rk"
 
 
-# What the receiving end of a message does for what the sending end does.
+# The receiving end of a message, by its sending end.
 RECEIVE_OF = {
     Kind.SEND_ACTIVATION: Kind.RECEIVE_ACTIVATION,
     Kind.SEND_GRADIENT: Kind.RECEIVE_GRADIENT,
-    Kind.SEND_TIE: Kind.RECEIVE_TIE,
-    Kind.SEND_TIED: Kind.RECEIVE_TIED,
+    Kind.SEND_TIED_GRADIENT: Kind.RECEIVE_TIED_GRADIENT,
+    Kind.SEND_REDUCED_GRADIENT: Kind.RECEIVE_REDUCED_GRADIENT,
     Kind.SEND_TOKEN: Kind.RECEIVE_TOKEN,
 }
 SENDS = frozenset(RECEIVE_OF)
-# What makes the gradient that the stage before waits for, and what completes a micro-batch's gradients.
-PASSES_ON = frozenset({Kind.BACKWARD, Kind.INPUT_GRADIENT})
-COMPLETES = frozenset({Kind.BACKWARD, Kind.WEIGHT_GRADIENT})
+# Kinds that make the gradient that the previous stage waits for, and that complete a micro-batch's gradients.
+MAKES_INPUT_GRADIENT = frozenset({Kind.BACKWARD, Kind.BACKWARD_INPUT})
+COMPLETES_WEIGHT_GRADIENT = frozenset({Kind.BACKWARD, Kind.BACKWARD_WEIGHT})
 RECEIVES = frozenset(RECEIVE_OF.values())
 
 
@@ -54,10 +54,10 @@ class Action:
     """One thing that a worker does.
 
     Attributes:
-        kind: What.
-        stage: The stage that it is done for.
-        micro_batch: The micro-batch, counted within the replica's step from 0; -1 where there is none.
-        peer: The stage at the other end of a message; -1 where there is none.
+        kind: What the worker does.
+        stage: The stage that it does it for.
+        micro_batch: The micro-batch, counted from 0 within the replica's step; -1 if there is none.
+        peer: The stage at the other end of a message; -1 if there is none.
     """
 
     kind: Kind
@@ -66,23 +66,23 @@ class Action:
     peer: int = -1
 
     def __str__(self) -> str:
-        """Return, say, `F2.5` (forward of stage 2, micro-batch 5) or `sa2.5>3`."""
+        """Return a text such as `F2.5` (forward of stage 2, micro-batch 5) or `sa2.5>3`."""
         micro_batch = f".{self.micro_batch}" if self.micro_batch >= 0 else ""
         peer = "" if self.peer < 0 else f"{'>' if self.kind in SENDS else '<'}{self.peer}"
         return f"{self.kind.value}{self.stage}{micro_batch}{peer}"
 
 
-Order = tuple[Action, ...]  # what a worker computes, without messages
-Work = Mapping[Kind, Sequence[float]]  # what an action of a kind takes, by stage
+Order = tuple[Action, ...]  # what one worker computes, without messages
+Work = Mapping[Kind, Sequence[float]]  # seconds of an action, by kind and stage
 
 _ACTION = re.compile(r"([a-zA-Z]+)(\d+)(?:\.(\d+))?(?:[<>](\d+))?")
 
 
 def parse_action(text: str) -> Action:
-    """Return the action that `str` wrote.
+    """Return the action that has this text, the inverse of `str`.
 
     Raises:
-        ValueError: The text is no action.
+        ValueError: The text is not an action.
     """
     match = _ACTION.fullmatch(text)
     if match is None:
@@ -96,7 +96,7 @@ def parse_action(text: str) -> Action:
 
 @dataclass(frozen=True)
 class Tied:
-    """Two stages (or one) that hold the same parameter: the owner's, and one that uses it again."""
+    """Two stages (or one stage twice) that hold the same parameter: its owner, and one that uses it again."""
 
     owner: int
     use: int
@@ -104,12 +104,12 @@ class Tied:
 
 @dataclass(frozen=True)
 class Schedule:
-    """For every worker of a group, its ordered list of actions.
+    """An ordered list of actions for every worker of a group.
 
     Attributes:
         name: What the user calls it.
         placement: The worker that holds each stage.
-        micro_batches: How many the replica's step has.
+        micro_batches: The number of micro-batches in the replica's step.
         workers: The list of each worker.
     """
 

@@ -1,9 +1,9 @@
-"""What a machine takes, learnt from steps that were observed on it.
+"""Learns how long things take on a machine, from steps that were observed on it.
 
-work      how long an action kept its worker: the mean within a step, the median of steps
-links     how long messages that someone waited for, and that had their link to themselves, were under way,
-          against their bytes
-ring      how long all-reduces took once every replica had joined, against their bytes
+work      how long an action kept its worker busy: the mean within a step, the median over steps
+links     how long messages travelled, as a function of their bytes; only those that a rank waited for, and
+          that had their link to themselves
+ring      how long all-reduces took once every replica had joined, as a function of their bytes
 buckets   how much of the stage's last backward was done when an all-reduce started
 """
 
@@ -14,33 +14,33 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from math import inf
 
-from trainer.schedule.actions import COMPLETES, SENDS, Kind
+from trainer.schedule.actions import COMPLETES_WEIGHT_GRADIENT, SENDS, Kind
 from trainer.schedule.machine import Bucket, Link, Machine, Network
 from trainer.schedule.replay import SEND_OF, message_of
-from trainer.schedule.timeline import RankTimeline, Times
+from trainer.schedule.timeline import ActionTimes, RankTimeline
 
-_LOOKING = 5e-4  # seconds; a receive that waits for less may have found its message there, on a busy core
-_SAME = 1e-4  # seconds; all-reduces seen to end closer together were seen at one look
-_ROUNDING = 1e-6  # of a backward
-_SPREAD = 1.5  # sizes closer to each other than this factor tell nothing about bandwidth
+_LOOKING = 5e-4  # seconds; a receive that waits less may have found its message there, on a busy core
+_SAME = 1e-4  # seconds; all-reduces whose ends are closer than this were seen at one check
+_ROUNDING = 1e-6  # share of a backward
+_SPREAD = 1.5  # sizes within this factor of each other cannot separate latency from bandwidth
 
 Channel = tuple[Kind, int, int]  # the sending end's kind, source stage, target stage
 Point = tuple[int, float]  # bytes, seconds
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one rank has seen, and tells the others of its group.
+class RankObservation:
+    """What one rank observed, and sends to the others of its group.
 
     Attributes:
         work: Seconds of an action, by kind and stage.
         begin: Seconds before a step's first action.
-        end: Seconds after its last one.
-        step: One usual step, the same on all ranks, all on one clock.
-        clock_error: How far this rank's clock may be off the first one's, in seconds.
+        end: Seconds after its last action.
+        step: One typical step, the same on all ranks, all on one clock.
+        clock_error: How far this rank's clock may be off the first rank's, in seconds.
         sizes: Bytes of the messages that it sends, by channel.
-        reduced: Bytes and seconds of all-reduces, see `reduce_points`.
-        buckets: Of its stages.
+        reduced: Bytes and seconds of all-reduces: see `reduce_points`.
+        buckets: What its stages average, by stage.
     """
 
     work: Mapping[tuple[Kind, int], float]
@@ -54,21 +54,21 @@ class Seen:
 
 
 def calibrate(
-    ranks: Sequence[Seen],
+    ranks: Sequence[RankObservation],
     stages: int,
     *,
     replicas: int = 1,
     first: int = 0,
     ranks_per_node: int | None = None,
 ) -> Machine:
-    """Return the machine on which the ranks of a group have seen what they have seen.
+    """Return the machine that the observations of a group's ranks describe.
 
     Args:
-        ranks: What each rank of one group has seen.
+        ranks: What each rank of one group observed.
         stages: The number of stages.
-        replicas: How many groups there are.
-        first: The number in the world of the group's first rank.
-        ranks_per_node: How many ranks a node has; None: all of them.
+        replicas: The number of groups.
+        first: The world's number of the group's first rank.
+        ranks_per_node: The number of ranks on a node; None: all of them.
     """
     work: dict[Kind, list[float]] = defaultdict(lambda: [0.0] * stages)
     buckets: list[Sequence[Bucket]] = [()] * stages
@@ -97,9 +97,9 @@ def calibrate(
 
 
 def work_times(steps: Iterable[RankTimeline]) -> dict[tuple[Kind, int], float]:
-    """Return the seconds that actions of a kind keep a rank, by kind and stage.
+    """Return the seconds that an action keeps a rank busy, by kind and stage.
 
-    The mean within a step keeps its total; the median of steps leaves out what happened once.
+    The mean within a step preserves its total; the median over steps drops outliers.
     """
     means: dict[tuple[Kind, int], list[float]] = defaultdict(list)
     for step in steps:
@@ -121,7 +121,7 @@ def stage_buckets(step: RankTimeline, stage_of: Mapping[str, int]) -> dict[int, 
     last_backward = {
         action.stage: times
         for action, times in zip(step.actions, step.times, strict=True)
-        if action.kind in COMPLETES
+        if action.kind in COMPLETES_WEIGHT_GRADIENT
     }
     buckets: dict[int, list[Bucket]] = defaultdict(list)
     for reduce in sorted(step.all_reduces, key=lambda reduce: reduce.start):
@@ -131,8 +131,8 @@ def stage_buckets(step: RankTimeline, stage_of: Mapping[str, int]) -> dict[int, 
     return dict(buckets)
 
 
-def _share(moment: float, backward: Times) -> float | None:
-    """Return how much of a backward was done at a moment; None behind it."""
+def _share(moment: float, backward: ActionTimes) -> float | None:
+    """Return the share of a backward that was done at a moment; None after its end."""
     length = backward.end - backward.ready
     if moment > backward.end + _ROUNDING * length:
         return None
@@ -140,13 +140,14 @@ def _share(moment: float, backward: Times) -> float | None:
 
 
 def reduce_points(step: RankTimeline, seconds: Sequence[float]) -> list[Point]:
-    """Return bytes and seconds of what a rank's ring did at a time.
+    """Return bytes and seconds of what a rank's ring did at once.
 
-    All-reduces that were seen to end at one look count as one: Horovod joins what is complete when it looks.
+    All-reduces that were seen to end at one check count as one: Horovod fuses what is complete in a cycle.
 
     Args:
         step: A step of the rank.
-        seconds: Of each of its all-reduces, the least of any replica: who joins last waits for nobody.
+        seconds: The shortest time of each of its all-reduces on any replica: the last replica to join does
+            not wait.
     """
     points: list[Point] = []
     begin = seen = -inf
@@ -154,7 +155,7 @@ def reduce_points(step: RankTimeline, seconds: Sequence[float]) -> list[Point]:
         size = reduce.bytes
         if reduce.end - seen > _SAME:
             begin = max(seen, reduce.end - took)
-        else:  # it came along with the one before
+        else:  # it was fused with the previous one
             size += points.pop()[0]
         seen = reduce.end
         points.append((size, seen - begin))
@@ -164,9 +165,9 @@ def reduce_points(step: RankTimeline, seconds: Sequence[float]) -> list[Point]:
 def fit_link(points: Sequence[Point]) -> Link:
     """Return the link that fits the points: seconds = latency + bytes / bandwidth.
 
-    Medians of each size, of the slopes between sizes, and of what is left (Theil, 1950; Sen, 1968): what was
-    held up by chance does not bend the line. Where all sizes are much the same, all seconds are put down to
-    the bytes: that predicts these sizes, also how they stand in line, and no others.
+    It takes medians for each size, of the slopes between sizes, and of the residuals (Theil, 1950; Sen,
+    1968), so that outliers do not bend the line. If all sizes are similar, it attributes all seconds to the
+    bytes. That predicts these sizes, and how such messages queue, but no other sizes.
     """
     points = [(size, max(seconds, 0.0)) for size, seconds in points]
     slopes = _slopes(points)
@@ -175,13 +176,13 @@ def fit_link(points: Sequence[Point]) -> Link:
     if slope > 0 and latency >= 0:
         return Link(latency, 1 / slope)
     a_byte = _median(seconds / size for size, seconds in points if size)
-    if (slopes and slope <= 0) or not a_byte:  # larger ones take no longer
+    if (slopes and slope <= 0) or not a_byte:  # larger messages take no longer
         return Link(_median(seconds for _, seconds in points))
     return Link(bandwidth=1 / a_byte)
 
 
 def _slopes(points: Sequence[Point]) -> list[float]:
-    """Return the seconds a byte between any two sizes that differ enough."""
+    """Return the seconds per byte between any two sizes that differ enough."""
     by_size: dict[int, list[float]] = defaultdict(list)
     for size, seconds in points:
         by_size[size].append(seconds)
@@ -199,11 +200,11 @@ def _median(numbers: Iterable[float]) -> float:
 def _travels(
     ranks: Sequence[RankTimeline], sizes: Mapping[Channel, int], network: Network, first: int
 ) -> tuple[list[Point], list[Point]]:
-    """Return the messages that were seen to arrive, inside nodes and between them: bytes and seconds.
+    """Return bytes and seconds of messages whose arrival was observed, inside nodes and between them.
 
-    One that was sent before its receiver began to wait, and was there at once, may have come long before. One
-    that was sent before the one before it on its way had been taken up may have stood in line behind it. Both
-    are left out.
+    It skips a message that was sent before its receiver began to wait and was there at once: it may have
+    arrived long before. It also skips a message that was sent before the previous one on its link had been
+    received: it may have queued after that one.
     """
     taken = {
         message_of(action): (number, times)
@@ -214,7 +215,7 @@ def _travels(
     inside: list[Point] = []
     between: list[Point] = []
     for source, rank in enumerate(ranks):
-        free: dict[int, float] = {}  # by target, when the message before was there at the latest
+        free: dict[int, float] = {}  # by target: the latest time at which the previous message arrived
         for action, times in zip(rank.actions, rank.times, strict=True):
             message = message_of(action) if action.kind in SENDS else None
             if message is None or message not in taken:
@@ -230,9 +231,9 @@ def _travels(
 
 
 def _waited_in_step(step: RankTimeline) -> float:
-    """Return how long a rank waited for the others' norms and weights; who came last waits for no norms."""
+    """Return how long a rank waited for others' norms and weights; the last to arrive waits for no norms."""
     return sum(
         times.ready - times.start
         for action, times in zip(step.actions, step.times, strict=True)
-        if action.kind is Kind.STEP
+        if action.kind is Kind.UPDATE
     )

@@ -1,52 +1,58 @@
-"""A schedule of the user's own, from a file: for every worker a line, the order in which it computes.
+"""A custom schedule from a file: a line for every worker, the order in which it computes.
 
-    # Two workers, three micro-batches. Where a worker holds several stages: placement 0 1 1 0
+    # Two workers, three micro-batches. With several stages a worker, first a line such as: placement 0 1 1 0
     F0.0 F0.1 B0.0 F0.2 B0.1 B0.2
     F1.0 B1.0 F1.1 B1.1 F1.2 I1.2 W1.2
 
-Messages, averaging and the optimizer's step follow from the order, as for schedules of the trainer's own.
+Messages, averaging and the optimizer's step follow from the order, as for built-in schedules.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
 from trainer.errors import UserError
-from trainer.schedule.actions import COMPLETES, PASSES_ON, Action, Kind, Order, parse_action
+from trainer.schedule.actions import (
+    COMPLETES_WEIGHT_GRADIENT,
+    MAKES_INPUT_GRADIENT,
+    Action,
+    Kind,
+    Order,
+    parse_action,
+)
+from trainer.schedule.recipe import Placement, ScheduleRecipe
 
-_COMPUTING = {Kind.FORWARD} | PASSES_ON | COMPLETES
-
-
-@dataclass(frozen=True)
-class FileSchedule:
-    """What a file says.
-
-    Attributes:
-        placement: The worker that holds each stage.
-        micro_batches: How many the replica's step has.
-        orders: Of every worker.
-        digest: Of the file's text: ranks hold it against each other's.
-    """
-
-    placement: tuple[int, ...]
-    micro_batches: int
-    orders: tuple[Order, ...]
-    digest: str
+_COMPUTING = {Kind.FORWARD} | MAKES_INPUT_GRADIENT | COMPLETES_WEIGHT_GRADIENT
 
 
-@lru_cache(maxsize=4)
-def read_schedule(path: str) -> FileSchedule:
-    """Return what a file says; whether it makes a step is the validator's to find out.
+def read_recipe(path: str) -> ScheduleRecipe:
+    """Return the recipe in a file; the validator finds out whether it makes a step.
+
+    It supports one number of workers and of micro-batches, and has a digest of the file's text.
 
     Raises:
-        UserError: It cannot be read, or has something that is no action.
+        UserError: The file cannot be read, or has a word that is not an action.
     """
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"schedule={path} cannot be read: {error}") from error
-    placement: tuple[int, ...] | None = None
+    placement, orders = _parse(path, text)
+
+    return ScheduleRecipe(
+        name=path,
+        order=lambda *_: orders,
+        place=lambda *_: placement,
+        stages_per_worker=max(Counter(placement).values()),
+        workers=len(orders),
+        micro_batches=1 + max(action.micro_batch for order in orders for action in order),
+        digest=sha256(text.encode()).hexdigest(),
+    )
+
+
+def _parse(path: str, text: str) -> tuple[Placement, tuple[Order, ...]]:
+    """Return the worker that holds each stage, and every worker's order."""
+    placement: Placement | None = None
     orders: list[Order] = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.partition("#")[0].split()
@@ -65,8 +71,7 @@ def read_schedule(path: str) -> FileSchedule:
             f"schedule={path} places stages on workers {', '.join(map(str, placement))}, "
             f"but has lines for {len(orders)}, which are counted from 0: every worker needs a stage"
         )
-    micro_batches = 1 + max(action.micro_batch for order in orders for action in order)
-    return FileSchedule(placement, micro_batches, tuple(orders), sha256(text.encode()).hexdigest())
+    return placement, tuple(orders)
 
 
 def _computing(word: str) -> Action:

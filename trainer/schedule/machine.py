@@ -1,4 +1,4 @@
-"""What a step takes on a machine: every number that the simulator uses, measured or guessed."""
+"""What a step costs on a machine: every number that the simulator uses, measured or estimated."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from trainer.schedule.actions import Kind
 
 
 class Link(NamedTuple):
-    """A way from one rank to another.
+    """A connection from one rank to another.
 
     Attributes:
-        latency: Seconds that the first byte is under way.
-        bandwidth: Bytes a second.
+        latency: Seconds until the first byte arrives.
+        bandwidth: Bytes per second.
     """
 
     latency: float = 0.0
@@ -25,12 +25,12 @@ _AT_ONCE = Link()
 
 @dataclass(frozen=True)
 class Network:
-    """The links between ranks; ranks are dealt to nodes in contiguous runs.
+    """The links between ranks; contiguous ranks share a node.
 
     Attributes:
         inside: Between two ranks of one node.
         between: Between two ranks of different nodes.
-        ranks_per_node: How many ranks a node has; None: all of them.
+        ranks_per_node: The number of ranks on a node; None: all of them.
     """
 
     inside: Link = _AT_ONCE
@@ -47,13 +47,13 @@ class Network:
 
 
 class Bucket(NamedTuple):
-    """What is averaged over the replicas in one all-reduce.
+    """Gradients that one all-reduce averages over the replicas.
 
     Attributes:
-        layer: Whose gradients.
+        layer: The layer that they belong to.
         bytes: Their size.
-        share: How much of the stage's last backward is done when they are complete; None where they are
-            complete only at the stage's AVERAGE, for ties add to them.
+        share: The share of the stage's last backward that is done when they are complete; None if they are
+            complete only at the stage's REDUCE_START, because ties add to them.
     """
 
     layer: str
@@ -63,21 +63,22 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True)
 class Machine:
-    """What the actions, messages and all-reduces of a step take.
+    """The time that the actions, messages and all-reduces of a step take.
 
     Attributes:
-        work: Seconds that an action of a kind keeps its worker, by stage; other kinds take no time.
-        message_bytes: By channel, (the sending end's kind, source stage, target stage); others are empty.
-        network: The links.
-        buckets: By stage, in the order in which they start.
-        ring: Between neighbours of the ring of equal stages.
-        cycle: Seconds from when gradients are complete to when Horovod's thread takes them, with all others
-            that are complete by then.
-        replicas: How many the ring joins.
-        exchange: Seconds from when the last rank of a group comes to STEP to when they all do it, and what
-            the update waits for other replicas' weights.
-        begin: Seconds of a step before the first action.
-        end: Seconds of a step after the last one.
+        work: Seconds that an action keeps its worker busy, by kind and stage; other kinds take no time.
+        message_bytes: Sizes by channel: (the sending end's kind, source stage, target stage). Others are
+            empty.
+        network: The links between ranks.
+        buckets: By stage, in the order in which their all-reduces start.
+        ring: The link between neighbours in the ring of equal stages.
+        cycle: Seconds from when gradients are complete until Horovod's thread takes them, together with all
+            others that are complete by then.
+        replicas: The number of replicas in the ring.
+        exchange: Seconds from when the last rank of a group reaches UPDATE until all perform it, including
+            the time in which the update waits for other replicas' weights.
+        begin: Seconds of a step before its first action.
+        end: Seconds of a step after its last action.
     """
 
     work: Mapping[Kind, Sequence[float]]
@@ -92,10 +93,10 @@ class Machine:
     end: float = 0.0
 
     def all_reduce(self, size: int) -> float:
-        """Return the seconds of a ring's all-reduce of so many bytes, once it is taken up.
+        """Return the seconds that a ring all-reduce of `size` bytes takes once it has started.
 
-        Of 2 (R - 1) rounds, each sends a part of 1 / R to the neighbour (Patarasuk and Yuan, 2009, "Bandwidth
-        optimal all-reduce algorithms for clusters of workstations").
+        Each of 2 (R - 1) rounds sends 1 / R of the bytes to the neighbour (Patarasuk and Yuan, 2009,
+        "Bandwidth optimal all-reduce algorithms for clusters of workstations").
         """
         rounds = 2 * (self.replicas - 1)
         return rounds * (self.ring.latency + size / self.replicas / self.ring.bandwidth)

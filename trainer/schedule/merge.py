@@ -1,21 +1,26 @@
-"""One list for a rank that drives several workers (devices), from the list of each."""
+"""Merges the lists of several workers (devices) into one list for the rank that drives them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from trainer.layout import Layout
+from trainer.distributed.layout import Layout
 from trainer.schedule.actions import Action, Kind, Schedule
 from trainer.schedule.replay import SEND_OF, causal_order
 from trainer.schedule.simulate import simulate
 
-# What waits for other replicas would hold up the rank's other workers: it comes after all that they compute,
-# and STEP, which waits for the whole group, comes last.
-PHASES = {Kind.FINISH: 1, Kind.SEND_TIED: 1, Kind.RECEIVE_TIED: 1, Kind.STEP: 2}
+# Actions that wait for other replicas would hold up the rank's other workers, so they follow all computing.
+# UPDATE waits for the whole group, so it comes last.
+PHASES = {
+    Kind.REDUCE_WAIT: 1,
+    Kind.SEND_REDUCED_GRADIENT: 1,
+    Kind.RECEIVE_REDUCED_GRADIENT: 1,
+    Kind.UPDATE: 2,
+}
 
 
 def by_rank(schedule: Schedule, layout: Layout) -> Schedule:
-    """Return the schedule with a list for every rank of the group, rather than for every worker.
+    """Return the schedule with one list for every rank of the group instead of every worker.
 
     Raises:
         ScheduleError: The schedule deadlocks.
@@ -32,14 +37,14 @@ def by_rank(schedule: Schedule, layout: Layout) -> Schedule:
 
 
 def merge_for_rank(schedule: Schedule, workers: Sequence[int]) -> tuple[Action, ...]:
-    """Return the lists of some workers as one, in which every receive follows what it waits for.
+    """Return one list for several workers, in which every receive follows what it waits for.
 
-    The actions are sorted by the time at which they would happen if every worker ran on its own and a
-    backward took twice as long as a forward, so that work handed to one device overlaps with the next one's.
-    Every rank's list is a part of one order of the whole schedule, so ranks do not deadlock either.
+    It sorts actions by the time at which they would happen if every worker ran on its own and a backward
+    took twice as long as a forward. So the work of one device overlaps with the next one's. Every rank's
+    list is a part of one order of the whole schedule, so ranks do not deadlock either.
 
     Args:
-        schedule: Of the whole group.
+        schedule: The schedule of the whole group.
         workers: The workers that the rank drives.
 
     Raises:
@@ -55,14 +60,14 @@ def merge_for_rank(schedule: Schedule, workers: Sequence[int]) -> tuple[Action, 
     for number, (_, worker, index) in enumerate(causal_order([schedule])):
         if worker in workers:
             action = schedule.workers[worker][index]
-            # A receive holds up the rank until its message is there; anything else starts at once.
+            # A receive blocks the rank until its message arrives; anything else starts at once.
             times = timeline.ends if action.kind in SEND_OF else timeline.starts
-            if action.kind is Kind.AVERAGE:
+            if action.kind is Kind.REDUCE_START:
                 averages[action.stage] = (times[worker][index], number), action
             else:
                 keys.append((phases[worker][index], times[worker][index], number, 0, action))
-    # The last stage first, whatever the times: replicas with more micro-batches and those with fewer must
-    # average in the same order.
+    # The last stage first, whatever the times: replicas with different numbers of micro-batches must average
+    # in the same order.
     latest: tuple[float, int] = 0.0, 0
     for stage in sorted(averages, reverse=True):
         when, action = averages[stage]

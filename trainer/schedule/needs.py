@@ -1,32 +1,41 @@
-"""The rules of what comes before what in one worker's list, as a table that can be read."""
+"""The rules for what must precede what in one worker's list, as a readable table."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from trainer.schedule.actions import COMPLETES, PASSES_ON, Action, Kind, Schedule, Tied
+from trainer.schedule.actions import (
+    COMPLETES_WEIGHT_GRADIENT,
+    MAKES_INPUT_GRADIENT,
+    Action,
+    Kind,
+    Schedule,
+    Tied,
+)
 
-TRAINING = PASSES_ON | COMPLETES | {Kind.AVERAGE, Kind.FINISH, Kind.STEP}
+TRAINING = (
+    MAKES_INPUT_GRADIENT | COMPLETES_WEIGHT_GRADIENT | {Kind.REDUCE_START, Kind.REDUCE_WAIT, Kind.UPDATE}
+)
 TOKENS = frozenset({Kind.SAMPLE, Kind.SEND_TOKEN, Kind.RECEIVE_TOKEN})
-# What needs just one action of the same stage and micro-batch.
+# Kinds that need just one action, of the same stage and micro-batch.
 AFTER = {
     Kind.SEND_ACTIVATION: Kind.FORWARD,
     Kind.SAMPLE: Kind.FORWARD,
     Kind.SEND_TOKEN: Kind.SAMPLE,
-    Kind.FINISH: Kind.AVERAGE,
-    Kind.SEND_TIED: Kind.FINISH,
+    Kind.REDUCE_WAIT: Kind.REDUCE_START,
+    Kind.SEND_REDUCED_GRADIENT: Kind.REDUCE_WAIT,
 }
 
 
 @dataclass(frozen=True)
 class Index:
-    """A schedule, and what of it is asked for over and over.
+    """A schedule, with what the rules look up over and over.
 
     Attributes:
         schedule: The schedule.
-        positions: Where in its worker's list each action is.
-        training: Whether there are backwards, averages or steps.
-        tokens: Whether tokens are sampled.
-        ties: Those that the schedule carries out, in the order of the stages that use them.
+        positions: The position of each action in its worker's list.
+        training: Whether it has backwards, averages or steps.
+        tokens: Whether it samples tokens.
+        ties: The ties that it carries out, by the stages that use the parameter.
     """
 
     schedule: Schedule
@@ -37,7 +46,11 @@ class Index:
 
     def __post_init__(self) -> None:
         kinds = {action.kind for action in self.positions}
-        ties = {Tied(action.peer, action.stage) for action in self.positions if action.kind is Kind.SEND_TIE}
+        ties = {
+            Tied(action.peer, action.stage)
+            for action in self.positions
+            if action.kind is Kind.SEND_TIED_GRADIENT
+        }
         object.__setattr__(self, "training", bool(kinds & TRAINING))
         object.__setattr__(self, "tokens", bool(kinds & TOKENS))
         object.__setattr__(self, "ties", tuple(sorted(ties, key=lambda tie: (tie.use, tie.owner))))
@@ -48,14 +61,14 @@ class Index:
         return self.schedule.stages - 1
 
     def passes_on(self, stage: int, i: int) -> Action:
-        """Return what makes the gradient of a stage's inputs: a whole backward, or the first part of one."""
-        first = Action(Kind.INPUT_GRADIENT, stage, i)
+        """Return what makes the gradient of a stage's inputs: a whole backward, or its first part."""
+        first = Action(Kind.BACKWARD_INPUT, stage, i)
         return first if first in self.positions else Action(Kind.BACKWARD, stage, i)
 
     def completes(self, stage: int, i: int) -> Action:
-        """Return what completes the gradients of a micro-batch: a whole backward, or the last part of one."""
-        split = self.passes_on(stage, i).kind is Kind.INPUT_GRADIENT
-        return Action(Kind.WEIGHT_GRADIENT if split else Kind.BACKWARD, stage, i)
+        """Return what completes a micro-batch's gradients: a whole backward, or its second part."""
+        split = self.passes_on(stage, i).kind is Kind.BACKWARD_INPUT
+        return Action(Kind.BACKWARD_WEIGHT if split else Kind.BACKWARD, stage, i)
 
     def together(self, stage: int, other: int) -> bool:
         """Return whether one worker holds both stages."""
@@ -63,30 +76,36 @@ class Index:
 
 
 def needs(action: Action, index: Index) -> Iterator[Action]:
-    """Yield what must stand before an action in the same list."""
+    """Yield the actions that must precede an action in the same list."""
     kind, stage, i = action.kind, action.stage, action.micro_batch
     if kind is Kind.FORWARD:
         yield from _inputs_of_forward(stage, i, index)
-    elif kind in PASSES_ON or kind in COMPLETES:
+    elif kind in MAKES_INPUT_GRADIENT or kind in COMPLETES_WEIGHT_GRADIENT:
         yield from _before_backward(action, index)
     elif kind is Kind.SEND_GRADIENT:
         yield index.passes_on(stage, i)
     elif kind in AFTER:
         yield Action(AFTER[kind], stage, i)
-    elif kind in (Kind.SEND_TIE, Kind.RECEIVE_TIE, Kind.AVERAGE):
+    elif kind in (Kind.SEND_TIED_GRADIENT, Kind.RECEIVE_TIED_GRADIENT, Kind.REDUCE_START):
         yield from _gradients(action, index)
-    elif kind is Kind.RECEIVE_TIED:
-        yield Action(Kind.SEND_TIE, stage, peer=action.peer)
-    elif kind is Kind.STEP:
-        yield Action(Kind.FINISH, stage)
-        yield from (Action(Kind.SEND_TIED, stage, peer=tie.use) for tie in index.ties if tie.owner == stage)
+    elif kind is Kind.RECEIVE_REDUCED_GRADIENT:
+        yield Action(Kind.SEND_TIED_GRADIENT, stage, peer=action.peer)
+    elif kind is Kind.UPDATE:
+        yield Action(Kind.REDUCE_WAIT, stage)
         yield from (
-            Action(Kind.RECEIVE_TIED, stage, peer=tie.owner) for tie in index.ties if tie.use == stage
+            Action(Kind.SEND_REDUCED_GRADIENT, stage, peer=tie.use)
+            for tie in index.ties
+            if tie.owner == stage
+        )
+        yield from (
+            Action(Kind.RECEIVE_REDUCED_GRADIENT, stage, peer=tie.owner)
+            for tie in index.ties
+            if tie.use == stage
         )
 
 
 def _inputs_of_forward(stage: int, i: int, index: Index) -> Iterator[Action]:
-    """Yield the forward of the stage before or its message, and the last token where the text grows by it."""
+    """Yield the previous stage's forward or its message, and the last token if the text grows by it."""
     if stage > 0:
         message = Action(Kind.RECEIVE_ACTIVATION, stage, i, stage - 1)
         yield from _from_neighbour(Action(Kind.FORWARD, stage - 1, i), message, stage, index)
@@ -95,27 +114,27 @@ def _inputs_of_forward(stage: int, i: int, index: Index) -> Iterator[Action]:
 
 
 def _before_backward(action: Action, index: Index) -> Iterator[Action]:
-    """Yield what a backward, or a part of one, starts from, and the same part of the micro-batch before.
+    """Yield what a backward, or a part of one, starts from, and the same part for the previous micro-batch.
 
-    Gradients add up in the order of micro-batches: that keeps their bits the same in every layout. Both parts
-    of a split backward add some: not every weight's gradient can be put off.
+    Gradients add up in micro-batch order, which keeps their bits the same in every layout. Both parts of a
+    split backward add gradients: not every weight's gradient can be deferred.
     """
     kind, stage, i = action.kind, action.stage, action.micro_batch
-    if kind in PASSES_ON:
+    if kind in MAKES_INPUT_GRADIENT:
         yield Action(Kind.FORWARD, stage, i)
         if i > 0:
             yield index.passes_on(stage, i - 1)
         if stage < index.last:
             message = Action(Kind.RECEIVE_GRADIENT, stage, i, stage + 1)
             yield from _from_neighbour(index.passes_on(stage + 1, i), message, stage, index)
-    if kind is Kind.WEIGHT_GRADIENT:
-        yield Action(Kind.INPUT_GRADIENT, stage, i)
-    if kind in COMPLETES and i > 0:
+    if kind is Kind.BACKWARD_WEIGHT:
+        yield Action(Kind.BACKWARD_INPUT, stage, i)
+    if kind in COMPLETES_WEIGHT_GRADIENT and i > 0:
         yield index.completes(stage, i - 1)
 
 
 def _from_neighbour(made: Action, message: Action, stage: int, index: Index) -> Iterator[Action]:
-    """Yield what the worker itself makes, and the message where there is or must be one."""
+    """Yield what the worker makes itself, and the message if there is or must be one."""
     together = index.together(stage, made.stage)
     if together:
         yield made
@@ -124,13 +143,13 @@ def _from_neighbour(made: Action, message: Action, stage: int, index: Index) -> 
 
 
 def _gradients(action: Action, index: Index) -> Iterator[Action]:
-    """Yield the stage's last backward, and the uses of its tied parameters, which add up in layer order."""
+    """Yield the stage's last backward, and uses of its tied parameters, which add up in layer order."""
     stage, last = action.stage, index.schedule.micro_batches - 1
     if last >= 0:
         yield index.completes(stage, last)
     uses = [tie.use for tie in index.ties if tie.owner == stage]
-    if action.kind is Kind.RECEIVE_TIE:
+    if action.kind is Kind.RECEIVE_TIED_GRADIENT:
         uses = [use for use in uses if use < action.peer]
-    elif action.kind is Kind.SEND_TIE:
+    elif action.kind is Kind.SEND_TIED_GRADIENT:
         uses = []
-    yield from (Action(Kind.RECEIVE_TIE, stage, peer=use) for use in uses)
+    yield from (Action(Kind.RECEIVE_TIED_GRADIENT, stage, peer=use) for use in uses)

@@ -1,11 +1,11 @@
-"""Walks the lists of a schedule as the workers would, and finds out whether they come to an end.
+"""Walks the lists of a schedule as the workers would, and finds out whether they deadlock.
 
-The order that it returns (causal order: nothing comes before what it waits for) serves the validator, the
-simulator and the merging of lists alike. A send does not wait; what does wait:
+It returns a causal order, in which nothing precedes what it waits for. The validator, the simulator and the
+merging of lists all use it. Sends do not wait. These do:
 
-    a receive             for its send
-    FINISH of a stage     for that stage's AVERAGE on every replica
-    STEP                  for FINISH of every stage of its group: the gradient norm is over all of them
+    a receive               for its send
+    REDUCE_WAIT of a stage  for that stage's REDUCE_START on every replica
+    UPDATE                  for REDUCE_WAIT of every stage of its group: the gradient norm is over all of them
 """
 
 from collections import defaultdict, deque
@@ -16,36 +16,37 @@ from trainer.schedule.actions import RECEIVE_OF, SENDS, Action, Kind, Schedule
 
 
 class ScheduleError(ValueError):
-    """The schedule would hang or compute something else; the message names worker and action."""
+    """The schedule would hang, or compute something else; the message names the worker and the action."""
 
 
 class Message(NamedTuple):
-    """What makes the two ends of a message one; the first three name its channel."""
+    """What both ends of a message have in common; the first three fields name its channel."""
 
-    kind: Kind  # that of the sending end
+    kind: Kind  # of the sending end
     source: int
     target: int
     micro_batch: int
 
 
 class Place(NamedTuple):
-    """Where an action stands."""
+    """The place of an action."""
 
     replica: int
     worker: int
     position: int  # in the worker's list
 
 
-# The sending end of every kind of receive.
+# The sending end of a message, by its receiving end.
 SEND_OF = {receive: send for send, receive in RECEIVE_OF.items()}
 
-# What one action gives and another waits for: a message, an AVERAGE or a FINISH. Plain tuples, for there are
-# as many as messages: (kind, source, target, micro-batch, replica), (AVERAGE, stage), (FINISH, replica).
+# What one action gives and another waits for: a message, a REDUCE_START or a REDUCE_WAIT. Plain tuples, as
+# there are as many as messages: (kind, source, target, micro-batch, replica), (REDUCE_START, stage),
+# (REDUCE_WAIT, replica).
 _Token = tuple[Any, ...]
 
 
 def message_of(action: Action) -> Message | None:
-    """Return the message that an action sends or receives, None if it does neither."""
+    """Return the message that an action sends or receives; None if it does neither."""
     kind = SEND_OF.get(action.kind)
     if kind is not None:
         return Message(kind, action.peer, action.stage, action.micro_batch)
@@ -55,16 +56,16 @@ def message_of(action: Action) -> Message | None:
 
 
 class Wiring:
-    """Which actions wait for which, as numbers of what passes between them.
+    """Which actions wait for which: whatever passes between two actions has a number.
 
     Args:
         schedules: One for every replica.
 
     Attributes:
         schedules: The same.
-        lists: Of every worker of every replica in turn: the replica, the worker, and for each action of its
-            list the number of what it waits for and of what it gives; -1 for nothing.
-        givers: By number, how many actions give it: whoever waits, waits for all of them.
+        lists: One entry for every worker of every replica: the replica, the worker, and for each action of
+            its list the number of what it waits for and of what it gives; -1 for nothing.
+        givers: By number, how many actions give it. A waiting action needs all of them.
     """
 
     def __init__(self, schedules: Sequence[Schedule]) -> None:
@@ -76,9 +77,9 @@ class Wiring:
                 self.lists.append((replica, worker, *self._wire(replica, actions)))
         self.givers = [1] * len(self._numbers)
         for token, number in self._numbers.items():
-            if token[0] is Kind.AVERAGE:
+            if token[0] is Kind.REDUCE_START:
                 self.givers[number] = len(schedules)
-            elif token[0] is Kind.FINISH:
+            elif token[0] is Kind.REDUCE_WAIT:
                 self.givers[number] = schedules[token[-1]].stages
 
     def _wire(self, replica: int, actions: Sequence[Action]) -> tuple[list[int], list[int]]:
@@ -96,7 +97,7 @@ class Wiring:
         """Return all actions of all replicas in an order in which they can happen; takes O(actions).
 
         Raises:
-            ScheduleError: They cannot all happen; the message names the workers that wait for one another.
+            ScheduleError: They deadlock; the message names the workers that wait for one another.
         """
         missing = list(self.givers)
         at = [0] * len(self.lists)
@@ -119,26 +120,30 @@ class Wiring:
                     if not missing[given]:
                         ready.extend(waiting.pop(given, ()))
         if waiting:
-            self._tell(sorted((number, at[number]) for all_ in waiting.values() for number in all_))
+            blocked = sorted((number, at[number]) for numbers in waiting.values() for number in numbers)
+            raise self._deadlock(blocked)
         return order
 
-    def _tell(self, blocked: Sequence[tuple[int, int]]) -> None:
-        """Raise an error that says who waits for whom, from the first that is blocked until one recurs."""
+    def _deadlock(self, blocked: Sequence[tuple[int, int]]) -> ScheduleError:
+        """Return an error that follows the waiting from the first blocked worker until one recurs."""
         givers: dict[int, tuple[int, int]] = {}
         for number, position in blocked:
             for given in self.lists[number][3][position:]:
                 if given >= 0:
                     givers.setdefault(given, (number, position))
-        place, seen, text = blocked[0], set[tuple[int, int]](), []
+        place, seen = blocked[0], set[tuple[int, int]]()
+        text = f"deadlock: {self._name(place[0])}"
         while place not in seen:
             seen.add(place)
             number, position = place
             replica, worker, waits, _ = self.lists[number]
-            text.append(f"{self._name(number)} waits in {self.schedules[replica].workers[worker][position]}")
+            which = ", which" if len(seen) > 1 else ""
+            text += f"{which} waits in {self.schedules[replica].workers[worker][position]}"
             if waits[position] not in givers:
-                raise ScheduleError(f"deadlock: {', for '.join(text)}, for what nobody does")
+                return ScheduleError(f"{text} for an action that no worker performs")
             place = givers[waits[position]]
-        raise ScheduleError(f"deadlock: {', for '.join(text)}, for {self._name(place[0])}")
+            text += f" for {self._name(place[0])}"
+        return ScheduleError(text)
 
     def _name(self, number: int) -> str:
         replica, worker, *_ = self.lists[number]
@@ -152,7 +157,7 @@ def causal_order(schedules: Sequence[Schedule]) -> list[Place]:
         schedules: One for every replica.
 
     Raises:
-        ScheduleError: They cannot all happen; the message names the workers that wait for one another.
+        ScheduleError: They deadlock; the message names the workers that wait for one another.
     """
     return Wiring(schedules).causal_order()
 
@@ -165,10 +170,10 @@ def _tokens(replica: int, action: Action) -> tuple[_Token | None, _Token | None]
     send = SEND_OF.get(kind)
     if send is not None:
         return (send, action.peer, action.stage, action.micro_batch, replica), None
-    if kind is Kind.AVERAGE:
+    if kind is Kind.REDUCE_START:
         return None, (kind, action.stage)
-    if kind is Kind.FINISH:
-        return (Kind.AVERAGE, action.stage), (kind, replica)
-    if kind is Kind.STEP:
-        return (Kind.FINISH, replica), None
+    if kind is Kind.REDUCE_WAIT:
+        return (Kind.REDUCE_START, action.stage), (kind, replica)
+    if kind is Kind.UPDATE:
+        return (Kind.REDUCE_WAIT, replica), None
     return None, None

@@ -1,12 +1,12 @@
 """Predicts when every action of a schedule starts and ends, from the very list that runs.
 
-What waits is what `replay` says; how long it takes is what a `Machine` says:
+`replay` says what waits for what, and a `Machine` how long things take:
 
-    message     leaves when its send is done and the link is free, arrives after latency + bytes / bandwidth
-    all-reduce  starts when a layer's last gradient is complete on every replica, the one before, of the same
-                rank, is done, and a cycle has passed; takes along every layer that is complete by then;
-                overlaps with whatever the rank does
-    STEP        needs all ranks of the replica to come to it, and an exchange of their norms
+    message     leaves when its send is done and the link is free; arrives after latency + bytes / bandwidth
+    all-reduce  starts when a layer's last gradient is complete on every replica, the rank's previous one is
+                done, and a cycle has passed; takes along every layer that is complete by then; overlaps with
+                whatever the rank does
+    UPDATE        needs all ranks of the replica to reach it, and an exchange of their norms
 """
 
 import gc
@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from trainer.schedule.actions import COMPLETES, Action, Kind, Schedule
+from trainer.schedule.actions import COMPLETES_WEIGHT_GRADIENT, Action, Kind, Schedule
 from trainer.schedule.machine import Link, Machine, Network
 from trainer.schedule.replay import Place, Wiring
 from trainer.schedule.timeline import AllReduce, Timeline
@@ -23,13 +23,13 @@ from trainer.schedule.timeline import AllReduce, Timeline
 def simulate(
     schedule: Schedule, forward: Sequence[float], backward: Sequence[float], message: float = 0.0
 ) -> Timeline:
-    """Return when the actions of one replica happen, where nothing else takes time.
+    """Return when the actions of one replica happen if nothing else takes time.
 
     Args:
-        schedule: What is done.
-        forward: How long a forward of each stage takes.
-        backward: How long a whole backward of each stage takes; each part of a split one takes half of it.
-        message: How long a message travels; neither end works meanwhile.
+        schedule: What the workers do.
+        forward: The time of a forward, by stage.
+        backward: The time of a whole backward, by stage; each part of a split one takes half of it.
+        message: The time that a message travels; neither end works meanwhile.
 
     Raises:
         ScheduleError: The schedule deadlocks.
@@ -38,8 +38,8 @@ def simulate(
     work = {
         Kind.FORWARD: forward,
         Kind.BACKWARD: backward,
-        Kind.INPUT_GRADIENT: half,
-        Kind.WEIGHT_GRADIENT: half,
+        Kind.BACKWARD_INPUT: half,
+        Kind.BACKWARD_WEIGHT: half,
     }
     return simulate_on(Machine(work, network=Network(inside=Link(latency=message))), [schedule])[0]
 
@@ -48,7 +48,7 @@ def simulate_on(machine: Machine, schedules: Sequence[Schedule]) -> list[Timelin
     """Return when the actions of every replica happen; takes O(actions of replicas that differ).
 
     Args:
-        machine: What everything takes.
+        machine: How long everything takes.
         schedules: One for every replica, or one that stands for all of `machine.replicas`.
 
     Raises:
@@ -66,7 +66,7 @@ def simulate_on(machine: Machine, schedules: Sequence[Schedule]) -> list[Timelin
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Make hundreds of thousands of tuples without looking for cycles in them: a fifth of the time."""
+    """Create hundreds of thousands of tuples without searching them for cycles: a fifth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -77,7 +77,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _pattern(machine: Machine, replica: int, schedule: Schedule) -> tuple[object, ...]:
-    """Return what two replicas have in common that do the same at the same time."""
+    """Return a key that two replicas share if they do the same at the same time."""
     workers = len(schedule.workers)
     first, size = replica * workers, machine.network.ranks_per_node
     nodes = (
@@ -87,20 +87,20 @@ def _pattern(machine: Machine, replica: int, schedule: Schedule) -> tuple[object
 
 
 class _Simulation:
-    """The state of one simulation; see the module's text for its rules."""
+    """The state of one simulation; the module's docstring has its rules."""
 
     def __init__(self, machine: Machine, schedules: Sequence[Schedule], replicas: Sequence[int]) -> None:
         self._machine = machine
         self._schedules = schedules
         self._replicas = replicas
         self._wiring = Wiring(schedules)
-        # Nothing but STEPs follows a STEP: they are left for last, when it is known who comes to them when.
-        self._order = sorted(self._wiring.causal_order(), key=lambda place: self._kind(place) is Kind.STEP)
-        self._given = [0.0] * len(self._wiring.givers)  # when the last giver gave it
-        self._free: defaultdict[tuple[int, int, int], float] = defaultdict(float)  # a link, by its two ends
-        self._backward: dict[tuple[int, int], tuple[float, float]] = {}  # by replica and stage, the last one
+        # Only UPDATEs follow an UPDATE. They come last, when it is known when every worker reaches them.
+        self._order = sorted(self._wiring.causal_order(), key=lambda place: self._kind(place) is Kind.UPDATE)
+        self._given = [0.0] * len(self._wiring.givers)  # when the last giver was done
+        self._free: defaultdict[tuple[int, int, int], float] = defaultdict(float)  # by the two ends of a link
+        self._backward: dict[tuple[int, int], tuple[float, float]] = {}  # the last one, by replica and stage
         self._complete: defaultdict[int, dict[int, list[float]]] = defaultdict(dict)  # by stage and replica
-        self._averaged: dict[int, list[float]] = {}  # by stage: when each of its buckets is
+        self._averaged: dict[int, list[float]] = {}  # by stage: when each of its buckets is averaged
         self._ring_free: defaultdict[int, float] = defaultdict(float)  # by worker
         self._exchanged: dict[int, float] = {}  # by replica: when its ranks know each other's norms
 
@@ -124,12 +124,12 @@ class _Simulation:
             start = ready = clocks[number]
             if waits[position] >= 0:
                 ready = max(start, given[waits[position]])
-            if kind is Kind.STEP:
+            if kind is Kind.UPDATE:
                 ready = max(ready, self._exchange(replica, clocks))
             durations = work.get(kind)
             duration = durations[action.stage] if durations else 0.0
             clocks[number] = end = ready + duration
-            if kind in COMPLETES:
+            if kind in COMPLETES_WEIGHT_GRADIENT:
                 self._backward[replica, action.stage] = ready, end
             if gives[position] >= 0:
                 moment = self._give(action, replica, worker, end)
@@ -140,20 +140,20 @@ class _Simulation:
         return [self._timeline(replica, starts, ends, busy) for replica in range(len(self._schedules))]
 
     def _give(self, action: Action, replica: int, worker: int, end: float) -> float:
-        """Return when what an action gives is there."""
-        if action.kind is Kind.AVERAGE:
+        """Return when what an action gives is available."""
+        if action.kind is Kind.REDUCE_START:
             return self._average(action.stage, replica, worker, end)
-        if action.kind is Kind.FINISH:
+        if action.kind is Kind.REDUCE_WAIT:
             return end
         return self._send(action, replica, worker, end)
 
     def _exchange(self, replica: int, clocks: Sequence[float]) -> float:
-        """Return when the ranks of a replica, all of which have come to STEP, have exchanged their norms."""
+        """Return when the ranks of a replica, which have all reached UPDATE, have exchanged their norms."""
         if replica not in self._exchanged:
-            come = [
+            reached = [
                 clock for clock, (of, *_) in zip(clocks, self._wiring.lists, strict=True) if of == replica
             ]
-            self._exchanged[replica] = max(come) + self._machine.exchange
+            self._exchanged[replica] = max(reached) + self._machine.exchange
         return self._exchanged[replica]
 
     def _send(self, action: Action, replica: int, worker: int, end: float) -> float:
@@ -169,7 +169,7 @@ class _Simulation:
         return gone + latency
 
     def _average(self, stage: int, replica: int, worker: int, end: float) -> float:
-        """Take in that a replica's gradients of a stage are complete; once all are, let the ring go round."""
+        """Record that a replica's gradients of a stage are complete; once all are, run the all-reduces."""
         machine = self._machine
         buckets = machine.buckets[stage] if machine.buckets else ()
         began, done = self._backward.get((replica, stage), (end, end))
@@ -184,7 +184,7 @@ class _Simulation:
         while len(averaged) < len(buckets):
             first = len(averaged)
             begin = max(self._ring_free[worker], complete[first]) + machine.cycle
-            ready = sum(moment <= begin for moment in complete)  # they are in the order of starting
+            ready = sum(moment <= begin for moment in complete)  # they are sorted by their start
             sizes = [bucket.bytes for bucket in buckets[first:ready]]
             self._ring_free[worker] = begin + machine.all_reduce(sum(sizes))
             averaged += [self._ring_free[worker]] * len(sizes)

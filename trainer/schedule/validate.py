@@ -1,15 +1,15 @@
-"""Checks, before a run, that schedules compute a step and come to an end; the error names worker and action.
+"""Checks, before a run, that schedules compute a step and terminate; errors name the worker and the action.
 
 For every replica:
 
-    known     every action is one that its worker can do
-    once      all that the step needs is there, and nothing is there twice
+    known     every action is one that its worker can perform
+    once      everything that the step needs appears, and nothing appears twice
     before    what an action needs comes earlier in its worker's list (the table is in `needs`)
-    last      nothing but further steps follows a STEP
-    ties      gradients of tied parameters reach the owner, and the averaged one comes back
-    messages  every send has its receive, and both ends of a channel the same order: NCCL has no tags
+    last      nothing but further UPDATEs follows an UPDATE
+    ties      gradients of tied parameters reach the owner, and the averaged gradient comes back
+    messages  every send has its receive, and both ends of a channel have the same order: NCCL has no tags
 
-For all of them together: the same averages in the same order, and no cycle of waiting.
+For all replicas together: the same averages in the same order, and no cycle of waiting.
 """
 
 from collections import defaultdict
@@ -22,16 +22,23 @@ from trainer.schedule.replay import ScheduleError, causal_order, message_of
 
 __all__ = ["ScheduleError", "validate"]
 
-ONCE_A_STEP = frozenset({Kind.AVERAGE, Kind.FINISH, Kind.STEP})
-OF_TIES = frozenset({Kind.SEND_TIE, Kind.RECEIVE_TIE, Kind.SEND_TIED, Kind.RECEIVE_TIED})
-# Where the other end of a message is, counted from its own stage.
+ONCE_A_STEP = frozenset({Kind.REDUCE_START, Kind.REDUCE_WAIT, Kind.UPDATE})
+OF_TIES = frozenset(
+    {
+        Kind.SEND_TIED_GRADIENT,
+        Kind.RECEIVE_TIED_GRADIENT,
+        Kind.SEND_REDUCED_GRADIENT,
+        Kind.RECEIVE_REDUCED_GRADIENT,
+    }
+)
+# The other end of a message, relative to its own stage.
 NEIGHBOUR = {
     Kind.SEND_ACTIVATION: 1,
     Kind.RECEIVE_ACTIVATION: -1,
     Kind.SEND_GRADIENT: -1,
     Kind.RECEIVE_GRADIENT: 1,
 }
-# One end of a channel: by micro-batch, in the order of the list.
+# One end of a channel, by micro-batch, in the order of the list.
 _Ends: TypeAlias = dict[int, Action]
 
 
@@ -40,10 +47,10 @@ def validate(schedules: Sequence[Schedule], ties: Sequence[Tied] | None = None) 
 
     Args:
         schedules: One for every replica; equal ones are checked once.
-        ties: The ties that training schedules must carry out; None to take those that they have.
+        ties: The ties that training schedules must carry out; None: whatever ties they have.
 
     Raises:
-        ScheduleError: A rule is broken.
+        ScheduleError: They break a rule.
     """
     distinct: dict[int, Schedule] = {}
     for replica, schedule in enumerate(schedules):
@@ -55,12 +62,12 @@ def validate(schedules: Sequence[Schedule], ties: Sequence[Tied] | None = None) 
         except ScheduleError as error:
             raise ScheduleError(f"schedule {schedule.name}, replica {replica}: {error}") from None
     _check_averages(distinct)
-    # Replicas with equal lists do the same at the same time, so one of each shows whether they end.
+    # Replicas with equal lists do the same at the same time, so one of each shows whether they deadlock.
     causal_order(list(distinct.values()))
 
 
 def _check(schedule: Schedule, ties: Sequence[Tied] | None) -> None:
-    """Check all of one replica but deadlock."""
+    """Check everything about one replica except deadlock."""
     _check_known(schedule)
     index = Index(schedule, _positions(schedule))
     _check_complete(index)
@@ -96,7 +103,7 @@ def _check_known(schedule: Schedule) -> None:
 
 
 def _peers(action: Action, stages: int) -> range:
-    """Return what the other end of an action may be."""
+    """Return the stages that may be at the other end of an action."""
     kind, peer = action.kind, -1
     if kind in NEIGHBOUR:
         peer = action.stage + NEIGHBOUR[kind]
@@ -111,19 +118,19 @@ def _peers(action: Action, stages: int) -> range:
 
 
 def _micro_batches(action: Action, schedule: Schedule) -> range:
-    """Return what the micro-batch of an action may be."""
+    """Return the micro-batches that an action may have."""
     if action.kind in ONCE_A_STEP or action.kind in OF_TIES:
         return range(-1, 0)
     return range(schedule.micro_batches)
 
 
 def _positions(schedule: Schedule) -> dict[Action, int]:
-    """Return where each action is in its list; no action may be there twice."""
+    """Return the position of each action in its list; no action may appear twice."""
     positions: dict[Action, int] = {}
     for worker, actions in enumerate(schedule.workers):
         for position, action in enumerate(actions):
             if action in positions:
-                raise _error(worker, f"{action} is there twice")
+                raise _error(worker, f"{action} appears twice")
             positions[action] = position
     return positions
 
@@ -139,7 +146,7 @@ def _check_complete(index: Index) -> None:
                 for i in range(schedule.micro_batches)
                 for part in (index.passes_on, index.completes)
             ]
-            wanted += [Action(kind, stage) for kind in (Kind.AVERAGE, Kind.FINISH, Kind.STEP)]
+            wanted += [Action(kind, stage) for kind in (Kind.REDUCE_START, Kind.REDUCE_WAIT, Kind.UPDATE)]
         if index.tokens and stage == index.last:
             wanted += [Action(Kind.SEND_TOKEN, stage, i, peer=0) for i in range(schedule.micro_batches)]
         for action in wanted:
@@ -148,7 +155,7 @@ def _check_complete(index: Index) -> None:
         for i in range(schedule.micro_batches):
             whole, part = Action(Kind.BACKWARD, stage, i), index.passes_on(stage, i)
             if part != whole and whole in index.positions:
-                raise _error(schedule.placement[stage], f"{whole} and {part} are both there: whole or split?")
+                raise _error(schedule.placement[stage], f"{whole} and {part} both appear: whole or split?")
 
 
 def _check_ties(index: Index, ties: Sequence[Tied] | None) -> None:
@@ -156,22 +163,23 @@ def _check_ties(index: Index, ties: Sequence[Tied] | None) -> None:
     if ties is not None and index.training:
         for tie in ties:
             if tie not in index.ties:
-                missing = Action(Kind.SEND_TIE, tie.use, peer=tie.owner)
+                missing = Action(Kind.SEND_TIED_GRADIENT, tie.use, peer=tie.owner)
                 raise _error(
-                    placement[tie.use], f"{missing} is missing: stages {tie.owner} and {tie.use} tie"
+                    placement[tie.use], f"{missing} is missing: stages {tie.owner} and {tie.use} are tied"
                 )
         for tie in index.ties:
             if tie not in ties:
                 raise _error(
-                    placement[tie.use], f"{Action(Kind.SEND_TIE, tie.use, peer=tie.owner)} ties nothing"
+                    placement[tie.use],
+                    f"{Action(Kind.SEND_TIED_GRADIENT, tie.use, peer=tie.owner)} ties nothing",
                 )
     wanted = set[Action]()
     for tie in index.ties:
         wanted |= {
-            Action(Kind.SEND_TIE, tie.use, peer=tie.owner),
-            Action(Kind.RECEIVE_TIE, tie.owner, peer=tie.use),
-            Action(Kind.SEND_TIED, tie.owner, peer=tie.use),
-            Action(Kind.RECEIVE_TIED, tie.use, peer=tie.owner),
+            Action(Kind.SEND_TIED_GRADIENT, tie.use, peer=tie.owner),
+            Action(Kind.RECEIVE_TIED_GRADIENT, tie.owner, peer=tie.use),
+            Action(Kind.SEND_REDUCED_GRADIENT, tie.owner, peer=tie.use),
+            Action(Kind.RECEIVE_REDUCED_GRADIENT, tie.use, peer=tie.owner),
         }
     for action in sorted(wanted - index.positions.keys(), key=str):
         raise _error(placement[action.stage], f"{action} is missing")
@@ -194,14 +202,14 @@ def _check_step_is_last(schedule: Schedule) -> None:
     for worker, actions in enumerate(schedule.workers):
         step = None
         for action in actions:
-            if action.kind is Kind.STEP:
+            if action.kind is Kind.UPDATE:
                 step = action
             elif step is not None:
                 raise _error(worker, f"{action} comes after {step}, which must be last")
 
 
 def _check_messages(schedule: Schedule) -> None:
-    """Hold the order of sends against the order of receives, channel by channel."""
+    """Compare the order of sends with the order of receives, channel by channel."""
     channels: defaultdict[tuple[Kind, int, int], tuple[_Ends, _Ends]] = defaultdict(lambda: ({}, {}))
     for actions in schedule.workers:
         for action in actions:
@@ -221,17 +229,17 @@ def _check_messages(schedule: Schedule) -> None:
 
 
 def _check_averages(schedules: dict[int, Schedule]) -> None:
-    """Hold the averages of every replica against the first one's."""
+    """Compare the averages of every replica with the first one's."""
     averages = {
         replica: [
-            [action.stage for action in actions if action.kind is Kind.AVERAGE]
+            [action.stage for action in actions if action.kind is Kind.REDUCE_START]
             for actions in schedule.workers
         ]
         for replica, schedule in schedules.items()
     }
     for replica, workers in averages.items():
         if schedules[replica].placement != schedules[0].placement:
-            raise ScheduleError(f"replica {replica} places its stages in another way than replica 0")
+            raise ScheduleError(f"replica {replica} places its stages differently from replica 0")
         for worker, stages in enumerate(workers):
             if stages != averages[0][worker]:
                 raise _error(

@@ -1,12 +1,12 @@
-"""`python -m trainer.verify`: trains a few steps as launched, and shows that the layout changed nothing."""
+"""`python -m trainer.verify`: train a few steps as launched, and prove that the layout changed nothing."""
 
 from typing import TYPE_CHECKING
 
 from trainer.command import run_command
-from trainer.config import Config
+from trainer.config.schema import Config
 
 if TYPE_CHECKING:
-    from trainer.world import World
+    from trainer.distributed.world import World
 
 
 def main() -> None:
@@ -15,12 +15,12 @@ def main() -> None:
 
 
 def _verify(config: Config, world: "World") -> None:
-    from trainer.run import Run  # noqa: PLC0415  (after the configuration is known to be right)
+    from trainer.run import Run  # noqa: PLC0415  (after the configuration has been checked)
     from trainer.verify.verification import verify  # noqa: PLC0415
 
-    config.train.deterministic = True  # what is summed in another order each time cannot be held to its bits
+    config.train.deterministic = True  # sums in a varying order cannot have equal bits
     verified = verify(Run(config, world))
-    world.barrier()  # a rank that left early would take Horovod away from the others
+    world.barrier()  # a rank that exits early would shut Horovod down for the others
     if not verified:
         raise SystemExit(1)
 

@@ -1,4 +1,4 @@
-"""What is compared with what, how far apart they are, how far they may be, and the table of it."""
+"""Comparisons between a launch and its reference: differences, bounds, failures, and a table of all."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass
 class Cell:
-    """One thing, such as the gradient of one parameter, compared at every step.
+    """One value, such as the gradient of one parameter, compared at every step.
 
     Attributes:
-        difference: The largest difference so far; None where only digests were compared.
-        share: The largest share so far that a difference was of what is allowed.
+        difference: The largest difference so far; None where only digests are compared.
+        share: The largest ratio so far of a difference to its bound.
         same_bits: Whether the bits have been equal at every step.
-        failed_at: The first step at which a difference was larger than allowed; None if there is none.
-        failure: What was seen there, in words.
+        failed_at: The first step at which a difference exceeded its bound; None if there is none.
+        failure: What failed there, in words.
     """
 
     difference: float | None = None
@@ -27,21 +27,21 @@ class Cell:
     failure: str = ""
 
     def add(self, step: int, difference: float | None, share: float) -> None:
-        """Take in a difference; one without bits in common has a share of infinity where none is allowed."""
+        """Record a difference; its share is infinite if equal bits are expected."""
         self.same_bits = False
         self.share = _larger(self.share, share)
         if difference is not None:
             self.difference = _larger(self.difference or 0.0, difference)
         if not share <= 1 and self.failed_at is None:
             self.failed_at = step
-            seen = "has other bits" if difference is None else f"is off by {difference:.2g}"
+            seen = "has different bits" if difference is None else f"is off by {difference:.2g}"
             bound = "where equal bits are expected" if math.isinf(share) else f"{share:.3g} times its bound"
             self.failure = f"{seen} at step {step}, {bound}"
 
 
 @dataclass
 class Comparison:
-    """All that was compared, by name and kind ("gradient", "weight", ...), in the order it came."""
+    """All compared values, by name and kind ("gradient", "weight", ...), in the order of comparison."""
 
     cells: dict[str, dict[str, Cell]] = field(default_factory=dict)
 
@@ -63,12 +63,12 @@ class Comparison:
         """Compare two tensors, on any device.
 
         Args:
-            step: At which step.
-            name: What they are, such as "block.0/widen.weight".
-            kind: What of it, such as "gradient".
-            seen: The launch's; None: it has none.
-            expected: The reference's; None: it has none.
-            allowed: How far they may be apart, element by element; infinite: as they like; None: not at all.
+            step: The step.
+            name: The parameter or buffer, such as "block.0/widen.weight".
+            kind: What is compared of it, such as "gradient".
+            seen: The launch's tensor, or None if it has none.
+            expected: The reference's tensor, or None if it has none.
+            allowed: The bound on the difference, by element, possibly infinite; None: equal bits.
         """
         cell = self._cell(name, kind)
         if seen is None or expected is None or seen.shape != expected.shape or seen.dtype != expected.dtype:
@@ -79,25 +79,25 @@ class Comparison:
             return
         difference = (seen.double() - expected.double()).abs()
         bound = torch.zeros(()) if allowed is None else allowed.detach().cpu().double()
-        # An infinity less itself, or over a bound that is infinite too, would be no number.
+        # inf - inf and inf / inf would give NaN.
         same = (seen == expected) | (seen.isnan() & expected.isnan())
         difference = torch.where(same | bound.isinf(), 0.0, difference)
         share = torch.where(difference > 0, difference / bound, 0.0 * difference)
         cell.add(step, difference.max().item(), share.max().item())
 
     def digest(self, step: int, name: str, kind: str, *, seen: str | None, expected: str | None) -> None:
-        """Compare two digests; None: there is no such thing on that side."""
+        """Compare two digests; None means that a side lacks the value."""
         cell = self._cell(name, kind)
         if seen != expected:
             cell.add(step, None, math.inf)
 
     def expect(self, names: Iterable[str]) -> None:
-        """Give the table these rows, in this order, before what else comes."""
+        """Start the table with these rows, in this order."""
         for name in names:
             self.cells.setdefault(name, {})
 
     def failures(self) -> list[str]:
-        """Return by name what went beyond what is allowed, the earliest steps first, in words."""
+        """Return a line for every name that exceeded a bound, ordered by step."""
         failed = []
         for name, cells in self.cells.items():
             found = [(cell.failed_at, kind, cell) for kind, cell in cells.items() if cell.failed_at]
@@ -112,7 +112,7 @@ class Comparison:
         return all(cell.same_bits for _, _, cell in self._all())
 
     def table(self) -> str:
-        """Return a row for every name: for each kind the largest difference, and whether bits are equal."""
+        """Return a row for every name: the largest difference of each kind, or "equal bits"."""
         kinds = list(dict.fromkeys(kind for _, kind, _ in self._all()))
         rows = [("", *kinds)]
         rows += [(name, *(_words(of.get(kind)) for kind in kinds)) for name, of in self.cells.items() if of]
@@ -132,7 +132,7 @@ class Comparison:
 
 
 def one_nan(tensor: Tensor) -> Tensor:
-    """Return a tensor with one and the same NaN for all of them: their bits are the processor's choice."""
+    """Return a tensor whose NaNs all have the same bits, because processors choose different ones."""
     return tensor.masked_fill(tensor.isnan(), math.nan) if tensor.is_floating_point() else tensor
 
 
@@ -150,5 +150,5 @@ def _words(cell: Cell | None) -> str:
 
 
 def _larger(one: float, other: float) -> float:
-    """Return the larger of two numbers; what is not a number is larger than all."""
+    """Return the larger of two numbers; NaN counts as the largest."""
     return one if math.isnan(one) or one >= other else other

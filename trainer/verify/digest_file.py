@@ -1,14 +1,14 @@
-"""Digests of a few steps in a file: to compare layouts where no process can hold the whole model."""
+"""A file with the digests of a few steps, to compare layouts of a model that fits no single process."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.config import Config, flat
+from trainer.config.schema import Config, flat
 from trainer.errors import UserError
 
-# What may differ between two layouts that must train alike; everything else in the configuration must not.
+# Keys that may differ between two launches that must train alike; all others must be equal.
 _MAY_DIFFER = (
     "layout.",
     "schedule",
@@ -25,7 +25,7 @@ _MAY_DIFFER = (
 
 @dataclass(frozen=True)
 class StepDigests:
-    """A step: its loss and norm, and the SHA-256 of everything, by "kind layer/name"."""
+    """A step: its loss, its gradient norm, and the SHA-256 of every value, by "kind layer/name"."""
 
     step: int
     loss: float
@@ -35,12 +35,12 @@ class StepDigests:
 
 @dataclass
 class DigestFile:
-    """What a launch leaves behind for another to be compared with.
+    """What a launch saves so that another launch can be compared with it.
 
     Attributes:
-        settings: The configuration, so far as the training hangs on it.
-        replicas: How many there were.
-        threads: How many each rank computed with.
+        settings: The part of the configuration that the training depends on.
+        replicas: The number of replicas.
+        threads: The number of threads of each rank.
         steps: The steps.
     """
 
@@ -51,16 +51,16 @@ class DigestFile:
 
     @classmethod
     def of(cls, config: Config, replicas: int, threads: int) -> "DigestFile":
-        """Return one without steps for a launch."""
+        """Return the file of a launch, still without steps."""
         settings = {key: str(value) for key, value in flat(config).items() if not key.startswith(_MAY_DIFFER)}
         return cls(settings, replicas, threads)
 
     @classmethod
     def read(cls, path: Path) -> "DigestFile":
-        """Return what a file says.
+        """Read a file.
 
         Raises:
-            UserError: It cannot be read, or is no such file.
+            UserError: It cannot be read, or `verify.save` did not write it.
         """
         try:
             content: dict[str, Any] = json.loads(path.read_text())
@@ -68,7 +68,7 @@ class DigestFile:
             return cls(**content, steps=steps)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"verify.against={path} is no file that verify.save=... wrote: {error}"
+                f"verify.against={path} is not a file written by verify.save=...: {error}"
             ) from error
 
     def write(self, path: Path) -> None:
@@ -84,22 +84,26 @@ class DigestFile:
             raise UserError(f"verify.save={path} cannot be written: {error}") from error
 
     def check_comparable(self, other: "DigestFile", steps: int, path: Path) -> None:
-        """Raise a UserError unless the other launch trained the same, with as many threads and replicas.
+        """Check that the other launch had the same settings, threads and replicas, and enough steps.
 
         Args:
-            other: The other launch's.
-            steps: How many steps are going to be compared.
-            path: Where the other's file is.
+            other: The other launch's file.
+            steps: The number of steps to compare.
+            path: The path of the other launch's file.
+
+        Raises:
+            UserError: It cannot be compared with this launch.
         """
         ours = {**self.settings, "threads": str(self.threads), "replicas": str(self.replicas)}
         theirs = {**other.settings, "threads": str(other.threads), "replicas": str(other.replicas)}
         if len(other.steps) < steps:
             raise UserError(
-                f"verify.against={path} has {len(other.steps)} steps, but here are verify.steps={steps}"
+                f"verify.against={path} has {len(other.steps)} steps, fewer than verify.steps={steps}: lower "
+                "verify.steps, or save more steps"
             )
         for key in ours.keys() | theirs.keys():
             if ours.get(key) != theirs.get(key):
                 raise UserError(
-                    f"verify.against={path} was made with {key}={theirs.get(key)}, but here it is "
-                    f"{ours.get(key)}: bits are equal across stages and schedules, all else being the same"
+                    f"verify.against={path} was saved with {key}={theirs.get(key)}, but here it is "
+                    f"{ours.get(key)}: bits are equal across stages and schedules only if all else is"
                 )

@@ -1,9 +1,10 @@
-"""The same training in one process: a plain loop over replicas and micro-batches, to hold the launch against.
+"""The same training in a single process: a plain loop over replicas and micro-batches.
 
-It shares the layers, the loss, the data, and the optimizer with its settings with what it checks, and nothing
-else. Seeds, initial weights, ties, the dealing of micro-batches, the counts, the sum over replicas, the norm,
-clipping, precision, the loss scale and running statistics are written out here once more, from the
-documentation, so that a mistake in any of them shows: keep it so. Autograd sees the whole model as one graph.
+It shares only the layers, the loss, the data, and the optimizer and its settings with the code that it
+checks. Seeds, initial weights, ties, the assignment of micro-batches, the counts, the sum over replicas, the
+norm, clipping, precision, the loss scale and running statistics are implemented here a second time, from the
+documentation, so that a mistake in either implementation shows. Keep it that way. Autograd sees the full
+model as one graph.
 """
 
 import math
@@ -17,25 +18,27 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from trainer.config import Config
+from trainer.activation import Activation
+from trainer.checkpoint.warm_start import warm_start
+from trainer.config.schema import Config
 from trainer.data.dataset import Data, Dataset
-from trainer.models.model import Activation, Model
-from trainer.optimization import build_optimizer, set_learning_rates
-from trainer.pipeline.stage import BuiltLayer
+from trainer.models.model import Model
+from trainer.optim.build import build_optimizer
+from trainer.optim.learning_rate import set_learning_rates
+from trainer.pipeline.layer import BuiltLayer
 from trainer.verify.replica_sum import Named, ReplicaSum
-from trainer.warm_start import warm_start
 
 
 class Reference:
-    """The whole model, and its training as a plain loop.
+    """The full model, trained in a plain loop.
 
     Args:
-        config: The run's.
-        model: The run's.
-        data: The run's.
-        replicas: How many the launch has.
-        steps: How many there are in all; the learning rate may end with them.
-        device: Where to compute: the same kind as the launch's devices.
+        config: The run's configuration.
+        model: The run's model.
+        data: The run's data.
+        replicas: The launch's number of replicas.
+        steps: The number of steps of the full run, which learning-rate schedules depend on.
+        device: The device to compute on, of the same kind as the launch's.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Reference:
         self._replicas = replicas
         self._steps = steps
         self._device = device
-        self._modules = _built(model, config.train.seed, device)
+        self._modules = _build_modules(model, config.train.seed, device)
         layers = [
             BuiltLayer(i, layer.name, self._modules[layer.name], layer.ties)
             for i, layer in enumerate(model.layers)
@@ -64,12 +67,12 @@ class Reference:
             for layer, module in self._modules.items()
             for name, buffer in module.named_buffers()
         }
-        self._owners = {  # of every copy of a tied parameter
+        self._owners = {  # by copy of a tied parameter
             f"{layer.name}/{tie.parameter}": f"{tie.owner}/{tie.owner_parameter}"
             for layer in model.layers
             for tie in layer.ties
         }
-        self._statistics = _statistics(self._modules)
+        self._statistics = _running_statistics(self._modules)
         self._compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
         self._loss_scale = 2.0**16 if config.precision == "fp16" else 1.0
         self._gradients: Named = {}
@@ -79,44 +82,47 @@ class Reference:
         """Compute the gradients of a step; return its loss, the mean over the global batch.
 
         Args:
-            number: The step, from 1.
-            samples: The global batch.
+            number: The step, counted from 1.
+            samples: The indices of the global batch's samples.
         """
         for module in self._modules.values():
             module.train()
         averaging, size = self._config.averaging, self._config.batch.micro_size
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         counts = [int(self._model.loss.count(self._data.training.targets(batch))) for batch in batches]
-        losses: list[float] = []
+        loss = 0.0
         total = ReplicaSum(averaging, self._replicas, skips=self._config.precision == "fp16")
-        for run in np.array_split(np.arange(len(batches)), self._replicas):
-            divisor = sum(counts[i] for i in run) if averaging.op == "adasum" else sum(counts)
+        for indices in np.array_split(np.arange(len(batches)), self._replicas):
+            divisor = sum(counts[i] for i in indices) if averaging.op == "adasum" else sum(counts)
             for parameter in self._parameters.values():
                 parameter.grad = None
-            for i in run:
-                losses.append(self._forward_backward(number, i, batches[i], 1 / divisor if divisor else 0.0))
+            for i in indices:
+                loss += self._forward_backward(number, i, batches[i], 1 / divisor if divisor else 0.0)
             total.add(self._gradients_of_owners())
         self._gradients = self._with_copies(self._unscaled(total.result()))
         self._errors = self._with_copies(self._unscaled(total.errors()))
-        return sum(losses) / sum(counts) if sum(counts) else 0.0
+        return loss / sum(counts) if sum(counts) else 0.0
 
     def take_gradients(self, gradients: Named) -> None:
-        """Update from these gradients, instead of those computed here."""
+        """Replace the gradients computed here with the launch's for the next update."""
         for name, gradient in gradients.items():
             self._parameters[name].grad = gradient.to(self._device, copy=True)
 
     def update(self, step: int) -> float:
-        """Clip the gradients that were taken and update the weights; return the norm before clipping.
+        """Clip the gradients and update the weights; return the norm before clipping.
 
-        With precision=fp16 a step whose norm is not finite halves the loss scale, and changes nothing else.
-        (Behind 2,000 good steps it would double; so many are not verified.)
+        With precision=fp16 a step whose norm is not finite is skipped, and halves the loss scale. (The scale
+        would double after 2,000 good steps; no verification is that long.)
         """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         own = [gradient for name, gradient in gradients.items() if name not in self._owners]
-        norm = math.sqrt(sum(float(torch._foreach_norm([gradient])[0]) ** 2 for gradient in own))
+        squares = 0.0
+        for gradient in own:  # the built-in `sum` compensates from Python 3.12 on
+            squares += float(torch._foreach_norm([gradient])[0]) ** 2
+        norm = math.sqrt(squares)
         skipped = self._config.precision == "fp16" and not math.isfinite(norm)
         for statistics in self._statistics:
-            statistics.move(skipped=skipped)
+            statistics.update(skipped=skipped)
         if skipped:
             self._loss_scale /= 2
             return norm
@@ -125,12 +131,12 @@ class Reference:
             for gradient in gradients.values():
                 gradient.mul_(largest / norm)
         if self._optimizer is not None:
-            set_learning_rates(self._optimizer, self._config.optimizer.rate, step, self._steps)
+            set_learning_rates(self._optimizer, self._config.optimizer.lr_schedule, step, self._steps)
             self._optimizer.step()
         return norm
 
     def values(self, kind: str, layer: str | None = None) -> Named:
-        """Return every "gradient", "weight" or "buffer", of all layers or of one, by "layer/name"."""
+        """Return every "gradient", "weight" or "buffer" of all layers, or of one, by "layer/name"."""
         named: Named
         if kind == "gradient":
             named = self._gradients
@@ -141,9 +147,10 @@ class Reference:
         return {n: tensor for n, tensor in named.items() if layer is None or n.startswith(f"{layer}/")}
 
     def allowed(self, kind: str, name: str) -> Tensor | None:
-        """Return how far something may be from its value, element by element; None: not at all.
+        """Return the bound on a value's difference, by element; None: equal bits.
 
-        Running statistics are computed from all inputs at once here, and from sums in the launch.
+        Running statistics differ by rounding: this class computes them from all inputs at once, the launch
+        from sums.
         """
         if kind == "gradient":
             return self._errors.get(name)
@@ -169,16 +176,22 @@ class Reference:
         return loss.item()
 
     def _loss(self, dataset: Dataset, batch: NDArray[np.int64], place: tuple[int, int] | None) -> Tensor:
-        """Return the sum of a micro-batch's loss; `place` is its step and index, where it is trained on."""
+        """Return the sum of a micro-batch's loss.
+
+        Args:
+            dataset: Its samples.
+            batch: Their indices.
+            place: The step, and the micro-batch's index in it; None in validation.
+        """
         activation = self._moved(dataset.inputs(batch))
         last = self._model.layers[-1].name
-        # Without a cache: with one, the gradients of the uses of a weight would be added up in halves.
+        # A cast cache would add the gradients of a weight's uses in the lower precision.
         lower = self._compute is not torch.float32
         with torch.autocast(self._device.type, self._compute, enabled=lower, cache_enabled=False):
             for name, module in self._modules.items():
                 if place is not None:
                     torch.manual_seed(_seed(self._config.train.seed, "forward", *place, name))
-                activation = self._passed_on(
+                activation = self._converted(
                     module(activation), torch.float32 if name == last else self._compute
                 )
         return self._model.loss(activation, self._moved(dataset.targets(batch)))
@@ -189,25 +202,25 @@ class Reference:
         )
         return moved
 
-    def _passed_on(self, activation: Activation, dtype: torch.dtype) -> Activation:
-        """Return an activation contiguous; what is of float32 or of the compute type in this type."""
+    def _converted(self, activation: Activation, dtype: torch.dtype) -> Activation:
+        """Return a contiguous activation, with float32 and the compute type converted to `dtype`."""
 
-        def passed_on(leaf: Any) -> Any:
+        def convert(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
             converts = leaf.dtype in (torch.float32, self._compute)
             return (leaf.to(dtype) if converts else leaf).contiguous()
 
-        converted: Activation = tree_map(passed_on, activation)
+        converted: Activation = tree_map(convert, activation)
         return converted
 
     def _unscaled(self, named: Named) -> Named:
         return {name: tensor / self._loss_scale for name, tensor in named.items()}
 
     def _gradients_of_owners(self) -> Named:
-        """Return the gradients of all that learns; those of a tied parameter's uses added in layer order."""
-        learning = {name: p for name, p in self._parameters.items() if p.requires_grad}
-        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in learning.items()}
+        """Return the gradients of trained parameters; uses of a tied one are added in layer order."""
+        trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
+        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in trained.items()}
         for use, owner in self._owners.items():
             if use in gradients:
                 gradients[owner] = gradients[owner] + gradients.pop(use)
@@ -218,17 +231,17 @@ class Reference:
 
 
 class _Statistics:
-    """A batch normalisation's running statistics, from all of its inputs in a step at once."""
+    """The running statistics of a batch normalization, computed from all its inputs of a step at once."""
 
     def __init__(self, module: Any, *, frozen: bool) -> None:
         self._module = module
         self._frozen = frozen
         self._before = _copies(module)
         self._inputs: list[Tensor] = []
-        module.register_forward_pre_hook(self._see)
+        module.register_forward_pre_hook(self._record)
 
-    def move(self, *, skipped: bool) -> None:
-        """Move the running statistics once, whatever the forwards did to them; not if the step is skipped."""
+    def update(self, *, skipped: bool) -> None:
+        """Undo the forwards' updates and, unless the step is skipped, update the statistics once."""
         module = self._module
         for name, buffer in module.named_buffers():
             buffer.copy_(self._before[name])
@@ -241,7 +254,7 @@ class _Statistics:
         self._inputs = []
         self._before = _copies(module)
 
-    def _see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _record(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if module.training:  # [batch, channel, ...] as [channel, everything else]
             self._inputs.append(inputs[0].detach().double().transpose(0, 1).flatten(1))
 
@@ -250,7 +263,7 @@ def _copies(module: nn.Module) -> Named:
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
-def _statistics(modules: dict[str, nn.Module]) -> list[_Statistics]:
+def _running_statistics(modules: dict[str, nn.Module]) -> list[_Statistics]:
     found = []
     for layer in modules.values():
         parameters = list(layer.parameters())
@@ -261,8 +274,8 @@ def _statistics(modules: dict[str, nn.Module]) -> list[_Statistics]:
     return found
 
 
-def _built(model: Model, seed: int, device: torch.device) -> dict[str, nn.Module]:
-    """Return every layer's module by name, tied parameters with their owner's weights."""
+def _build_modules(model: Model, seed: int, device: torch.device) -> dict[str, nn.Module]:
+    """Return every layer's module by name; copies of a tied parameter have the owner's weights."""
     modules: dict[str, nn.Module] = {}
     for layer in model.layers:
         torch.manual_seed(_seed(seed, "weights", layer.name))
@@ -276,6 +289,6 @@ def _built(model: Model, seed: int, device: torch.device) -> dict[str, nn.Module
 
 
 def _seed(*purpose: int | str) -> int:
-    """Return the first 63 bits of the BLAKE2b digest of "seed/what for/..."."""
+    """Return the first 63 bits of the BLAKE2b digest of "seed/purpose/..."."""
     digest = blake2b("/".join(str(part) for part in purpose).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") // 2

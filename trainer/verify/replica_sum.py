@@ -1,26 +1,26 @@
-"""The sum of gradients over replicas, in one process, and how far an all-reduce's may be from it.
+"""The sum of gradients over replicas, in one process, and a bound on an all-reduce's difference from it.
 
-With two replicas a sum has one result, for addition is commutative. With more, all-reduces add in an order of
-their own: two sums of R numbers g differ by at most 2 (R - 1) u sum |g|, where u is half the distance from 1
+With two replicas a sum has one result, because addition is commutative. With more, an all-reduce adds in its
+own order: two sums of R numbers g differ by at most 2 (R - 1) u sum |g|, where u is half the distance from 1
 to the next number (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 4.2).
 """
 
 import torch
 from torch import Tensor
 
-from trainer.config import AveragingConfig
+from trainer.config.schema import AveragingConfig
 
 Named = dict[str, Tensor]  # by "layer/parameter"
 
 
 class ReplicaSum:
-    """The replicas' gradients, added up in their order; or what Adasum makes of them (Maleki et al., 2020).
+    """The gradients of all replicas, added in order, or combined by Adasum (Maleki et al., 2020).
 
     Args:
         config: How the launch averages.
-        replicas: How many it has.
-        skips: Whether a step whose gradient overflows is skipped: what overflows on the way of an all-reduce
-            alone, in float16 or in Adasum's dot products, is then allowed to be anything.
+        replicas: The number of replicas.
+        skips: Whether a step whose gradient overflows is skipped. Elements that can overflow only inside the
+            all-reduce, in float16 or in Adasum's dot products, may then have any value.
     """
 
     def __init__(self, config: AveragingConfig, replicas: int, *, skips: bool = False) -> None:
@@ -45,17 +45,17 @@ class ReplicaSum:
     def result(self) -> Named:
         """Return the sum."""
         parts = self._parts
-        while len(parts) > 1:  # Adasum combines neighbours, and what came of them
+        while len(parts) > 1:  # Adasum combines neighbors, then pairs of results
             pairs = zip(parts[::2], parts[1::2], strict=True)
             parts = [{name: _adasum(one[name], other[name]) for name in one} for one, other in pairs]
         return parts[0]
 
     def errors(self) -> Named:
-        """Return how far the launch's may be from it, element by element; nothing: its bits must be equal."""
+        """Return the bound on the launch's difference, by element; empty if the bits must be equal."""
         return {name: self._rounding(magnitude) for name, magnitude in self._magnitude.items()}
 
     def _rounding(self, magnitude: Tensor) -> Tensor:
-        if self._config.op == "adasum":  # its products over a whole parameter amplify a rounding
+        if self._config.op == "adasum":  # dot products over a full parameter amplify rounding
             error = magnitude * (self._replicas * 2.0**-17)
             return error.fill_(torch.inf) if self._skips and not error.isfinite().all() else error
         if self._config.compression == "fp16":  # 11 binary digits; the smallest number is 2 ** -24
@@ -70,7 +70,7 @@ def _plus(one: Named, other: Named) -> Named:
 
 
 def _adasum(one: Tensor, other: Tensor) -> Tensor:
-    """Add two gradients, less what they have in common."""
+    """Add two gradients, less their common component."""
     a, b = one.double(), other.double()
     dot, of_a, of_b = (a * b).sum(), (a * a).sum(), (b * b).sum()
     half_a = dot / (2 * of_a) if of_a else of_a

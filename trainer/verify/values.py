@@ -1,4 +1,4 @@
-"""What a step leaves on a rank: gradients, weights and buffers; their digests; their way to rank 0."""
+"""Gradients, weights and buffers of a rank after a step: gathered on rank 0, or as digests."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from trainer.pipeline.stage import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer
 from trainer.run import Run
 from trainer.verify.comparison import one_nan
 
@@ -16,14 +16,14 @@ Named = dict[str, Tensor]  # by "layer/name"
 
 
 class Values:
-    """Gradients, weights and buffers of a rank's layers, copies of tied parameters included."""
+    """Gradients, weights and buffers of a rank's layers, including copies of tied parameters."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._gradients: Named = {}
 
     def keep_gradients(self) -> None:
-        """Copy the gradients as they are now: the optimizer gets them clipped."""
+        """Copy the gradients before they are clipped."""
         self._gradients = {
             f"{layer.name}/{name}": parameter.grad.clone()
             for layer in self._run.layers
@@ -32,17 +32,17 @@ class Values:
         }
 
     def gather(self, kind: str) -> Iterator[tuple[str, Named]]:
-        """Yield name and values of the first replica's layers one after another on rank 0; elsewhere nothing.
+        """Yield the name and the values of each of the first replica's layers on rank 0; nothing elsewhere.
 
-        Every rank calls it, and exhausts it. One layer at a time is in memory.
+        Every rank must call it and exhaust it. Only one layer at a time is in memory.
         """
         run = self._run
         if run.replica > 0:
             return
         group = run.groups.model_parallel
         mine = {layer.index: layer for layer in run.layers}
-        for index, stage in enumerate(run.cut.stage_of):
-            name, owner = run.model.layers[index].name, run.layout.group_rank_of(stage)
+        for index, stage in enumerate(run.plan.partition.stage_of):
+            name, owner = run.model.layers[index].name, run.plan.layout.group_rank_of(stage)
             if group.rank == 0:
                 yield name, self._of(mine[index], kind) if owner == 0 else load(group.receive_bytes(owner))
             elif group.rank == owner:
@@ -51,7 +51,7 @@ class Values:
                 group.send_bytes(save(on_host), 0)
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of everything by "kind layer/name"."""
+        """Return the SHA-256 of every value, by "kind layer/name"."""
         return {
             f"{kind} {name}": _sha256(value)
             for layer in self._run.layers

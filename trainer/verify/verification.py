@@ -1,43 +1,42 @@
-"""Trains a few steps as launched, and compares each with one process, or with another launch's digests."""
+"""Train a few steps as launched; compare each with a single process, or with another launch's digests."""
 
 from pathlib import Path
 from typing import Protocol
 
+from trainer.checkpoint.warm_start import warm_start
 from trainer.evaluation import evaluate
-from trainer.loop import last_step
+from trainer.metrics.headline import headline
 from trainer.metrics.progress import write_lines
-from trainer.metrics.table import headline
 from trainer.run import Run
-from trainer.step import Stepper, StepResult
+from trainer.step import StepResult, TrainStep
+from trainer.train import last_step
 from trainer.verify.comparison import Comparison
 from trainer.verify.digest_file import DigestFile, StepDigests
 from trainer.verify.reference import Reference
 from trainer.verify.values import Values
-from trainer.warm_start import warm_start
 
-_TOLD = 50  # failures
-_TOLD = 50  # failures
+_SHOWN = 50  # failures; of more, only the number is printed
 LOSS, NORM, VALIDATION = "loss", "gradient norm", "validation loss"
 
 
 def verify(run: Run) -> bool:
-    """Train `verify.steps` steps and print a table of what differs from the reference.
+    """Train `verify.steps` steps and print a table of the differences from the reference.
 
     Returns:
-        Whether nothing is beyond its tolerance, on every rank alike.
+        Whether everything is within its bound; the same on every rank.
     """
     config, values = run.config.verify, Values(run)
     comparison, replicas = Comparison(), Comparison()
-    seen = DigestFile.of(run.config, run.layout.replicas, run.threads)
+    seen = DigestFile.of(run.config, run.plan.layout.replicas, run.threads)
     warm_start(run.config.checkpoint, run.layers, run.model)
     judge = _judge(run, values, seen, comparison)
-    stepper = Stepper(run, last_step(run, 0, 0), values.keep_gradients)
+    train_step = TrainStep(run, last_step(run, 0, 0), values.keep_gradients)
     for step in range(1, config.steps + 1):
-        result = stepper.run(step, (step - 1) * run.config.batch.global_size)
+        result = train_step.run(step, (step - 1) * run.config.batch.global_size)
         everyone = run.world.all_gather_objects(values.digests())
         _compare_replicas(run, step, everyone, replicas)
         digests = {key: digest for theirs in everyone for key, digest in theirs.items()}
-        seen.steps.append(StepDigests(step, result.loss, result.grad_norm, digests))
+        seen.steps.append(StepDigests(step, result.summary.loss, result.summary.grad_norm, digests))
         judge.step(step, result)
     judge.end()
     if config.save is not None and run.world.rank == 0:
@@ -49,15 +48,15 @@ def verify(run: Run) -> bool:
 
 
 class _Judge(Protocol):
-    """What a launch is held against."""
+    """The reference that a launch is compared with."""
 
     words: str
 
     def step(self, step: int, result: StepResult) -> None:
-        """Compare a step; every rank calls it."""
+        """Compare a step; every rank must call it."""
 
     def end(self) -> None:
-        """Compare what is left when the last step is done; every rank calls it."""
+        """Compare the final values after the last step; every rank must call it."""
 
 
 def _judge(run: Run, values: Values, seen: DigestFile, comparison: Comparison) -> _Judge:
@@ -65,7 +64,7 @@ def _judge(run: Run, values: Values, seen: DigestFile, comparison: Comparison) -
     if against == "process":
         return _OneProcess(run, values, comparison)
     if against == "none":
-        return _Nobody()
+        return _NoReference()
     return _Digests(seen, comparison, run.config.verify.steps, Path(against))
 
 
@@ -84,27 +83,28 @@ class _OneProcess:
                 run.config,
                 run.model,
                 run.data,
-                replicas=run.layout.replicas,
+                replicas=run.plan.layout.replicas,
                 steps=last_step(run, 0, 0),
                 device=run.devices[0],
             )
             comparison.expect([LOSS, NORM, VALIDATION, *self._reference.values("weight")])
 
     def step(self, step: int, result: StepResult) -> None:
-        """Compare the loss and the gradients, then the norm and the weights that follow from these.
+        """Compare the loss and the gradients, then the norm and the weights that follow from them.
 
-        The reference goes on with the launch's gradients, once they are compared. Adam makes a step of the
-        size of the learning rate out of a gradient that is zero but for rounding, so weights that follow from
-        other gradients could be held to nothing; like this, they and the norm are held to their bits.
+        After comparing gradients, the reference adopts the launch's. Adam turns a gradient that is zero
+        except for rounding into a step as large as the learning rate, so no useful bound exists for weights
+        that follow from differently rounded gradients. From the same gradients, the norm and the weights must
+        have equal bits.
         """
         run, reference, comparison = self._run, self._reference, self._comparison
         if reference is not None:
             size = run.config.batch.global_size
             loss = reference.step(step, run.order.samples((step - 1) * size, size))
-            comparison.number(step, LOSS, seen=result.loss, expected=loss)
+            comparison.number(step, LOSS, seen=result.summary.loss, expected=loss)
         self._compare(step, "gradient")
         if reference is not None:
-            comparison.number(step, NORM, seen=result.grad_norm, expected=reference.update(step))
+            comparison.number(step, NORM, seen=result.summary.grad_norm, expected=reference.update(step))
         self._compare(step, "weight")
         self._compare(step, "buffer")
 
@@ -115,12 +115,12 @@ class _OneProcess:
         seen = evaluate(run, samples)
         if self._reference is not None:
             expected = self._reference.validate(samples)
-            # Running statistics are allowed to differ by rounding.
+            # Running statistics may differ by rounding.
             allowed = abs(expected) * 1e-5 if self._reference.values("buffer") else 0.0
             self._comparison.number(steps, VALIDATION, seen=seen, expected=expected, allowed=allowed)
 
     def _compare(self, step: int, kind: str) -> None:
-        """Compare the gradients, weights or buffers of every layer, one layer after another."""
+        """Compare the gradients, weights or buffers of all layers, one layer at a time."""
         for layer, seen in self._values.gather(kind):
             assert self._reference is not None
             expected = self._reference.values(kind, layer)
@@ -138,7 +138,7 @@ class _OneProcess:
 
 
 class _Digests:
-    """What another launch wrote with `verify.save`."""
+    """Digests that another launch wrote with `verify.save`."""
 
     def __init__(self, seen: DigestFile, comparison: Comparison, steps: int, path: Path) -> None:
         self.words = str(path)
@@ -148,7 +148,7 @@ class _Digests:
         seen.check_comparable(self._expected, steps, path)
 
     def step(self, step: int, result: StepResult) -> None:
-        """Compare everything by its digest."""
+        """Compare the loss, the norm and every digest."""
         seen, expected = self._seen.steps[-1], self._expected.steps[step - 1]
         self._comparison.number(step, LOSS, seen=seen.loss, expected=expected.loss)
         self._comparison.number(step, NORM, seen=seen.grad_norm, expected=expected.grad_norm)
@@ -159,13 +159,13 @@ class _Digests:
             )
 
     def end(self) -> None:
-        """Do nothing: a validation loss follows from the weights."""
+        """Do nothing: the validation loss follows from the weights."""
 
 
-class _Nobody:
-    """Nothing to compare with but the other replicas."""
+class _NoReference:
+    """No reference: only replicas are compared."""
 
-    words = "no other run, but each replica against the first"
+    words = "no reference, each replica against the first"
 
     def step(self, step: int, result: StepResult) -> None:
         """Do nothing."""
@@ -175,8 +175,8 @@ class _Nobody:
 
 
 def _compare_replicas(run: Run, step: int, everyone: list[dict[str, str]], comparison: Comparison) -> None:
-    """Compare every replica with the first: they must all hold the same."""
-    layout = run.layout
+    """Compare every replica with the first: all must have equal bits."""
+    layout = run.plan.layout
     for rank, theirs in enumerate(everyone):
         first = everyone[layout.group_rank(rank)]
         for key in theirs | first:
@@ -187,13 +187,13 @@ def _compare_replicas(run: Run, step: int, everyone: list[dict[str, str]], compa
 
 
 def _report(run: Run, against: str, comparison: Comparison, between_replicas: list[str]) -> None:
-    """Print the table, and what went wrong or that nothing did."""
+    """Print the table, and the failures or that there are none."""
     steps, failures = run.config.verify.steps, [*comparison.failures(), *between_replicas]
     lines = [headline(run), f"{steps} step{'s' * (steps > 1)} against {against}", ""]
     lines += [*comparison.table().splitlines(), ""]
-    lines += [f"FAILED  {failure}" for failure in failures[:_TOLD]]
-    if len(failures) > _TOLD:
-        lines.append(f"FAILED  and {len(failures) - _TOLD} more")
+    lines += [f"FAILED  {failure}" for failure in failures[:_SHOWN]]
+    if len(failures) > _SHOWN:
+        lines.append(f"FAILED  and {len(failures) - _SHOWN} more")
     if not failures:
         how = "to the last bit" if comparison.same_bits else "within rounding"
         lines.append(f"the layout does not change the training: everything is equal {how}")

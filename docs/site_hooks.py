@@ -1,0 +1,32 @@
+"""MkDocs hooks: pages of the site that are files of the repository, and links that leave `docs/`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+_ROOT_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
+_LINK = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the root's Markdown files as pages, with their links as seen from `docs/`."""
+    root = Path(config.config_file_path).parent
+    for name in _ROOT_PAGES:
+        text = (root / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        files.append(File.generated(config, name.lower(), content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace links to files outside `docs/` by their paths: GitHub shows these files, the site has none."""
+
+    def target(match: re.Match[str]) -> str:
+        path = Path(match.group(2))
+        if str(path) in _ROOT_PAGES:
+            return f"[{match.group(1)}]({path.name.lower()}{match.group(3) or ''})"
+        return f"`{path}`"
+
+    return _LINK.sub(target, markdown)

@@ -1,0 +1,85 @@
+"""Packages import in one direction only, and the root of `trainer` holds the spine and nothing else."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TRAINER = Path(__file__).parents[1] / "trainer"
+
+# From the ground up. A unit is a package, or a module in the root; it may import those before it.
+ORDER = [
+    "errors",
+    "seeds",
+    "activation",
+    "distributed",
+    "schedule",
+    "config",
+    "command",
+    "data",
+    "models",
+    "pipeline",
+    "replication",
+    "optim",
+    "checkpoint",
+    "plan",
+    "run",
+    "step",
+    "evaluation",
+    "generation",
+    "metrics",
+    "resume",
+    "train",
+    "report",
+    "verify",
+    "bench",
+    "__main__",
+]
+MOST_IN_THE_ROOT = 12
+
+
+def unit(module: str) -> str:
+    """Return the unit of a module's dotted name, such as "config" of "trainer.config.schema"."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the trainer's modules that a file imports, also inside functions and for type checkers only."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "trainer")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "trainer":
+            assert node.level == 0
+            if node.module == "trainer":  # from the root: each name may be a unit
+                yield from (f"trainer.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
+
+
+def files() -> list[Path]:
+    return sorted(TRAINER.rglob("*.py"))
+
+
+def test_every_unit_has_its_place() -> None:
+    found = {path.relative_to(TRAINER).parts[0].removesuffix(".py") for path in files()}
+    assert found - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(TRAINER)))
+def test_imports_run_downwards(path: Path) -> None:
+    mine = path.relative_to(TRAINER).parts[0].removesuffix(".py")
+    if mine == "__init__":
+        assert not list(imports(path))
+        return
+    for module in imports(path):
+        other = unit(module)
+        if other in (mine, "__version__"):
+            continue
+        assert ORDER.index(other) < ORDER.index(mine), f"{mine} imports {module}, which lies above it"
+
+
+def test_the_root_holds_the_spine() -> None:
+    modules = [path.name for path in TRAINER.glob("*.py")]
+    assert len(modules) <= MOST_IN_THE_ROOT, modules

@@ -1,0 +1,1 @@
+"""A model, a data set and an optimizer, added as a contributor would: declared, then built."""

@@ -1,0 +1,1 @@
+"""Checkpoints, and warm starts from them."""

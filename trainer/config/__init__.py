@@ -1,0 +1,1 @@
+"""The configuration: its schema, its ranges, how Hydra composes it."""

@@ -1,0 +1,224 @@
+"""From the command line to checked configurations, through Hydra, without torch or MPI.
+
+Hydra's own failures are reported in our words: the key, what is wrong with it, and what is near.
+"""
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from trainer.config import schema
+from trainer.config.check import check
+from trainer.config.registry import GROUPS, choices
+from trainer.distributed import environment
+from trainer.errors import UserError, suggest
+
+ComposeError = (HydraException, OmegaConfBaseException)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What a command line asks for.
+
+    Attributes:
+        configs: The configuration of every run, checked; several with Hydra's --multirun.
+        sweep: Hydra's record of a sweep, for `multirun.yaml`; None where there is one run.
+    """
+
+    configs: Sequence[schema.Config]
+    sweep: str | None = None
+
+
+def conf_folder() -> Path:
+    """Return the folder of the configuration's files: inside an installed wheel, beside a checkout."""
+    package = Path(str(files("trainer")))
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def compose() -> Composed:
+    """Return what the command line asks for.
+
+    The configurations are checked, and the jobs run, after Hydra has returned, so that errors are reported
+    in our words only.
+
+    Raises:
+        UserError: A value is wrong.
+        HydraException, OmegaConfBaseException: The command line is; see `explain`.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, to be reported in our words
+    nodes: list[DictConfig] = []
+    of_sweep = False
+
+    @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
+    def collect(node: DictConfig) -> None:
+        nonlocal of_sweep
+        of_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        nodes.append(node)
+
+    with tempfile.TemporaryDirectory() as scratch:  # each rank's own: no folder of the run exists yet
+        register(scratch)
+        _only_rank_0_speaks(collect)
+        record = (Path(scratch) / "multirun.yaml").read_text() if of_sweep else None
+    configs = [typed(node) for node in nodes]
+    for config in configs:
+        check(config)
+    return Composed(configs, record)
+
+
+def _only_rank_0_speaks(collect: Callable[[], None]) -> None:
+    """Let Hydra read the command line and answer `--help` or `--cfg`, once for all ranks.
+
+    Raises:
+        UserError: Hydra knows no such option, and would print its usage on every rank; or no such override.
+    """
+    complaint = io.StringIO()
+    answer = sys.stdout if environment.rank() == 0 else io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(answer):
+            collect()
+    except SystemExit as end:
+        if end.code:
+            raise UserError(complaint.getvalue().strip().splitlines()[-1].removeprefix(": ")) from None
+        raise
+    except ValueError as error:
+        raise UserError(f"the command line is not understood: {error}") from error
+
+
+def register(scratch: str = ".") -> None:
+    """Register the schema and the choices with Hydra, and what `${cache:...}` and `${scratch:}` mean.
+
+    A choice needs no file in `conf/`. One that has a file takes its schema from the group `schema` there.
+
+    Args:
+        scratch: Where Hydra writes its record of a sweep.
+    """
+    store = ConfigStore.instance()
+    store.store(name="schema", node=schema.Config)
+    for group in GROUPS:
+        for name, choice in choices(group).items():
+            store.store(group=f"schema/{group}", name=name, node=choice.schema)
+            if not (conf_folder() / group / f"{name}.yaml").is_file():
+                store.store(group=group, name=name, node=choice.schema)
+    OmegaConf.register_new_resolver("cache", _cache, replace=True)
+    OmegaConf.register_new_resolver("scratch", lambda: scratch, replace=True)
+
+
+def _cache(kind: str) -> str:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(root) / "hybrid-trainer" / kind)
+
+
+def typed(composed: DictConfig) -> schema.Config:
+    """Return the composed configuration as plain dataclasses.
+
+    Raises:
+        UserError: A key was added that the schema does not have, or an entry of a list is wrong.
+    """
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, schema.Config)
+    _refuse_unknown(config, "")
+    groups = config.optimizer.groups
+    config.optimizer.groups = [_group(entry, f"optimizer.groups.{i}") for i, entry in enumerate(groups)]
+    return config
+
+
+def _group(entry: Any, key: str) -> schema.GroupConfig:
+    """Return an entry of a list as what it must be; in a typed list, OmegaConf would not say which is wrong.
+
+    Raises:
+        UserError: It is something else, naming the entry's key.
+    """
+    if not isinstance(entry, dict):
+        raise UserError(f"{key}={entry} must have keys, such as {{match: embedding, lr: 1e-4}}")
+    names = [field.name for field in fields(schema.GroupConfig)]
+    for name in entry:
+        if name not in names:
+            raise UserError(f"there is no key {key}.{name}{suggest(name, names)}")
+    try:
+        group = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.GroupConfig), entry))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}.{explain(error)}") from None
+    assert isinstance(group, schema.GroupConfig)
+    return group
+
+
+def _refuse_unknown(node: Any, prefix: str) -> None:
+    """Refuse keys that `+key=value` added: nothing would read them."""
+    names = [field.name for field in fields(node)]
+    for name, value in vars(node).items():
+        if name not in names:
+            raise UserError(f"there is no key {prefix}{name}{suggest(name, names)}")
+        if is_dataclass(value):
+            _refuse_unknown(value, f"{prefix}{name}.")
+
+
+def explain(error: Exception) -> UserError:
+    """Say in one line what Hydra says in many: the key, what is wrong with it, and what is near."""
+    if isinstance(error, MissingConfigException):
+        return _explain_choice(error)
+    inner = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = getattr(inner, "full_key", None)
+    first_line = str(inner).strip().splitlines()[0]
+    if not key:
+        return UserError(f"the command line is not understood: {first_line}")
+    if "not in" in first_line:
+        asked = _asked(key) or key
+        return UserError(f"there is no key {asked}{suggest(asked, known_keys())}")
+    if "missing mandatory value" in first_line.lower():
+        return UserError(f"{key} has no value: give {key}=...")
+    if isinstance(inner, InterpolationKeyError):
+        missing = first_line.split("'")[1]
+        return UserError(
+            f"{key} follows {missing}, which this configuration has not: give {key}=...{_recipe_hint()}"
+        )
+    return UserError(
+        f"{key}: {first_line}" + (f" Give {key}=[...]" if "not a ListConfig" in first_line else "")
+    )
+
+
+def _asked(prefix: str) -> str | None:
+    """Return the key of the first override on the command line that begins so."""
+    given = (word.lstrip("+~") for word in sys.argv[1:])
+    return next((word.partition("=")[0] for word in given if word.startswith(prefix)), None)
+
+
+def _recipe_hint() -> str:
+    """Return a pointer to the recipe of the model that the command line asks for, if there is one."""
+    names = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("model=")]
+    recipes = [name for name in names if (conf_folder() / "experiment" / f"{name}.yaml").is_file()]
+    return "".join(f", or take the recipe experiment={name}" for name in recipes)
+
+
+def _explain_choice(error: MissingConfigException) -> UserError:
+    missing = str(error.missing_cfg_file or "")
+    group, _, choice = missing.rpartition("/")
+    options = sorted(error.options or ())
+    if not options:
+        options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+    return UserError(f"{group}={choice} is not one of {', '.join(options)}{suggest(choice, options)}")
+
+
+def known_keys() -> list[str]:
+    """Return every dotted key, of all choices of every group."""
+    keys = list(schema.flat(OmegaConf.to_container(OmegaConf.structured(schema.Config))))
+    for group in GROUPS:
+        for choice in choices(group).values():
+            node = OmegaConf.to_container(OmegaConf.structured(choice.schema))
+            keys += schema.flat(node, f"{group}.")
+    return keys

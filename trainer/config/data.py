@@ -1,0 +1,57 @@
+"""The configuration of every kind of data. To add a kind: its module, and its declaration here."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from trainer.config.custom import CustomConfig
+from trainer.config.fields import not_negative, plain, positive, true_share
+from trainer.config.registry import choice
+
+
+@dataclass
+class DataConfig:
+    """What every kind of data has."""
+
+    name: str = plain(MISSING, "the kind of data; `data=...` sets it")
+
+
+@choice(
+    "data",
+    build="trainer.data.text:load",
+    prepare="trainer.data.text:prepare",
+    example="trainer.data.text:example",
+)
+@dataclass
+class TextConfig(DataConfig):
+    """Text as tokens, cut into samples of `context` tokens."""
+
+    name: str = "text"
+    path: str | None = plain(None, "a file or a folder; null reads the source of Python's standard library")
+    pattern: str = plain("*", "which files of a folder to read")
+    tokenizer: str = plain("bytes", "`bytes`, or the path of a file of the `tokenizers` library")
+    context: int = positive(128, "length of a sample; follows `model.context`", unit="tokens")
+    validation: float = true_share(0.05, "share of the text, at its end, that is held out for validation")
+    cache: str = plain(MISSING, "folder for token files; each node writes them once")
+
+
+@choice("data", build="trainer.data.binary:binary")
+@dataclass
+class BinaryConfig(DataConfig):
+    """Random features, each sample labelled 0 or 1 by a linear rule."""
+
+    name: str = "binary"
+    samples: int = positive(1000, "training samples")
+    features: int = positive(10, "features of a sample")
+    validation: int = not_negative(200, "further samples, held out for validation")
+    seed: int = not_negative(0, "seed of the features and of the rule")
+
+
+@choice("data", build="trainer.data.custom:load", prepare="trainer.data.custom:prepare")
+@dataclass
+class CustomDataConfig(CustomConfig, DataConfig):
+    """Custom data: `target(**options)` returns a `trainer.data.dataset.Data`."""
+
+    prepare: str | None = plain(
+        None, "what one rank of each node calls first, with the same options, as `package.module:callable`"
+    )

@@ -1,0 +1,47 @@
+"""The configuration of every model. To add a model: its module, and its declaration here."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from trainer.config.custom import CustomConfig
+from trainer.config.fields import below_one, one_of, plain, positive
+from trainer.config.registry import choice
+
+
+@dataclass
+class ModelConfig:
+    """What every model has."""
+
+    name: str = plain(MISSING, "the model's name; `model=...` sets it")
+
+
+@choice("model", build="trainer.models.gpt:gpt")
+@dataclass
+class GPTConfig(ModelConfig):
+    """A decoder-only transformer; its layers are the embedding, the blocks and the head."""
+
+    name: str = "gpt"
+    blocks: int = positive(8, "transformer blocks")
+    width: int = positive(128, "size of the hidden states")
+    heads: int = positive(4, "attention heads of a block")
+    context: int = positive(128, "length of a sample", unit="tokens")
+    dropout: float = below_one(0.1, "share of the activations that dropout zeroes")
+    positions: str = one_of("learned", ("learned", "rotary"), "how the model encodes positions")
+    tied: bool = plain(True, "whether the head uses the embedding's weight")
+
+
+@choice("model", build="trainer.models.simplenet:simplenet")
+@dataclass
+class SimpleNetConfig(ModelConfig):
+    """Linear, ReLU, Linear: the example that tutorials of model parallelism start from."""
+
+    name: str = "simplenet"
+    features: int = positive(10, "input features; `data.features` must be equal")
+    hidden: int = positive(20, "hidden units")
+
+
+@choice("model", build="trainer.models.custom:custom")
+@dataclass
+class CustomModelConfig(CustomConfig, ModelConfig):
+    """A custom model: `target(data, **options)` returns a `trainer.models.model.Model`."""

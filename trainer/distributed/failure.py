@@ -1,0 +1,106 @@
+"""How every rank exits when one fails or is terminated: one message, one exit code, no hang."""
+
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from trainer.distributed import environment
+from trainer.errors import EXIT_USER_ERROR, UserError
+
+_INTERRUPTED = 130
+
+# An error that all ranks raise is printed once: rank 0 prints it at once and aborts the others, which give
+# every lower rank a head start. Ranks that share cores can lag one another by a second or two. The head start
+# counts from MPI_Init, in which ranks wait for one another: before that, no rank can abort another.
+_HEAD_START = 2.0  # seconds
+_HEAD_START_PER_RANK = 0.25
+_LONGEST_HEAD_START = 8.0
+
+# The message has to pass the launcher's pipes before the launcher terminates everything.
+_DELIVERY = 0.2  # seconds
+
+_resume_hint: Callable[[], str] | None = None
+
+
+def print_resume_hint_when_terminated(resume_hint: Callable[[], str]) -> None:
+    """Have rank 0 print how to resume when a signal terminates the run.
+
+    Ctrl-C under a launcher, a scheduler's time limit and the loss of another rank all reach a rank as
+    SIGTERM, a second or two before SIGKILL (Open MPI 4.1). After printing, the rank still dies of SIGTERM.
+
+    Args:
+        resume_hint: Returns the text; called when the signal arrives.
+    """
+    global _resume_hint  # noqa: PLW0603  (a process exits once)
+    if environment.rank() == 0:
+        _resume_hint = resume_hint
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    # Not through sys.stderr: the interrupted code may be writing to it.
+    os.write(2, _interrupted("terminated by a signal").encode())
+    os.kill(os.getpid(), number)
+
+
+def _interrupted(what: str) -> str:
+    return f"trainer: {what}{'' if _resume_hint is None else f'; {_resume_hint()}'}\n"
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Report an error and abort every rank of the run with its exit code.
+
+    A `UserError` prints only its message and exits with 2; any other exception prints its traceback and exits
+    with 1.
+    """
+    rank = environment.rank()
+    if rank > 0:
+        if environment.launched():
+            _mpi()
+        time.sleep(min(_HEAD_START + _HEAD_START_PER_RANK * rank, _LONGEST_HEAD_START))
+    sys.stdout.flush()
+    sys.stderr.write(message(error, rank))
+    sys.stderr.flush()
+    code = exit_code(error)
+    if not environment.launched():
+        raise SystemExit(code) from None
+    time.sleep(_DELIVERY)
+    _abort(code)
+
+
+def message(error: BaseException, rank: int) -> str:
+    """Return the text that a rank prints for an error."""
+    if isinstance(error, UserError):
+        return f"trainer: error: {error}\n"
+    if isinstance(error, KeyboardInterrupt):
+        return _interrupted("interrupted")
+    text = "".join(traceback.format_exception(error))
+    return f"{text}trainer: rank {rank} failed; aborting all ranks\n" if environment.launched() else text
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of a run that fails with an error."""
+    if isinstance(error, UserError):
+        return EXIT_USER_ERROR
+    return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _abort(code: int) -> NoReturn:
+    """Abort all ranks at once: a neighbour that waits in a receive would otherwise wait forever."""
+    if (mpi := _mpi()) is not None:
+        mpi.COMM_WORLD.Abort(code)
+    os._exit(code)
+
+
+def _mpi() -> Any:
+    """Return MPI, initialised, or None if it cannot be: MPI itself may be the failure."""
+    try:
+        return importlib.import_module("mpi4py.MPI")
+    except (ImportError, RuntimeError):
+        return None

@@ -1,0 +1,48 @@
+"""`logger=[csv]`: the numbers of steps and validations as `metrics.csv`, for spreadsheets and plots."""
+
+import csv
+
+from trainer.metrics.folder import RunFolder
+from trainer.metrics.observer import Beginning, RunObserver
+from trainer.run import Run
+from trainer.step import StepResult
+
+COLUMNS = ("step", "loss", "grad_norm", "lr", "step_seconds", "bubble", "val_loss")
+
+
+class CsvLogger(RunObserver):
+    """Writes a row for every step and every validation; a resumed run appends.
+
+    Args:
+        folder: The run's folder; rank 0 writes into it.
+        writes: Whether this rank is the one that writes.
+    """
+
+    def __init__(self, folder: RunFolder, writes: bool) -> None:
+        self._path = folder.path / "metrics.csv"
+        self._writes = writes
+
+    def begin(self, run: Run, beginning: Beginning) -> None:
+        """Write the header, unless the file has one."""
+        if self._writes and not self._path.exists():
+            self._append(COLUMNS)
+
+    def step(self, result: StepResult) -> None:
+        """Write a step's numbers."""
+        summary = result.summary
+        numbers = (summary.loss, summary.grad_norm, result.lr, result.seconds, result.bubble)
+        self._append((result.step, *map(repr, numbers), ""))
+
+    def validation(self, step: int, loss: float) -> None:
+        """Write a validation's loss."""
+        self._append((step, "", "", "", "", "", repr(loss)))
+
+    def _append(self, row: tuple[object, ...]) -> None:
+        if self._writes:
+            with self._path.open("a", newline="") as file:
+                csv.writer(file).writerow(row)
+
+
+def build(run: Run, folder: RunFolder) -> RunObserver:
+    """Return the logger of a rank."""
+    return CsvLogger(folder, writes=run.world.rank == 0)

@@ -1,0 +1,1 @@
+"""Optimizers, gradient clipping, learning rates and loss scaling."""

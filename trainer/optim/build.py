@@ -1,0 +1,78 @@
+"""Builds the optimizer of a rank's parameters, in groups that share a learning rate and a weight decay."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config.registry import chosen, import_builder
+from trainer.config.schema import GroupConfig, OptimizerConfig
+from trainer.models.model import Model
+from trainer.models.names import Name, Parameters, chooses, own_name
+from trainer.pipeline.layer import BuiltLayer
+
+
+def build_optimizer(
+    config: OptimizerConfig,
+    layers: Sequence[BuiltLayer],
+    has: Callable[[nn.Parameter], bool] = lambda _: True,
+) -> torch.optim.Optimizer | None:
+    """Return the optimizer of a rank's parameters, or None if the rank has none to train.
+
+    Weight decay excludes parameters with fewer than two dimensions (biases, normalisation weights), unless an
+    entry of `config.groups` sets a decay for them. Every group of the optimizer stores its peak learning rate
+    as "peak", for `set_learning_rates`.
+
+    Args:
+        config: The optimizer's settings.
+        layers: The rank's layers.
+        has: Whether this replica's optimizer updates a trained parameter, rather than another replica's.
+
+    Raises:
+        UserError: No optimizer has a configuration of this class, or a custom one cannot be imported.
+    """
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for layer in layers:
+        for name, parameter in layer.module.named_parameters():
+            if parameter.requires_grad and has(parameter):
+                settings = _settings(config, own_name(layer.name, name, layer.ties), parameter)
+                members.setdefault(settings, []).append(parameter)
+    if not members:
+        return None
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in members.items()
+    ]
+    build = import_builder(chosen("optimizer", config).build)
+    optimizer: torch.optim.Optimizer = build(config, groups)
+    for group in optimizer.param_groups:
+        group["peak"] = group["lr"]
+    return optimizer
+
+
+def state_per_weight(config: OptimizerConfig) -> int:
+    """Return the number of elements of optimizer state for each weight; for a custom optimizer, Adam's."""
+    return config.state_per_weight()
+
+
+def _settings(config: OptimizerConfig, name: Name, parameter: nn.Parameter) -> tuple[float, float]:
+    """Return a parameter's peak learning rate and weight decay."""
+    lr, decay = config.lr, config.weight_decay if parameter.dim() >= 2 else 0.0  # noqa: PLR2004
+    entry = next((entry for entry in config.groups if chooses(entry.match, name)), None)
+    if entry is not None:
+        lr = lr if entry.lr is None else entry.lr
+        decay = decay if entry.weight_decay is None else entry.weight_decay
+    return lr, decay
+
+
+def check_groups(groups: Sequence[GroupConfig], model: Model) -> None:
+    """Raise a UserError if an entry of `optimizer.groups` matches no parameter of the model."""
+    parameters = Parameters(model)
+    for number, entry in enumerate(groups):
+        parameters.choose(entry.match, f"optimizer.groups.{number}.match")
+
+
+def state_bytes(optimizer: torch.optim.Optimizer | None) -> int:
+    """Return the bytes of an optimizer's state."""
+    states = optimizer.state.values() if optimizer is not None else ()
+    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))

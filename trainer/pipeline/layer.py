@@ -1,0 +1,42 @@
+"""A layer of the model that this rank has built."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from trainer.models.model import Tie
+
+
+@dataclass(frozen=True)
+class BuiltLayer:
+    """A layer with its module.
+
+    Attributes:
+        index: Its index in the model, from 0.
+        name: Its name in the model.
+        module: The module.
+        ties: Its parameters that are copies of an earlier layer's.
+    """
+
+    index: int
+    name: str
+    module: nn.Module
+    ties: tuple[Tie, ...] = ()
+
+    @property
+    def tied(self) -> frozenset[str]:
+        """Return the names of the parameters that another layer owns."""
+        return frozenset(tie.parameter for tie in self.ties)
+
+    def owned(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters that this layer owns, by name, in the module's order."""
+        return [(name, p) for name, p in self.module.named_parameters() if name not in self.tied]
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the owned parameters that are not frozen."""
+        return [parameter for _, parameter in self.owned() if parameter.requires_grad]
+
+
+def works_in_place(layer: nn.Module) -> bool:
+    """Return whether a module within a layer, such as `nn.ReLU(inplace=True)`, may overwrite its input."""
+    return any(getattr(module, "inplace", False) for module in layer.modules())

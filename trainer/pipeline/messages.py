@@ -1,0 +1,271 @@
+"""Messages between the ranks of a model-parallel group: what is sent when, and what is known in advance.
+
+A receive is posted before its message is needed, so that the message can arrive while this rank computes.
+For that the receiver must know its shape. Shapes follow from the shape of the micro-batch that the first
+stage reads, its *signature*:
+
+    [1] At the start of a step the first stage sends every rank the signatures of all micro-batches.
+    [2] The first message of a channel with a new signature is preceded by a header with its structure.
+    [3] Both ends remember it: from then on the receive is posted ahead, and there is no header.
+
+Signatures and headers are control messages. Tensors go over whatever wire connects the two ranks. Nothing
+here knows MPI, and its tests need no ranks.
+"""
+
+import pickle
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trainer.activation import ActivationSpec, TreeSpec, spec_of
+from trainer.distributed.waiting import WaitMeter
+from trainer.pipeline.wires.wire import Arrival, ControlWire, Sending, Wire
+from trainer.schedule.actions import RECEIVE_OF, RECEIVES, Action, Kind
+
+_SIGNATURES_TAG = 0
+_POSTED_AHEAD = 2  # receives per channel; more would hold memory that 1F1B saves
+_KINDS = tuple(kind for kind in Kind if kind in RECEIVES)
+
+_End = tuple[Kind, int, int]  # the kind of this rank's end of a channel, its stage, the other end's stage
+_Known = dict[tuple[str, int], ActivationSpec]  # by mode and number of the signature
+
+
+def number_of_tags(stages: int) -> int:
+    """Return how many tags the messages between n stages use, counted from 0."""
+    return 1 + len(_KINDS) * stages * stages
+
+
+@dataclass(slots=True)
+class _Outlet:
+    """The sending end of a channel.
+
+    Attributes:
+        wire: Carries its tensors.
+        sends: The pending sends on that wire, of all channels.
+        target: The rank of the group at the other end.
+        tag: The tag of all its messages.
+        known: The structures that the other end knows.
+    """
+
+    wire: Wire
+    sends: deque[Sending]
+    target: int
+    tag: int
+    known: _Known = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Inlet:
+    """The receiving end of a channel.
+
+    Attributes:
+        wire: Carries its tensors.
+        source: The rank of the group at the other end.
+        tag: The tag of all its messages.
+        device: Where its tensors are needed.
+        known: The structures that this end knows.
+        expected: This step's messages without a posted receive.
+        posted: The posted receives, and the structures of their messages.
+    """
+
+    wire: Wire
+    source: int
+    tag: int
+    device: torch.device
+    known: _Known = field(default_factory=dict)
+    expected: deque[Action] = field(default_factory=deque)
+    posted: deque[tuple[ActivationSpec, Arrival]] = field(default_factory=deque)
+
+
+class Messages:
+    """Sends and receives activations and gradients along channels: a `Transport`.
+
+    Args:
+        rank: This rank of the group.
+        rank_of: The rank of the group that holds each stage.
+        devices: The devices of this rank's stages.
+        control: Reaches every rank of the group, for signatures and headers.
+        wire_to: Returns the wire for tensors to and from another rank; it may be `control`.
+        meter: Adds up the seconds of waiting.
+
+    Attributes:
+        sizes: As in `Transport`.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        rank_of: Sequence[int],
+        devices: Mapping[int, torch.device],
+        control: ControlWire,
+        wire_to: Callable[[int], Wire],
+        meter: WaitMeter,
+    ) -> None:
+        self.sizes: dict[tuple[Kind, int, int], int] = {}
+        self._rank_of = rank_of
+        self._devices = devices
+        self._control = control
+        self._meter = meter
+        self._others = sorted(set(rank_of) - {rank})
+        self._wires = {other: wire_to(other) for other in self._others}
+        # The pending sends, by wire; those of one wire complete in about the order in which they started.
+        self._sends: dict[int, deque[Sending]] = {
+            id(wire): deque() for wire in (control, *self._wires.values())
+        }
+        self._mode = ""
+        self._signatures: Sequence[int] = ()  # by micro-batch: the number of its signature
+        self._numbers: dict[Hashable, int] = {}
+        self._last_sent = b""  # signatures, pickled
+        self._outlets: dict[_End, _Outlet] = {}
+        self._inlets: dict[_End, _Inlet] = {}
+        self._drained: list[_Inlet] = []  # may have fewer receives posted than they should
+
+    def begin(self, actions: Sequence[Action], signatures: Sequence[Hashable] | None, mode: str) -> None:
+        """Agree on the signatures [1] and post the first receives."""
+        self._mode = mode
+        self._agree_on(signatures)
+        self._drained = []
+        for inlet in self._inlets.values():
+            inlet.expected.clear()
+        for action in actions:
+            if action.kind in RECEIVES and self._rank_of[action.peer] in self._wires:
+                self._inlet(action).expected.append(action)
+        for inlet in self._inlets.values():
+            self._post(inlet)
+
+    def send(self, action: Action, tensors: Sequence[Tensor], nest: TreeSpec) -> None:
+        """Start to send, with a header if the receiver does not know the structure yet [2].
+
+        Raises:
+            RuntimeError: The structure differs from that of an earlier message whose micro-batch had the
+                same signature.
+        """
+        outlet = self._outlet(action)
+        key, shape = self._key(action), spec_of(list(tensors), nest)
+        known = outlet.known.get(key)
+        if known is None:
+            outlet.known[key] = shape
+            self._note_size(action, shape)
+            self._send_control(pickle.dumps(shape), outlet.target, outlet.tag)
+        elif known != shape:
+            raise RuntimeError(
+                f"{action}: the shape of a layer's output must depend only on the shape of the data's "
+                f"inputs, but for inputs of the same shape it was {known.tensors} and is now {shape.tensors}"
+            )
+        outlet.sends.append(outlet.wire.send(tensors, outlet.target, outlet.tag))
+        self._post_drained()
+
+    def receive(self, action: Action) -> tuple[list[Tensor], TreeSpec]:
+        """Wait for a message; the next receives of its channel are posted after the next send.
+
+        The rank that waits for that send should not wait for the posting too; one receive is posted until
+        then.
+        """
+        self._post_drained()
+        inlet = self._inlet(action)
+        if not inlet.posted:
+            key = self._key(action)
+            if key not in inlet.known:
+                inlet.known[key] = pickle.loads(self._receive_bytes(inlet.source, inlet.tag))
+            self._post(inlet)
+        shape, arrival = inlet.posted.popleft()
+        self._meter.wait(arrival.done, expects_wakeup=arrival.expects_wakeup)
+        self._drained.append(inlet)
+        tensors = arrival.tensors()
+        for tensor, spec in zip(tensors, shape.tensors, strict=True):
+            tensor.requires_grad_(spec.requires_grad)
+        return tensors, shape.nest
+
+    def progress(self) -> None:
+        """Forget the sends that are complete; asking lets the wires progress all messages."""
+        for sends in self._sends.values():
+            while sends and sends[0].done():
+                sends.popleft()
+
+    def finish(self) -> None:
+        """Wait until every send is complete."""
+
+        def all_done() -> bool:
+            self.progress()
+            return not any(self._sends.values())
+
+        self._meter.wait(all_done)
+
+    def _agree_on(self, signatures: Sequence[Hashable] | None) -> None:
+        """Send or receive the signatures; an empty message means those of the previous step."""
+        if signatures is None:
+            message = self._receive_bytes(self._rank_of[0], _SIGNATURES_TAG)
+        else:
+            sent, self._last_sent = self._last_sent, pickle.dumps(tuple(signatures))
+            message = b"" if sent == self._last_sent else self._last_sent
+            for other in self._others:
+                self._send_control(message, other, _SIGNATURES_TAG)
+        if message:
+            numbers = self._numbers
+            self._signatures = [numbers.setdefault(each, len(numbers)) for each in pickle.loads(message)]
+
+    def _outlet(self, action: Action) -> _Outlet:
+        end = action.kind, action.stage, action.peer
+        outlet = self._outlets.get(end)
+        if outlet is None:
+            target = self._rank_of[action.peer]
+            wire = self._wires[target]
+            tag = self._tag(RECEIVE_OF[action.kind], action.stage, action.peer)
+            outlet = self._outlets[end] = _Outlet(wire, self._sends[id(wire)], target, tag)
+        return outlet
+
+    def _inlet(self, action: Action) -> _Inlet:
+        end = action.kind, action.stage, action.peer
+        inlet = self._inlets.get(end)
+        if inlet is None:
+            source, tag = self._rank_of[action.peer], self._tag(action.kind, action.peer, action.stage)
+            inlet = _Inlet(self._wires[source], source, tag, self._devices[action.stage])
+            self._inlets[end] = inlet
+        return inlet
+
+    def _note_size(self, action: Action, shape: ActivationSpec) -> None:
+        end = action.kind, action.stage, action.peer
+        self.sizes[end] = max(shape.bytes, self.sizes.get(end, 0))
+
+    def _send_control(self, data: bytes, target: int, tag: int) -> None:
+        self._sends[id(self._control)].append(self._control.send_bytes(data, target, tag))
+
+    def _post_drained(self) -> None:
+        while self._drained:
+            self._post(self._drained.pop())
+
+    def _post(self, inlet: _Inlet) -> None:
+        """Post the channel's next receives whose structures are known [3]."""
+        expected, posted = inlet.expected, inlet.posted
+        while expected and len(posted) < _POSTED_AHEAD:
+            shape = inlet.known.get(self._key(expected[0]))
+            if shape is None:
+                return
+            expected.popleft()
+            posted.append((shape, inlet.wire.receive(shape, inlet.device, inlet.source, inlet.tag)))
+
+    def _receive_bytes(self, source: int, tag: int) -> bytes:
+        """Wait for a message of any length."""
+        found: list[bytes] = []
+
+        def probe() -> bool:
+            message = self._control.probe(source, tag)
+            if message is not None:
+                found.append(message)
+            return bool(found)
+
+        self._meter.wait(probe)
+        return found[0]
+
+    def _key(self, action: Action) -> tuple[str, int]:
+        """Return what determines a message's structure within its channel."""
+        return self._mode, self._signatures[action.micro_batch] if action.micro_batch >= 0 else -1
+
+    def _tag(self, received_as: Kind, source: int, target: int) -> int:
+        """Return a channel's tag, from the receiving end's kind and the stages at both ends."""
+        stages = len(self._rank_of)
+        return 1 + (_KINDS.index(received_as) * stages + source) * stages + target

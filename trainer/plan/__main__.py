@@ -1,0 +1,39 @@
+"""`python -m trainer.plan ranks=8 memory=24GiB ...`: every layout that fits, before anything is launched.
+
+It needs no launcher, no MPI and no Horovod, and builds nothing: models are costed on torch's meta device. The
+command line is that of `python -m trainer`, and what it fixes (`layout.stages=4`, `schedule=zb_v`) stays
+fixed. Two words are short for keys: `ranks` for `plan.ranks`, `memory` for `plan.memory`.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+from trainer.command import run_command
+from trainer.config.schema import Config
+
+if TYPE_CHECKING:
+    from trainer.distributed.world import World
+
+_SHORT = {"ranks": "plan.ranks", "memory": "plan.memory"}
+
+
+def main() -> None:
+    """Plan as configured on the command line."""
+    sys.argv[1:] = [_long(argument) for argument in sys.argv[1:]]
+    run_command(_plan, with_ranks=False)
+
+
+def _long(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    return f"{_SHORT.get(key, key)}{equals}{value}"
+
+
+def _plan(config: Config, _world: "World | None") -> None:
+    from trainer.plan.report import report  # noqa: PLC0415  (imports torch: after the configuration is checked)
+
+    given = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+    print(report(config, given))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What keeps the replicas of one model together: averaging gradients, sharding the optimizer."""

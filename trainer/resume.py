@@ -1,0 +1,91 @@
+"""Restores the state that a run starts from, and saves checkpoints to resume from."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from trainer.checkpoint.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
+from trainer.checkpoint.warm_start import warm_start
+from trainer.distributed.world import versions
+from trainer.errors import UserError
+from trainer.metrics.folder import RunFolder
+from trainer.optim.loss_scale import LossScale
+from trainer.run import Run
+
+_log = logging.getLogger(__name__)
+
+
+def restore(run: Run, folder: RunFolder) -> tuple[int, int, str]:
+    """Load the checkpoint that the run starts from, if any.
+
+    Returns:
+        The steps done, the samples seen, and a phrase on their origin for the log; empty for new weights.
+
+    Raises:
+        UserError: The checkpoint does not fit the run.
+    """
+    path = find_checkpoint(run.config.checkpoint.resume, folder.checkpoints)
+    # All ranks must start from the same one, even if a network file system lists files late.
+    run.world.agree("checkpoint", {"checkpoint.resume": path and path.name})
+    if path is None:
+        folder.forget_after(0)
+        warm = warm_start(run.config.checkpoint, run.layers, run.model)
+        run.world.agree("checkpoint", {"checkpoint.warm_start": warm and warm.name})
+        return 0, 0, f", warm start from {warm}" if warm else ""
+    checkpoint = Checkpoint(path)
+    checkpoint.check_model(run.model.layers)
+    progress = checkpoint.progress()
+    _check_data(run, path, progress)
+    checkpoint.restore(run.layers, run.optimizer, run.config.optimizer.name)
+    if run.loss_scale is not None and progress.loss_scale is not None:
+        run.loss_scale = LossScale(**progress.loss_scale)
+    run.replication.restore(progress.replication)
+    folder.forget_after(progress.step)
+    _log.info("resumed from %s", path)
+    return progress.step, progress.samples, f", resumed after step {progress.step}"
+
+
+def _check_data(run: Run, path: Path, progress: Progress) -> None:
+    """Raise a UserError unless the checkpoint's position in its data is the same in this run's data."""
+    seed, data = run.config.train.seed, run.data.fingerprint
+    if progress.seed != seed:
+        raise UserError(
+            f"the checkpoint {path} was made with train.seed={progress.seed}, but this run has "
+            f"train.seed={seed}, which orders the data differently: set train.seed={progress.seed}"
+        )
+    if progress.data not in (data, None):
+        raise UserError(
+            f"the checkpoint {path} was made with other data (fingerprint {progress.data}, here {data}): "
+            f"its position, after {progress.samples} samples, is meaningless here; to train its weights on "
+            f"new data, start a new run (another run.dir) with checkpoint.warm_start={path}"
+        )
+
+
+def save(run: Run, folder: RunFolder, step: int, samples_seen: int) -> Path:
+    """Write a checkpoint; return its folder.
+
+    The first replica writes it: the others hold the same state, except for sharded state.
+    """
+    config, gathers = run.config, run.replication.gathers_state
+    progress = Progress(
+        step,
+        samples_seen,
+        config.train.seed,
+        config.optimizer.name,
+        versions(),
+        run.data.fingerprint,
+        None if run.loss_scale is None else asdict(run.loss_scale),
+        run.replication.state(),
+    )
+    if run.replica == 0 or gathers:
+        save_checkpoint(
+            folder.checkpoints,
+            run.layers,
+            run.optimizer,
+            progress,
+            run.groups.model_parallel,
+            replicas=run.groups.data_parallel if gathers else None,
+        )
+        if run.world.rank == 0:
+            remove_old(folder.checkpoints, config.checkpoint.keep)
+    return folder.checkpoint(step)
