@@ -20,8 +20,8 @@ NP ?= 4
 ARGS ?=
 PYTEST_ARGS ?=
 
-# Tests run in a process for each core. Those that need ranks stay in two of them: see tests/conftest.py.
-PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup
+# Tests run in a process for each core. Those that need ranks stay in two of them: see tests/support/scheduling.py.
+PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8
 
 # Puts .venv's programs first on PATH, where horovodrun looks for mpirun.
 IN_VENV = . .venv/bin/activate &&

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,18 +21,12 @@ _ADJECTIVES = ["old", "quiet", "broken", "bright", "distant", "heavy", "narrow",
 _SIZE = 200_000  # bytes
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that need ranks first, and group those that share pools.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep tests that share ranks in one process (pytest-xdist only)."""
+    from tests.support.scheduling import Groups  # noqa: PLC0415  (pytest-xdist may not be installed)
 
-    With pytest-xdist (`make test`) one process then has the pools and another the launches; both run other
-    tests when done. With pools in two processes, every rank would start twice.
-    """
-    for item in items:
-        if item.get_closest_marker("parallel"):
-            fixtures = getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("pools" if "pools" in fixtures else "launches"))
-    items.sort(key=lambda item: item.get_closest_marker("parallel") is None)
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")

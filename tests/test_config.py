@@ -5,35 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tests.support.configs import CONF, composed, valid
 from trainer.config.check import check
-from trainer.config.compose import explain, register, typed
-from trainer.config.schema import AdamWConfig, Config, GPTConfig, GroupConfig, TextConfig, flat
+from trainer.config.compose import explain, typed
+from trainer.config.schema import Config, GPTConfig, GroupConfig, TextConfig, flat
 from trainer.errors import UserError, suggest
-
-CONF = Path(__file__).parents[1] / "conf"
-
-
-def composed(*overrides: str, conf: Path = CONF) -> DictConfig:
-    register()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        return compose("config", overrides=["run.dir=run", *overrides])
-
-
-def valid() -> Config:
-    config = Config(
-        model=GPTConfig(),
-        data=TextConfig(path="text", cache="cache"),
-        optimizer=AdamWConfig(),
-        schedule="1f1b",
-    )
-    config.train.steps = 1
-    config.run.dir = "run"
-    return config
 
 
 def put(config: Config, key: str, value: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.test_config import CONF, composed
+from tests.support.configs import CONF, composed
 from trainer.config.schema import flat
 
 GPT = {

@@ -139,7 +139,7 @@ class Fickle(nn.Module):
 
 def test_a_forward_that_does_not_repeat_is_detected() -> None:
     with pytest.raises(RuntimeError, match=r"it ran aten.conv.* where it first ran aten"):
-        gradients(Unrepeatable, "1f1b", Recompute.SELECTIVE)
+        gradients(Fickle, "1f1b", Recompute.SELECTIVE)
 
 
 def test_a_norm_is_restored_where_a_forward_stops_early() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.configs import valid
 from tests.support.thread_ranks import on_ranks
-from tests.test_config import valid
 from trainer.config.run_dir import place_sweep, resolve_run_dir
 from trainer.errors import UserError
 

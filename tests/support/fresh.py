@@ -110,7 +110,8 @@ def _torch() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.set_default_dtype(kind)
-        torch.use_deterministic_algorithms(False)
+        if torch.are_deterministic_algorithms_enabled():
+            torch.use_deterministic_algorithms(False)  # only then: it imports torch's compiler, for a second
         torch.set_grad_enabled(True)
 
 

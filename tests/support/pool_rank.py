@@ -2,8 +2,8 @@
 
 [1] a job arrives   over this rank's connection
 [2] the command     the same code as `python -m <module>`, except that the process does not exit
-[3] the report      at once, as a neighbour may wait forever in a receive
-[4] the process     is reset
+[3] the process     is reset
+[4] the report      on its own, as a neighbour may wait forever in a receive; the folder may go then
 """
 
 import importlib
@@ -40,10 +40,9 @@ def main() -> None:
     line.write(Hello(rank, os.getpid()))
     while (fields := line.read()) is not None:  # [1]
         job = Job(**fields)
-        with as_if_new(Path(job.folder), _KEPT):  # [4]
-            with _streams(job, rank):
-                report = _run(job, rank)  # [2]
-            line.write(report)  # [3]
+        with as_if_new(Path(job.folder), _KEPT), _streams(job, rank):  # [3]
+            report = _run(job, rank)  # [2]
+        line.write(report)  # [4]
 
 
 def _run(job: Job, rank: int) -> Report:
