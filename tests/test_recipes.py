@@ -71,7 +71,7 @@ def test_a_misspelt_name_gets_the_names_and_the_nearest(find: Callable[[str], ob
 
 def test_neither_recipes_nor_the_check_of_a_configuration_import_torch() -> None:
     program = (
-        "import sys; from trainer.schedule.resolve import recipes; from trainer import config_check;"
+        "import sys; from trainer.schedule.resolve import recipes; from trainer.config import check;"
         "recipes(); print([name for name in ('torch', 'mpi4py', 'horovod') if name in sys.modules])"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -149,7 +149,9 @@ class Interpreter:
         stages = range(self.world[replica].stages)
         if any((replica, "Z", stage) not in self.values for stage in stages):
             return False
-        tied = [self.values.get((replica, "rT", s, -1, peer)) for peer in stages]
+        tied = [
+            self.values.get((replica, Kind.RECEIVE_REDUCED_GRADIENT.value, s, -1, peer)) for peer in stages
+        ]
         self.stepped[replica, s] = (self.values[replica, "Z", s], tied)
         return True
 
