@@ -101,7 +101,7 @@ class DigestFile:
                 f"verify.against={path} has {len(other.steps)} steps, fewer than verify.steps={steps}: lower "
                 "verify.steps, or save more steps"
             )
-        for key in ours.keys() | theirs.keys():
+        for key in sorted(ours.keys() | theirs.keys()):  # every rank names the same
             if ours.get(key) != theirs.get(key):
                 raise UserError(
                     f"verify.against={path} was saved with {key}={theirs.get(key)}, but here it is "
