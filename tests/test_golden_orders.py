@@ -5,6 +5,7 @@ with `python -m tests.test_golden_orders`.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -51,8 +52,15 @@ def cases(name: str) -> Iterator[tuple[str, Schedule]]:
 
 
 def digest(schedule: Schedule) -> str:
-    lists = [" ".join(map(str, actions)) for actions in schedule.workers]
+    lists = [_as_written(" ".join(map(str, actions))) for actions in schedule.workers]
     return sha256(repr((schedule.placement, lists)).encode()).hexdigest()[:16]
+
+
+def _as_written(actions: str) -> str:
+    """Return the actions by the short names that they had when the digests were written."""
+    for name, old in (("Aw", "Z"), ("U", "O"), ("sR", "sT"), ("rR", "rT")):
+        actions = re.sub(rf"\b{name}(?=\d)", old, actions)
+    return actions
 
 
 @pytest.mark.parametrize("name", NAMES)

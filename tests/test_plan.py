@@ -109,7 +109,7 @@ def test_a_sharded_optimizer_frees_what_the_limit_asks_for() -> None:
     limit = most_bytes(sharded)
     fitted = plan(4, layout__stages=1, optimizer__sharded=True, memory__limit=limit)
     assert set(fitted.partition.recompute) == {Recompute.NONE}
-    with pytest.raises(UserError, match=r"memory.limit=.* is too little"):
+    with pytest.raises(UserError, match=r"memory.limit=.* is too small"):
         plan(4, layout__stages=1, memory__limit=limit)
 
 

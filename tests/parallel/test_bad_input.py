@@ -127,7 +127,7 @@ def test_resuming_with_other_data(trained: Trained, run_small: Ranks, tmp_path: 
     checkpoint = trained(1).checkpoint(6)
     overrides = [*GPT, f"checkpoint.resume={checkpoint}", "data.path=other.txt"]
     result = run_small(2, *overrides)
-    assert_refused(result, tmp_path, "other data", "behind 90 samples", f"checkpoint.warm_start={checkpoint}")
+    assert_refused(result, tmp_path, "other data", "after 90 samples", f"checkpoint.warm_start={checkpoint}")
 
 
 def test_warm_start_of_another_width(trained: Trained, run_small: Ranks, tmp_path: Path) -> None:
