@@ -40,6 +40,13 @@ pytestmark = pytest.mark.parallel
         pytest.param(
             2, ["model=gtp"], ["model=gtp", "gpt, simplenet", "did you mean gpt?"], id="unknown group"
         ),
+        pytest.param(
+            2,
+            ["--multirun", "seed=1"],
+            ["unrecognized arguments: seed=1", "before or after all overrides"],
+            id="an option between overrides",
+        ),
+        pytest.param(2, ["--nonsense"], ["trainer: error: unrecognized"], id="unknown option"),
         pytest.param(2, ["model.width=wide"], ["model.width", "'wide'", "Integer"], id="wrong type"),
         pytest.param(2, ["model.dropout=1.5"], ["model.dropout=1.5", "from 0 to below 1"], id="out of range"),
         pytest.param(2, ["data.path=nowhere.txt"], ["data.path=nowhere.txt"], id="missing data"),

@@ -29,9 +29,9 @@ def test_every_run_has_a_folder(small: list[str], tmp_path: Path) -> None:
 
 def test_replicas_stay(pools: Pools, small: list[str], tmp_path: Path) -> None:
     """Horovod starts once a process, so one launch has one number of replicas."""
-    overrides = [*small, "train.steps=1", "generate.tokens=0", "layout.stages=1,2", "--multirun"]
+    overrides = [*small, "train.steps=1", "generate.tokens=0", "layout.stages=1,2"]
     overrides.append("train.deterministic=true")  # as other jobs of four replicas: they share the ranks
-    result = pools.run(4, overrides, tmp_path)
+    result = pools.run(4, [*overrides, "--multirun"], tmp_path)
     assert result.code == 2
     assert len(result.messages) == 1, result.err
     assert "number of replicas" in result.messages[0]

@@ -94,10 +94,19 @@ def _only_rank_0_speaks(collect: Callable[[], None]) -> None:
             collect()
     except SystemExit as end:
         if end.code:
-            raise UserError(complaint.getvalue().strip().splitlines()[-1].removeprefix(": ")) from None
+            last_line = complaint.getvalue().strip().splitlines()[-1]
+            raise UserError(_explain_usage(last_line.rpartition("error: ")[2])) from None
         raise
     except ValueError as error:
         raise UserError(f"the command line is not understood: {error}") from error
+
+
+def _explain_usage(complaint: str) -> str:
+    """Add the remedy for overrides on both sides of an option, which argparse does not read."""
+    refused, _, words = complaint.partition("unrecognized arguments: ")
+    if refused or not words or any(word.startswith("-") for word in words.split()):
+        return complaint
+    return f"{complaint}: put options such as --multirun before or after all overrides"
 
 
 def register(scratch: str = ".") -> None:
