@@ -39,5 +39,6 @@ def test_as_users_start_it(one: Finished, tmp_path: Path) -> None:
     assert sum(line.startswith("simplenet: 2 ranks = 1 replica x 2 stages") for line in lines) == 1
     steps = [line for line in lines if line.startswith("step ") and "validation" not in line]
     assert len({line.split()[1] for line in steps}) == len(steps) >= 2
-    assert steps[0].startswith("step 1/100  loss ") and steps[-1].startswith("step 100/100  loss ")
+    assert steps[0].startswith("step 1/100  loss ")
+    assert steps[-1].startswith("step 100/100  loss ")
     assert all(line.endswith(" left") for line in steps)
