@@ -27,7 +27,7 @@ from trainer.plan.hardware import Hardware, predict_step
 from trainer.plan.memory import predict
 from trainer.plan.plan import Plan, model_costs
 from trainer.plan.report import report
-from trainer.plan.search import search, settle
+from trainer.plan.search import search, settle, with_values
 from trainer.schedule.machine import Link
 from trainer.schedule.resolve import resolve
 
@@ -42,13 +42,7 @@ def config(**values: Any) -> Config:
     made = Config(model=replace(MODEL), data=data, optimizer=AdamWConfig(), update=SynchronousConfig())
     made.train.steps = 1
     made.batch.global_size, made.batch.micro_size = 40, 2
-    for key, value in values.items():
-        *path, name = key.split("__")
-        part: Any = made
-        for step in path:
-            part = getattr(part, step)
-        setattr(part, name, value)
-    return made
+    return with_values(made, {key.replace("__", "."): value for key, value in values.items()})
 
 
 @cache

@@ -87,7 +87,9 @@ def search(
     misfits: list[Misfit] = []
     for overrides in _alternatives(config, fixed, len(model.layers)):
         try:
-            candidate = _candidate(_with(config, overrides), overrides, model, costs, hardware, rough=True)
+            candidate = _candidate(
+                with_values(config, overrides), overrides, model, costs, hardware, rough=True
+            )
         except UserError as error:
             misfits.append(Misfit(overrides, str(error), getattr(error, "held", None)))
             continue
@@ -130,7 +132,7 @@ def _memories(config: Config, fixed: frozenset[str]) -> Iterator[Overrides]:
         yield {"memory.recompute": "none", "memory.limit": config.plan.memory}
 
 
-def _with(config: Config, overrides: Overrides) -> Config:
+def with_values(config: Config, overrides: Overrides) -> Config:
     """Return the configuration with some values changed."""
     changed = deepcopy(config)
     for key, value in overrides.items():
