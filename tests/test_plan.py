@@ -215,7 +215,7 @@ ARGUMENTS = [
 def run_command(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     code = (
         "import sys; from trainer.plan.__main__ import main; main(); "
-        "print('loaded', sorted({'mpi4py', 'horovod'} & {name.partition('.')[0] for name in sys.modules}))"
+        "print('loaded', sorted({'mpi4py', 'horovod', 'torch._dynamo.eval_frame'} & {*sys.modules}))"
     )
     return subprocess.run(
         [sys.executable, "-c", code, *ARGUMENTS, *arguments],

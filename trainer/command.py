@@ -58,10 +58,17 @@ def run_jobs(job: Job, *, with_ranks: bool = True) -> None:
         composed = compose()  # [2]
         if composed.sweep is not None:
             place_sweep(composed.configs, composed.sweep, _world())
+        _postpone_compiler()
         for config in composed.configs:
             job(config, _world() if with_ranks else None)  # [3] [4]
     except ComposeError as error:
         raise explain(error) from error
+
+
+def _postpone_compiler() -> None:
+    from trainer.distributed.lazy_compiler import postpone_compiler  # noqa: PLC0415  (imports torch, too)
+
+    postpone_compiler()
 
 
 @lru_cache(maxsize=1)

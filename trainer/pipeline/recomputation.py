@@ -74,6 +74,15 @@ class Repeatable(Generic[T]):
         )
         return result
 
+    def run_without_backward(self) -> T:
+        """Run the forward for the first time, and save the same, for results that have no backward."""
+
+        def discard(_: Any) -> Any:
+            return None
+
+        with self._first, torch.autograd.graph.saved_tensors_hooks(discard, discard):
+            return self._forward(*self._inputs)
+
     def recompute(self) -> T:
         """Run the forward for the second time, with a plain graph, whose backward can be split."""
         with torch.enable_grad(), _recomputing(self._second):

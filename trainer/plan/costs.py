@@ -1,13 +1,13 @@
 """The cost of every layer, without building the model: each layer runs on torch's meta device.
 
-Meta tensors have shapes but no data, so even a model larger than the host takes only moments. torch's flop
-counter counts matrix products, convolutions and attention (a multiplication and an addition are two
-operations; causal attention counts as if every position attended to all others). Everything else (norms,
+Meta tensors have shapes but no data, so even a model larger than the host takes only moments. Operations of
+matrix products, convolutions and attention are counted by torch's formulas (a multiplication and an addition
+are two; causal attention counts as if every position attended to all others). Everything else (norms,
 activation functions, dropout, lookups) costs the bytes that it reads and writes: see `FLOPS_PER_BYTE`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
 from trainer.activation import Activation, ActivationSpec, TreeSpec, flatten, spec_of, unflatten
 from trainer.models.model import Layer, Model
@@ -168,11 +168,11 @@ class _Trial:
 
     def _run(self, nest: TreeSpec) -> None:
         module, inputs = self._module, self._inputs
-        with self._forward.counting():
+        with self._forward:
             self.outputs, self.output_nest = _run(module, inputs, nest)
         outputs = [tensor for tensor in self.outputs if tensor.requires_grad]
         gradients = [torch.empty_like(tensor) for tensor in outputs]
-        with self._backward.counting():
+        with self._backward:
             torch.autograd.backward(outputs, gradients)
         self._saved = {mode: saved_bytes(partial(_outputs, module, nest), inputs, mode) for mode in Recompute}
         self._deferred_bytes, first, self._deferred = _first_part(module, inputs, nest)
@@ -225,18 +225,13 @@ class _Work(KernelMode):
         """Return the relative time, in operations."""
         return self.flops + FLOPS_PER_BYTE * self.moved
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count the work within the context."""
-        with FlopCounterMode(display=False) as counter, self:
-            yield
-        self.flops = counter.get_total_flops()
-
     def run(self, kernel: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a kernel, and count its bytes unless its operations are counted."""
+        """Run a kernel, and count its operations, or its bytes."""
         result = kernel(*args, **kwargs)
         packet = kernel.overloadpacket
-        if packet not in flop_registry and not kernel.is_view and packet not in ALLOCATIONS:
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=result)
+        elif not kernel.is_view and packet not in ALLOCATIONS:
             written = _bytes(tensors_in(result))
             self.moved += written + (written if packet in LOOKUPS else _bytes(tensors_in((args, kwargs))))
         return result
@@ -268,7 +263,7 @@ def _first_part(
         outputs = [tensor for tensor in _run(module, leaves, nest)[0] if tensor.requires_grad]
         gradients = [torch.empty_like(tensor) for tensor in outputs]
         if outputs:
-            with work.counting():
+            with work:
                 deferral.backward("", outputs, gradients, deferred)
         del leaves, outputs, gradients
         for parameter in module.parameters():

@@ -32,7 +32,8 @@ def saved_bytes(
         if recompute is Recompute.NONE:
             outputs = forward(*inputs)
         else:
-            outputs = Repeatable(recompute, forward, *inputs).run()
+            layer = Repeatable(recompute, forward, *inputs)  # holds what it saves
+            outputs = layer.run_without_backward()
         saved = live.bytes
     del outputs
     return saved
