@@ -1,5 +1,6 @@
 """Settings and fixtures that all tests share."""
 
+import gc
 import random
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from tests.support.scheduling import Groups  # noqa: PLC0415  (pytest-xdist may not be installed)
 
     return Groups(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Keep garbage collections out of the modules and tests, which stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -188,6 +188,14 @@ print([name for name in ("torch", "mpi4py", "horovod") if name in sys.modules])
 """
 
 
+def test_showing_the_configuration_imports_neither_torch_nor_mpi() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "trainer", "--cfg", "job"]
+    done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "hydra" in imported
+    assert not imported & {"torch", "mpi4py", "horovod"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "runs"),
     [

@@ -6,6 +6,7 @@
 [4] the job
 """
 
+import gc
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ def run_jobs(job: Job, *, with_ranks: bool = True) -> None:
     Raises:
         UserError: The command line, the configuration or the job's input is invalid.
     """
+    gc.disable()
     try:
         environment.prepare()  # [1]
         if environment.shares_cores():
@@ -58,11 +60,22 @@ def run_jobs(job: Job, *, with_ranks: bool = True) -> None:
         composed = compose()  # [2]
         if composed.sweep is not None:
             place_sweep(composed.configs, composed.sweep, _world())
-        _postpone_compiler()
         for config in composed.configs:
-            job(config, _world() if with_ranks else None)  # [3] [4]
+            _postpone_compiler()
+            world = _world() if with_ranks else None  # [3]
+            _collect_garbage_again()
+            job(config, world)  # [4]
     except ComposeError as error:
         raise explain(error) from error
+    finally:
+        gc.enable()
+
+
+def _collect_garbage_again() -> None:
+    """Resume collections, without what start-up made: it is kept, and each would go through all of it."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _postpone_compiler() -> None:

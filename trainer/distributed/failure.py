@@ -21,7 +21,7 @@ _HEAD_START = 2.0  # seconds
 _HEAD_START_PER_RANK = 0.25
 _LONGEST_HEAD_START = 8.0
 
-# The message has to pass the launcher's pipes before the launcher terminates everything.
+# The message has to pass the launcher's pipes before the launcher ends, which drops what it has not read.
 _DELIVERY = 0.2  # seconds
 
 _resume_hint: Callable[[], str] | None = None
@@ -46,6 +46,7 @@ def _terminate(number: int, _frame: object) -> None:
     signal.signal(number, signal.SIG_DFL)
     # Not through sys.stderr: the interrupted code may be writing to it.
     os.write(2, _interrupted("terminated by a signal").encode())
+    time.sleep(_DELIVERY)
     os.kill(os.getpid(), number)
 
 

@@ -147,7 +147,7 @@ class Engine:
             for action in actions:
                 start, waited = clock(), meter.seconds
                 self._do[action.kind](action)
-                note(ActionTimes(start, start + meter.seconds - waited, clock()))
+                note(ActionTimes(start, start + (meter.seconds - waited), clock()))
         self.remote.finish()
         return self._run.losses
 
