@@ -110,8 +110,7 @@ def _torch() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.set_default_dtype(kind)
-        if torch.are_deterministic_algorithms_enabled():
-            torch.use_deterministic_algorithms(False)  # only then: it imports torch's compiler, for a second
+        torch.set_deterministic_debug_mode("default")
         torch.set_grad_enabled(True)
 
 

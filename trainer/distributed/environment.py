@@ -150,8 +150,12 @@ def keep_freed_memory() -> None:
 
 
 def prepare_deterministic(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Fix the order of summation in Horovod and CUDA: fused buffers depend on timing, so turn fusion off."""
+    """Fix the order of summation in Horovod, CUDA and compiled layers.
+
+    Horovod's fused buffers depend on timing, so turn fusion off.
+    """
     environment["HOROVOD_DISABLE_GROUP_FUSION"] = "1"
     environment["HOROVOD_FUSION_THRESHOLD"] = "0"
     environment["HOROVOD_AUTOTUNE"] = "0"
     environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    environment["TORCHINDUCTOR_DETERMINISTIC"] = "1"
