@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -25,6 +26,8 @@ _LONGEST_HEAD_START = 8.0
 _DELIVERY = 0.2  # seconds
 
 _resume_hint: Callable[[], str] | None = None
+_hint_printed = threading.Event()
+_signals_reach_a_thread = False
 
 
 def print_resume_hint_when_terminated(resume_hint: Callable[[], str]) -> None:
@@ -34,20 +37,46 @@ def print_resume_hint_when_terminated(resume_hint: Callable[[], str]) -> None:
     SIGTERM, a second or two before SIGKILL (Open MPI 4.1). After printing, the rank still dies of SIGTERM.
 
     Args:
-        resume_hint: Returns the text; called when the signal arrives.
+        resume_hint: Returns the text; called in a thread when the signal arrives.
     """
-    global _resume_hint  # noqa: PLW0603  (a process exits once)
-    if environment.rank() == 0:
-        _resume_hint = resume_hint
-        signal.signal(signal.SIGTERM, _terminate)
+    global _resume_hint, _signals_reach_a_thread  # noqa: PLW0603  (a process exits once)
+    if environment.rank() != 0:
+        return
+    _resume_hint = resume_hint
+    signal.signal(signal.SIGTERM, _terminate)
+    if not _signals_reach_a_thread:
+        _signals_reach_a_thread = True
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=_forget_signals)
+        threading.Thread(target=_print_hint, args=(read,), name="resume hint", daemon=True).start()
+
+
+def _print_hint(signals: int) -> None:
+    """Print the hint when a signal arrives.
+
+    The main thread would be too late where it is in a long call, such as one that waits for a file system to
+    store a checkpoint: Python calls a signal's handler after that.
+    """
+    while signal.SIGTERM not in os.read(signals, 64):
+        continue
+    # Not through sys.stderr: the main thread may be writing to it.
+    os.write(2, _interrupted("terminated by a signal").encode())
+    _hint_printed.set()
 
 
 def _terminate(number: int, _frame: object) -> None:
     signal.signal(number, signal.SIG_DFL)
-    # Not through sys.stderr: the interrupted code may be writing to it.
-    os.write(2, _interrupted("terminated by a signal").encode())
+    _hint_printed.wait(_DELIVERY)
     time.sleep(_DELIVERY)
     os.kill(os.getpid(), number)
+
+
+def _forget_signals() -> None:
+    """Leave a child process, such as one that loads data, to die of a signal without a word."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _interrupted(what: str) -> str:
