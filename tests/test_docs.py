@@ -144,6 +144,7 @@ def own_code(page: Path, folder: Path) -> list[list[str]]:
     return [shlex.split(command[command.index("python -m ") :])[1:] for command in using]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "module", "last_line"),
     [

@@ -23,6 +23,7 @@ def toys(folder: Path, *overrides: str) -> Result:
     return launch(1, overrides, folder, module=TOYS)
 
 
+@pytest.mark.slow
 def test_contributed_choices_train(tmp_path: Path) -> None:
     """No file in conf/ and no other module: only a declaration and its builder."""
     toys(tmp_path, *RECIPE, *RUN, "model.depth=2").check()

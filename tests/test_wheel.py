@@ -79,6 +79,7 @@ def test_it_finds_its_configuration(installed: Path, tmp_path: Path) -> None:
     assert where.strip() == str(installed / "trainer" / "conf")
 
 
+@pytest.mark.slow
 def test_it_trains(installed: Path, tmp_path: Path) -> None:
     run(installed, tmp_path, "-m", "trainer", "experiment=simplenet", "train.steps=2", "threads=1")
     (folder,) = (tmp_path / "runs").iterdir()
