@@ -173,7 +173,7 @@ def _prepare_torch(config: Config, world: World) -> int:
     torch.set_num_threads(threads)
     if config.train.deterministic:
         environment.prepare_deterministic()
-        torch.set_deterministic_debug_mode("error")  # its other name imports torch's compiler
+        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler
     return threads
 
 
