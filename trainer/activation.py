@@ -1,14 +1,23 @@
-"""Activations as pytrees: a flat list of tensors and a spec. No other code knows that they may be nested."""
+"""Activations as pytrees: a flat list of tensors and a spec. No other code knows that they may be nested.
 
+The nesting is torch's own (`torch.utils._pytree`): tuples, lists, dicts, named tuples and every class that is
+registered there, such as the outputs of Hugging Face's models. Three more kinds of class are registered when
+they are first seen: other subclasses of `dict`, other named tuples such as `PackedSequence`, and dataclasses.
+"""
+
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-# What passes between two layers: a tensor, or a nested tuple or dict of tensors and None.
-# (Python 3.10 does not support recursive aliases at run time, hence Any inside.)
-Activation: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any] | None
+# What passes between two layers: a tensor, or tensors and plain values, nested.
+Activation: TypeAlias = Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +42,89 @@ class TensorSpec:
         return count
 
 
-# How tensors nest: an index into the flat list, None, ("tuple", parts) or ("dict", keys, parts).
-TreeSpec: TypeAlias = int | tuple[Any, ...] | None
+class _Leaf(Enum):
+    TENSOR = "tensor"
+
+
+# Values that are part of an activation's structure: their types tell 1, 1.0 and True apart.
+_Plain: TypeAlias = tuple[type, Any]
+_PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None), torch.dtype, torch.device, Enum)
+
+
+class Nest:
+    """How tensors and plain values nest in an activation; hashable, comparable and small to send.
+
+    Args:
+        tree: torch's spec.
+        leaves: By leaf: `_Leaf.TENSOR`, or a plain value.
+        kinds: The classes among the nodes that this module had to register.
+    """
+
+    __slots__ = ("_kinds", "_leaves", "_tree")
+
+    def __init__(
+        self, tree: pytree.TreeSpec, leaves: Sequence[_Leaf | _Plain], kinds: Sequence[type] = ()
+    ) -> None:
+        for kind in kinds:  # elsewhere, if the nest was sent here
+            _register(kind)
+        self._tree = tree
+        self._leaves = tuple(leaves)
+        self._kinds = tuple(kinds)
+
+    def filled(self, tensors: Sequence[Tensor]) -> Activation:
+        """Return the activation with these tensors."""
+        left = iter(tensors)
+        leaves = [next(left) if leaf is _Leaf.TENSOR else leaf[1] for leaf in self._leaves]
+        return pytree.tree_unflatten(leaves, self._tree)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the nesting, its classes and all plain values are equal."""
+        if not isinstance(other, Nest):
+            return False
+        return self._leaves == other._leaves and self._tree == other._tree
+
+    def __hash__(self) -> int:
+        """Return a number that equal nests share."""
+        return hash((len(self._leaves), self._tree.num_nodes))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send the classes too, so that the receiver registers them."""
+        return _received, (_packed(self._tree), self._leaves, self._kinds)
+
+    def __repr__(self) -> str:
+        """Return the activation's shape in words."""
+        return f"Nest({self._tree}, {self._leaves})"
+
+
+# torch's class for leaves warns of itself when it is pickled, so trees travel as tuples.
+_Packed: TypeAlias = tuple[Any, Any, list[Any]] | None
+
+
+def _packed(tree: pytree.TreeSpec) -> _Packed:
+    return None if tree.is_leaf() else (tree.type, tree.context, [_packed(each) for each in tree.children()])
+
+
+def _unpacked(tree: _Packed) -> pytree.TreeSpec:
+    if tree is None:
+        return _LEAF
+    kind, context, children = tree
+    return pytree.TreeSpec(kind, context, [_unpacked(child) for child in children])
+
+
+def _received(tree: _Packed, leaves: Sequence[_Leaf | _Plain], kinds: Sequence[type]) -> Nest:
+    return Nest(_unpacked(tree), leaves, kinds)
+
+
+_LEAF = pytree.tree_structure(None)
+
+
+# The nesting of one tensor is 0: by far the most common, and it is asked for with every layer.
+TreeSpec: TypeAlias = int | Nest
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationSpec:
-    """Everything about an activation except its values; hashable, comparable and small to send."""
+    """Everything about an activation except its tensors' values; hashable, comparable and small to send."""
 
     nest: TreeSpec
     tensors: tuple[TensorSpec, ...]
@@ -59,41 +144,96 @@ def flatten(activation: Activation) -> tuple[list[Tensor], TreeSpec]:
     """Return the tensors of an activation in a fixed order, and their nesting.
 
     Raises:
-        TypeError: It contains something other than tensors, None, tuples and dicts.
+        TypeError: It contains something other than tensors and plain values (numbers, strings, None, ...), in
+            something other than what the module lists.
     """
-    if isinstance(activation, Tensor):  # the common case, and this runs for every layer
-        return [activation], 0
-    tensors: list[Tensor] = []
-    return tensors, _flatten(activation, tensors)
-
-
-def _flatten(activation: Activation, tensors: list[Tensor]) -> TreeSpec:
     if isinstance(activation, Tensor):
-        tensors.append(activation)
-        return len(tensors) - 1
-    if activation is None:
-        return None
-    if isinstance(activation, tuple):
-        return ("tuple", tuple(_flatten(part, tensors) for part in activation))
-    if isinstance(activation, dict):
-        parts = tuple(_flatten(part, tensors) for part in activation.values())
-        return ("dict", tuple(activation), parts)
+        return [activation], 0
+    leaves, tree = pytree.tree_flatten(activation)
+    while new := [type(leaf) for leaf in leaves if not isinstance(leaf, Tensor) and _is_container(leaf)]:
+        for kind in new:
+            _register(kind)
+        leaves, tree = pytree.tree_flatten(activation)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors, Nest(tree, [_mark(leaf) for leaf in leaves], _registered_in(tree))
+
+
+def unflatten(tensors: Sequence[Tensor], nest: TreeSpec) -> Activation:
+    """Return the activation that `flatten` flattened."""
+    return tensors[0] if isinstance(nest, int) else nest.filled(tensors)
+
+
+@lru_cache
+def tuple_of(number: int) -> TreeSpec:
+    """Return the nesting of a tuple of tensors."""
+    return Nest(pytree.tree_structure((None,) * number), [_Leaf.TENSOR] * number)
+
+
+def spec_of(tensors: Sequence[Tensor], nest: TreeSpec) -> ActivationSpec:
+    """Return the spec of a flattened activation."""
+    return ActivationSpec(nest, tuple(TensorSpec.of(tensor) for tensor in tensors))
+
+
+def _mark(leaf: Any) -> _Leaf | _Plain:
+    if isinstance(leaf, Tensor):
+        return _Leaf.TENSOR
+    if isinstance(leaf, _PLAIN):
+        return type(leaf), leaf
     raise TypeError(
-        f"an activation must be a tensor, or a nested tuple or dict of tensors and None, "
-        f"not {type(activation).__name__}"
+        f"an activation holds tensors and plain values (numbers, strings, None) in tuples, lists, dicts, "
+        f"dataclasses or what is registered with torch.utils._pytree, not a {type(leaf).__name__}"
     )
 
 
-def unflatten(tensors: list[Tensor], nest: TreeSpec) -> Activation:
-    """Return the activation that `flatten` flattened."""
-    if isinstance(nest, int):
-        return tensors[nest]
-    if nest is None:
-        return None
-    parts: Any = tuple(unflatten(tensors, part) for part in nest[-1])
-    return parts if nest[0] == "tuple" else dict(zip(nest[1], parts, strict=True))
+_ours: list[type] = []  # the classes that this module has registered
 
 
-def spec_of(tensors: list[Tensor], nest: TreeSpec) -> ActivationSpec:
-    """Return the spec of a flattened activation."""
-    return ActivationSpec(nest, tuple(TensorSpec.of(tensor) for tensor in tensors))
+def _is_container(leaf: Any) -> bool:
+    if isinstance(leaf, (dict, tuple)):
+        return isinstance(leaf, dict) or hasattr(leaf, "_fields")
+    return dataclasses.is_dataclass(leaf) and not isinstance(leaf, type)
+
+
+def _registered_in(tree: pytree.TreeSpec) -> list[type]:
+    """Return the classes among a tree's nodes that this module has registered."""
+    if not _ours or tree.is_leaf():
+        return []
+    below = [kind for child in tree.children() for kind in _registered_in(child)]
+    return [tree.type, *below] if tree.type in _ours else below
+
+
+def _register(kind: type) -> None:
+    """Register a class with torch's pytrees, unless it is."""
+    if kind in pytree.SUPPORTED_NODES:
+        return
+    _ours.append(kind)
+    if issubclass(kind, dict):
+        pytree.register_pytree_node(kind, _items, partial(_dict_of, kind))
+    elif issubclass(kind, tuple):
+        pytree.register_pytree_node(kind, lambda value: (list(value), None), partial(_named_tuple_of, kind))
+    else:
+        pytree.register_pytree_node(kind, _fields, partial(_dataclass_of, kind))
+
+
+def _items(value: dict[Any, Any]) -> tuple[list[Any], Any]:
+    return list(value.values()), list(value)
+
+
+def _dict_of(kind: type, parts: Any, keys: Any) -> Any:
+    items = dict(zip(keys, parts, strict=True))
+    return kind(**items) if dataclasses.is_dataclass(kind) else kind(items)
+
+
+def _named_tuple_of(kind: Any, parts: Any, _: Any) -> Any:
+    return kind._make(parts)  # not by its constructor, which may take other arguments
+
+
+def _fields(value: Any) -> tuple[list[Any], Any]:
+    return [getattr(value, field.name) for field in dataclasses.fields(value)], None
+
+
+def _dataclass_of(kind: Any, parts: Any, _: Any) -> Any:
+    made = object.__new__(kind)  # its constructor may take other arguments, or do more
+    for field, part in zip(dataclasses.fields(kind), parts, strict=True):
+        object.__setattr__(made, field.name, part)
+    return made

@@ -1,12 +1,16 @@
 """Messages between the ranks of a model-parallel group: what is sent when, and what is known in advance.
 
 A receive is posted before its message is needed, so that the message can arrive while this rank computes.
-For that the receiver must know its shape. Shapes follow from the shape of the micro-batch that the first
-stage reads, its *signature*:
+For that the receiver must know its structure. Structures usually follow from that of the micro-batch that the
+first stage reads, its *signature*:
 
     [1] At the start of a step the first stage sends every rank the signatures of all micro-batches.
-    [2] The first message of a channel with a new signature is preceded by a header with its structure.
-    [3] Both ends remember it: from then on the receive is posted ahead, and there is no header.
+    [2] A message is preceded by a header with its structure, as long as the structure may vary.
+    [3] Once a channel has carried a few messages of a signature, all with one structure, both ends take it
+    for
+        granted: receives are posted ahead, without headers.
+    [4] Where two messages of a signature differ, the values of the samples decide (selected tokens, packed
+        sequences): such a channel keeps its headers.
 
 Signatures and headers are control messages. Tensors go over whatever wire connects the two ranks. Nothing
 here knows MPI, and its tests need no ranks.
@@ -14,7 +18,7 @@ here knows MPI, and its tests need no ranks.
 
 import pickle
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,20 +26,47 @@ from torch import Tensor
 
 from trainer.activation import ActivationSpec, TreeSpec, spec_of
 from trainer.distributed.waiting import WaitMeter
+from trainer.errors import TrainingError
 from trainer.pipeline.wires.wire import Arrival, ControlWire, Sending, Wire
 from trainer.schedule.actions import RECEIVE_OF, RECEIVES, Action, Kind
 
 _SIGNATURES_TAG = 0
 _POSTED_AHEAD = 2  # receives per channel; more would hold memory that 1F1B saves
+_TRIALS = 8  # messages of one signature, after which their structure counts as known
 _KINDS = tuple(kind for kind in Kind if kind in RECEIVES)
 
 _End = tuple[Kind, int, int]  # the kind of this rank's end of a channel, its stage, the other end's stage
-_Known = dict[tuple[str, int], ActivationSpec]  # by mode and number of the signature
+_Key = tuple[str, int]  # the mode, and the number of the signature
 
 
 def number_of_tags(stages: int) -> int:
     """Return how many tags the messages between n stages use, counted from 0."""
     return 1 + len(_KINDS) * stages * stages
+
+
+class _Structures:
+    """The structures of a channel's messages, by key; both ends have seen the same ones.
+
+    Attributes:
+        known: Those that are taken for granted.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[_Key, ActivationSpec] = {}
+        self._seen: dict[_Key, list[ActivationSpec]] = {}  # equal ones
+        self._varies = False
+
+    def see(self, key: _Key, structure: ActivationSpec) -> None:
+        """Note the structure of a message that had a header."""
+        seen = self._seen.setdefault(key, [])
+        self._varies |= bool(seen) and seen[0] != structure
+        seen.append(structure)
+
+    def begin(self) -> None:
+        """Take for granted what has been seen often enough; only between steps, when both ends are even."""
+        for key, seen in list(self._seen.items()):
+            if len(seen) >= _TRIALS and not self._varies:
+                self.known[key] = self._seen.pop(key)[0]
 
 
 @dataclass(slots=True)
@@ -47,14 +78,14 @@ class _Outlet:
         sends: The pending sends on that wire, of all channels.
         target: The rank of the group at the other end.
         tag: The tag of all its messages.
-        known: The structures that the other end knows.
+        structures: Those of its messages.
     """
 
     wire: Wire
     sends: deque[Sending]
     target: int
     tag: int
-    known: _Known = field(default_factory=dict)
+    structures: _Structures = field(default_factory=_Structures)
 
 
 @dataclass(slots=True)
@@ -66,7 +97,7 @@ class _Inlet:
         source: The rank of the group at the other end.
         tag: The tag of all its messages.
         device: Where its tensors are needed.
-        known: The structures that this end knows.
+        structures: Those of its messages.
         expected: This step's messages without a posted receive.
         posted: The posted receives, and the structures of their messages.
     """
@@ -75,7 +106,7 @@ class _Inlet:
     source: int
     tag: int
     device: torch.device
-    known: _Known = field(default_factory=dict)
+    structures: _Structures = field(default_factory=_Structures)
     expected: deque[Action] = field(default_factory=deque)
     posted: deque[tuple[ActivationSpec, Arrival]] = field(default_factory=deque)
 
@@ -129,6 +160,8 @@ class Messages:
         self._mode = mode
         self._agree_on(signatures)
         self._drained = []
+        for structures in self._structures():
+            structures.begin()  # [3]
         for inlet in self._inlets.values():
             inlet.expected.clear()
         for action in actions:
@@ -138,23 +171,23 @@ class Messages:
             self._post(inlet)
 
     def send(self, action: Action, tensors: Sequence[Tensor], nest: TreeSpec) -> None:
-        """Start to send, with a header if the receiver does not know the structure yet [2].
+        """Start to send, with a header unless the receiver takes the structure for granted [2].
 
         Raises:
-            RuntimeError: The structure differs from that of an earlier message whose micro-batch had the
-                same signature.
+            TrainingError: It takes another one for granted, which all earlier messages have had.
         """
         outlet = self._outlet(action)
-        key, shape = self._key(action), spec_of(list(tensors), nest)
-        known = outlet.known.get(key)
+        key, structure = self._key(action), spec_of(list(tensors), nest)
+        known = outlet.structures.known.get(key)
         if known is None:
-            outlet.known[key] = shape
-            self._note_size(action, shape)
-            self._send_control(pickle.dumps(shape), outlet.target, outlet.tag)
-        elif known != shape:
-            raise RuntimeError(
-                f"{action}: the shape of a layer's output must depend only on the shape of the data's "
-                f"inputs, but for inputs of the same shape it was {known.tensors} and is now {shape.tensors}"
+            outlet.structures.see(key, structure)
+            self._note_size(action, structure)
+            self._send_control(pickle.dumps(structure), outlet.target, outlet.tag)
+        elif known != structure:
+            raise TrainingError(
+                f"the last layer of stage {action.stage} handed on {known.tensors} for every input of this "
+                f"shape so far, and now {structure.tensors} ({action}). The ranks rely on it after {_TRIALS} "
+                "messages: let the layer vary its shape from the start, or pad to one shape"
             )
         outlet.sends.append(outlet.wire.send(tensors, outlet.target, outlet.tag))
         self._post_drained()
@@ -168,10 +201,11 @@ class Messages:
         self._post_drained()
         inlet = self._inlet(action)
         if not inlet.posted:
-            key = self._key(action)
-            if key not in inlet.known:
-                inlet.known[key] = pickle.loads(self._receive_bytes(inlet.source, inlet.tag))
-            self._post(inlet)
+            structure = inlet.structures.known.get(self._key(action))
+            if structure is None:
+                structure = pickle.loads(self._receive_bytes(inlet.source, inlet.tag))
+                inlet.structures.see(self._key(action), structure)
+            self._post_next(inlet, structure)
         shape, arrival = inlet.posted.popleft()
         self._meter.wait(arrival.done, expects_wakeup=arrival.expects_wakeup)
         self._drained.append(inlet)
@@ -194,6 +228,13 @@ class Messages:
             return not any(self._sends.values())
 
         self._meter.wait(all_done)
+
+    def _structures(self) -> Iterator[_Structures]:
+        """Yield those of every channel's end here."""
+        for outlet in self._outlets.values():
+            yield outlet.structures
+        for inlet in self._inlets.values():
+            yield inlet.structures
 
     def _agree_on(self, signatures: Sequence[Hashable] | None) -> None:
         """Send or receive the signatures; an empty message means those of the previous step."""
@@ -239,14 +280,18 @@ class Messages:
             self._post(self._drained.pop())
 
     def _post(self, inlet: _Inlet) -> None:
-        """Post the channel's next receives whose structures are known [3]."""
+        """Post the channel's next receives whose structures are taken for granted."""
         expected, posted = inlet.expected, inlet.posted
         while expected and len(posted) < _POSTED_AHEAD:
-            shape = inlet.known.get(self._key(expected[0]))
-            if shape is None:
+            structure = inlet.structures.known.get(self._key(expected[0]))
+            if structure is None:
                 return
-            expected.popleft()
-            posted.append((shape, inlet.wire.receive(shape, inlet.device, inlet.source, inlet.tag)))
+            self._post_next(inlet, structure)
+
+    def _post_next(self, inlet: _Inlet, structure: ActivationSpec) -> None:
+        inlet.expected.popleft()
+        arrival = inlet.wire.receive(structure, inlet.device, inlet.source, inlet.tag)
+        inlet.posted.append((structure, arrival))
 
     def _receive_bytes(self, source: int, tag: int) -> bytes:
         """Wait for a message of any length."""
@@ -261,7 +306,7 @@ class Messages:
         self._meter.wait(probe)
         return found[0]
 
-    def _key(self, action: Action) -> tuple[str, int]:
+    def _key(self, action: Action) -> _Key:
         """Return what determines a message's structure within its channel."""
         return self._mode, self._signatures[action.micro_batch] if action.micro_batch >= 0 else -1
 
