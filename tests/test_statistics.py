@@ -153,30 +153,6 @@ def test_other_norms_are_accepted() -> None:
     assert not list(modules.buffers())
 
 
-class Counter(nn.Module):
-    """Counts its forwards, in a buffer that is saved and in one that is not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("seen", torch.zeros(()))
-        self.register_buffer("cache", torch.zeros(()), persistent=False)
-        self.register_buffer("constant", torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen += 1
-        self.cache += 1
-        return x * self.constant
-
-
-def test_changes_of_other_buffers_are_detected() -> None:
-    modules = nn.Sequential(nn.BatchNorm1d(2), Counter())
-    statistics = RunningStatistics([BuiltLayer(0, "layer", modules)])
-    before = statistics.versions_of_others()
-    modules(torch.rand(3, 2))
-    after = statistics.versions_of_others()
-    assert [name for name in after if after[name] != before[name]] == ["layer/1: seen"]
-
-
 def test_a_skipped_step_does_not_change_them() -> None:
     pipeline = Pipeline(convolutional(images()), [2, 3])
     statistics = RunningStatistics(pipeline.layers)

@@ -73,6 +73,7 @@ def generate(run: Run) -> str | None:
         return None
     prompt = tokenizer.encode(config.prompt)
     text = Text(prompt, config.tokens, run.context(), config, derive(run.config.train.seed, "generate"))
+    run.randomness.step, run.randomness.first_micro_batch = None, 0
     schedule = generation_schedule(run.plan.layout.placement, config.tokens)
     run.engine.infer(run.actions(schedule), text)
     return tokenizer.decode(text.tokens) if run.world.rank == 0 else None

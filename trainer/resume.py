@@ -7,9 +7,10 @@ from pathlib import Path
 from trainer.checkpoint.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
 from trainer.checkpoint.warm_start import warm_start
 from trainer.distributed.world import versions
-from trainer.errors import UserError
+from trainer.errors import TrainingError, UserError
 from trainer.metrics.folder import RunFolder
 from trainer.optim.loss_scale import LossScale
+from trainer.pipeline.not_finite import all_finite
 from trainer.run import Run
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def restore(run: Run, folder: RunFolder) -> tuple[int, int, str]:
         run.world.agree("checkpoint", {"checkpoint.warm_start": warm and warm.name})
         return 0, 0, f", warm start from {warm}" if warm else ""
     checkpoint = Checkpoint(path)
-    checkpoint.check_model(run.model.layers)
+    checkpoint.check_model(run.model.parts)
     progress = checkpoint.progress()
     _check_data(run, path, progress)
     checkpoint.restore(run.layers, run.optimizer, run.config.optimizer.name)
@@ -66,6 +67,7 @@ def save(run: Run, folder: RunFolder, step: int, samples_seen: int) -> Path:
 
     The first replica writes it: the others hold the same state, except for sharded state.
     """
+    _check_finite(run, step)
     config, gathers = run.config, run.replication.gathers_state
     progress = Progress(
         step,
@@ -89,3 +91,15 @@ def save(run: Run, folder: RunFolder, step: int, samples_seen: int) -> Path:
         if run.world.rank == 0:
             remove_old(folder.checkpoints, config.checkpoint.keep)
     return folder.checkpoint(step)
+
+
+def _check_finite(run: Run, step: int) -> None:
+    """Raise a TrainingError unless all weights are finite: no checkpoint is removed for one that is not."""
+    mine = [layer.name for layer in run.layers if not all_finite(list(layer.module.parameters()))]
+    everyone = run.world.all_gather_objects(mine)
+    for rank, names in enumerate(everyone):
+        if names:
+            raise TrainingError(
+                f"the weights of layer {names[0]!r} (rank {rank}) are not finite after step {step}: no "
+                "checkpoint is saved of them, and older ones stay. Lower optimizer.lr, or set optimizer.clip"
+            )

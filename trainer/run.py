@@ -17,8 +17,10 @@ from trainer.models.freeze import freeze
 from trainer.optim.build import build_optimizer, check_groups
 from trainer.optim.loss_scale import LossScale
 from trainer.pipeline.build import build_layer
+from trainer.pipeline.data_check import check_data
 from trainer.pipeline.engine import Engine
 from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.micro_batches import read_samples
 from trainer.pipeline.precision import COMPUTE_TYPES, Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.stage import Stage
@@ -33,6 +35,7 @@ from trainer.schedule.actions import Action, Schedule
 from trainer.schedule.merge import by_rank
 from trainer.schedule.resolve import resolve
 from trainer.schedule.validate import validate
+from trainer.seeds import derive, seed_generators
 
 
 class Run:
@@ -56,7 +59,7 @@ class Run:
         micro_batches: Those of the global batch that the replica trains on.
         devices: The devices that this rank drives.
         stages: This rank's stages, by number.
-        layers: The layers of these stages, in the model's order.
+        layers: The layers of these stages, in the model's order, and the loss, if it has parameters.
         statistics: The running statistics of batch normalisation, of these layers.
         replication: What keeps these layers equal to those of the other replicas.
         optimizer: Of the parameters that this rank updates; None where there are none.
@@ -73,9 +76,12 @@ class Run:
         world.agree("configuration", flat(config))
         world.agree("versions", versions())
         self.threads = _prepare_torch(config, world)
+        seed_generators(derive(config.train.seed, "data"))
         self.data = load_data(config.data, world)
         world.agree("data", {"fingerprint": self.data.fingerprint})
+        check_data(self.data, config, world)
         self.order = Order(len(self.data.training), config.train.seed)
+        seed_generators(derive(config.train.seed, "model"))
         self.model = freeze(build_model(config.model, self.data), config.train.freeze)
         check_groups(config.optimizer.groups, self.model)
         recipe = resolve(config.schedule)
@@ -98,7 +104,9 @@ class Run:
         mine = layout.stages_of(self.groups.model_parallel.rank)
         device_of = {stage: self.devices[layout.device_of(stage)] for stage in mine}
         built = {stage: self._build_layers(partition.stages[stage], device_of[stage]) for stage in mine}
+        loss_layer = self._loss_layer(device_of.get(layout.stages - 1))
         self.layers: list[BuiltLayer] = [layer for layers in built.values() for layer in layers]
+        self.layers += [] if loss_layer is None else [loss_layer]
         parts = Parts(config, self.layers, self.groups.data_parallel, self.meter)
         self.replication: Replication = build_replication(parts)
         local, remote = self._transports(device_of)
@@ -112,6 +120,7 @@ class Run:
                 on_layer_done=_both(remote.progress, self.replication.progress),
                 recompute=[partition.recompute[layer.index] for layer in layers],
                 precision=Precision(COMPUTE_TYPES[config.precision]),
+                loss_layer=loss_layer if stage == layout.stages - 1 else None,
             )
             for stage, layers in built.items()
         }
@@ -129,6 +138,14 @@ class Run:
 
     def _build_layers(self, indices: range, device: torch.device) -> list[BuiltLayer]:
         return [build_layer(self.model.layers, i, self.config.train.seed, device) for i in indices]
+
+    def _loss_layer(self, device: torch.device | None) -> BuiltLayer | None:
+        """Return the loss as a layer on its device, if it has parameters, and this rank computes it."""
+        number = len(self.model.layers)
+        if device is None or len(self.model.parts) == number:
+            return None
+        loss = self.model.parts[-1]
+        return BuiltLayer(number, loss.name, loss.build().to(device))
 
     def _transports(self, device_of: dict[int, torch.device]) -> tuple[LocalTransport, Transport]:
         """Return what carries activations within this rank, and to the other ranks of the group."""
@@ -162,9 +179,18 @@ class Run:
 
     def context(self) -> int:
         """Return the number of tokens of a sample."""
-        inputs = self.data.training.inputs(np.zeros(1, dtype=np.int64))
+        (inputs,) = read_samples(
+            self.data.training.inputs, [np.zeros(1, dtype=np.int64)], Randomness(self.config.train.seed)
+        )
         assert isinstance(inputs, Tensor)
         return inputs.shape[1]
+
+
+def changing_buffers(run: Run) -> list[str]:
+    """Return, as "layer/name", the saved buffers that forwards have changed; every rank calls this."""
+    forwards = [forward for stage in run.stages.values() for forward in stage.forwards]
+    mine = [f"{forward.layer.name}/{name}" for forward in forwards for name in forward.buffers.changing]
+    return sorted({name for theirs in run.world.all_gather_objects(mine) for name in theirs})
 
 
 def _prepare_torch(config: Config, world: World) -> int:

@@ -1,8 +1,12 @@
 """Seeds derived from the purpose of a random number, so they do not depend on layout or execution order."""
 
+import random
 from hashlib import blake2b
 
+import numpy as np
 import torch
+
+_CPU = torch.device("cpu")
 
 
 def derive(*purpose: int | str) -> int:
@@ -11,12 +15,23 @@ def derive(*purpose: int | str) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-def seed_device(device: torch.device, seed: int) -> None:
-    """Seed the default generator of a device.
+def seed_generators(seed: int, device: torch.device = _CPU) -> None:
+    """Seed every global generator that custom code may draw from: torch's, NumPy's and Python's.
 
-    `torch.manual_seed` seeds every device, which is a hundred times slower.
+    Args:
+        seed: A seed from `derive`; NumPy takes its lower 32 bits.
+        device: The device whose default generator is seeded besides that of the CPU. `torch.manual_seed`
+            seeds every device, which is a hundred times slower.
     """
+    torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
+        default_generator(device).manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """Return the generator that a device draws from, unless it is given another."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator

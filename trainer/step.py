@@ -10,9 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.distributed.devices import peak_memory
+from trainer.errors import TrainingError
 from trainer.optim.gradients import all_gradients, clear_gradients, clip, global_norm, gradient_norms
 from trainer.optim.learning_rate import learning_rate, set_learning_rates
+from trainer.pipeline.loss import count_of
 from trainer.pipeline.micro_batches import MicroBatches, split_batch
+from trainer.pipeline.not_finite import Search
+from trainer.pipeline.stage import refuse_changed_weights
+from trainer.replication.check import check_equal, check_initial
 from trainer.run import Run
 
 
@@ -33,7 +38,7 @@ class StepSummary:
 
     loss: float
     grad_norm: float
-    count: int
+    count: float
     waited: tuple[float, ...]
     cpu_seconds: tuple[float, ...]
     peak_memory: tuple[int, ...]
@@ -49,6 +54,7 @@ class StepResult:
         lr: The learning rate of the update, of parameters that no group gives another.
         seconds: How long the step took, on this rank.
         loss_scale: What losses were multiplied by for the backward; None but with precision=fp16.
+        skipped: Whether the weights stayed as they were, because the loss or the gradient is not finite.
     """
 
     step: int
@@ -56,17 +62,13 @@ class StepResult:
     lr: float
     seconds: float
     loss_scale: float | None = None
+    skipped: bool = False
 
     @property
     def bubble(self) -> float:
         """Return the share of the ranks' time in which they waited for one another."""
         waited = self.summary.waited
         return sum(waited) / (len(waited) * self.seconds)
-
-    @property
-    def skipped(self) -> bool:
-        """Return whether the step was skipped because its gradient overflowed with the loss scale."""
-        return self.loss_scale is not None and not math.isfinite(self.summary.grad_norm)
 
 
 class TrainStep:
@@ -88,6 +90,7 @@ class TrainStep:
         # How many gradient norms each rank of the group contributes, and their order in the model.
         self._owned = group.all_gather(np.array([len(places)]), [1] * group.size).tolist()
         self._model_order = np.argsort(group.all_gather(places, self._owned), kind="stable")
+        check_initial(run.layers, run.groups)
         self._cpu_clock = time.process_time()
         self._waited_in_update = 0.0  # seconds; reported with the next step
         self._left = time.perf_counter()  # when the ranks last parted, all at the same time
@@ -101,20 +104,23 @@ class TrainStep:
         """
         start, waited = time.perf_counter(), self._run.meter.seconds - self._waited_in_update
         run, optimizer = self._run, self._run.config.optimizer
-        batch = self._read(samples_seen)
         run.randomness.step, run.randomness.first_micro_batch = step, run.micro_batches.start
+        batch = self._read(samples_seen)
         loss_scale = None if run.loss_scale is None else run.loss_scale.value
         count, divisor = self._count(batch)
 
-        clear_gradients(run.layers)
         scale = (loss_scale or 1.0) / divisor if divisor else 0.0
-        losses = run.engine.train(self._actions, batch, scale)  # forwards, backwards, averaging
+        losses = self._forward_backward(batch, scale)
         with run.engine.timings.updating(run.meter):
             summary = self._exchange(self._total_loss(losses), count, run.meter.seconds - waited)
             before = run.meter.seconds
-            self._update(step, summary.grad_norm)
+            skipped = self._skips(step, summary, batch, scale)
+            if skipped:
+                self._forget_step()
+            else:
+                self._update(step, summary.grad_norm)
             self._waited_in_update = run.meter.seconds - before
-
+        self._check_replicas(step)
         run.engine.timings.begin, run.engine.timings.end = start, time.perf_counter()
         return StepResult(
             step=step,
@@ -122,6 +128,7 @@ class TrainStep:
             lr=learning_rate(optimizer.lr, optimizer.lr_schedule, step, self._steps),
             seconds=run.engine.timings.seconds,
             loss_scale=loss_scale,
+            skipped=skipped,
         )
 
     def _read(self, samples_seen: int) -> MicroBatches:
@@ -134,11 +141,12 @@ class TrainStep:
         return MicroBatches(
             run.data.training,
             split_batch(samples, run.plan.sizes, run.micro_batches),
+            run.randomness,
             read_inputs=run.holds_first_stage,
             read_targets=run.holds_last_stage,
         )
 
-    def _count(self, batch: MicroBatches) -> tuple[int, int]:
+    def _count(self, batch: MicroBatches) -> tuple[float, float]:
         """Return the number of the loss's terms in the global batch, and what losses are divided by.
 
         On ranks without the last stage, which compute no loss, these are 0 and 1.
@@ -146,9 +154,11 @@ class TrainStep:
         run = self._run
         if not run.holds_last_stage:
             return 0, 1
-        mine = sum(int(run.model.loss.count(target)) for target in batch.all_targets())
+        mine = count_of(run.model.loss, batch.all_targets())
         replicas = run.groups.data_parallel
-        total = int(replicas.all_gather(np.array([mine]), [1] * replicas.size).sum())
+        total = 0.0
+        for count in replicas.all_gather(np.array([mine]), [1] * replicas.size).tolist():
+            total += count
         return total, run.replication.divisor(mine, total)
 
     def _total_loss(self, losses: Mapping[int, Tensor]) -> float:
@@ -161,7 +171,7 @@ class TrainStep:
                 total += loss
         return total
 
-    def _exchange(self, loss: float, count: int, waited: float) -> StepSummary:
+    def _exchange(self, loss: float, count: float, waited: float) -> StepSummary:
         """Exchange the gradients' norms, and each rank's numbers, within the pipeline."""
         run, group = self._run, self._run.groups.model_parallel
         norms = gradient_norms(run.layers)
@@ -175,7 +185,7 @@ class TrainStep:
         self._left = time.perf_counter()
         parts: list[NDArray[np.float64]] = np.split(everyone, np.cumsum(lengths)[:-1])
         tails = np.stack([part[-len(tail) :] for part in parts])
-        global_count = int(tails[:, 1].sum())
+        global_count = float(tails[:, 1].sum())  # of one rank; 0 from the others
         all_norms = np.concatenate([part[: -len(tail)] for part in parts])[self._model_order]
         return StepSummary(
             loss=float(tails[:, 0].sum()) / global_count if global_count else 0.0,
@@ -187,18 +197,82 @@ class TrainStep:
             peak_memory=tuple(int(memory) for memory in tails[:, 5]),
         )
 
-    def _update(self, step: int, norm: float) -> None:
-        """Unscale and clip the averaged gradients, let the optimizer step, and what follows its step."""
+    def _forward_backward(self, batch: MicroBatches, scale: float) -> dict[int, Tensor]:
+        """Run the forwards and backwards, and average; return the losses by micro-batch."""
+        run = self._run
+        clear_gradients(run.layers)
+        for stage in run.stages.values():
+            for forward in stage.forwards:
+                forward.buffers.begin_step()
+        losses = run.engine.train(self._actions, batch, scale)
+        if run.groups.data_parallel.size > 1:
+            refuse_changed_weights(run.stages.values())
+        return losses
+
+    def _skips(self, step: int, summary: StepSummary, batch: MicroBatches, scale: float) -> bool:
+        """Unscale the gradients; return whether to leave the weights as they are. Every rank decides alike.
+
+        Raises:
+            TrainingError: The loss or the gradient is not finite, and `train.non_finite` is "stop".
+        """
         run = self._run
         if run.loss_scale is not None:
             run.loss_scale.unscale(all_gradients(run.layers))
         self._observe()
-        if run.loss_scale is not None and not run.loss_scale.accepts(norm):
-            run.statistics.forget()
-            return
+        if run.loss_scale is not None:
+            return not run.loss_scale.accepts(summary.grad_norm)
+        if math.isfinite(summary.loss) and math.isfinite(summary.grad_norm):
+            return False
+        if run.config.train.non_finite == "stop":
+            raise not_finite(run, step, summary.loss, batch, lambda: self._forward_backward(batch, scale))
+        return True
+
+    def _forget_step(self) -> None:
+        """Discard what the step's forwards have left in buffers."""
+        self._run.statistics.forget()
+        for stage in self._run.stages.values():
+            for forward in stage.forwards:
+                forward.buffers.forget_step()
+
+    def _check_replicas(self, step: int) -> None:
+        every = self._run.config.train.check_replicas
+        if every and step % every == 0:
+            check_equal(self._run.layers, self._run.groups.data_parallel, step)
+
+    def _update(self, step: int, norm: float) -> None:
+        """Clip the averaged gradients, let the optimizer step, and what follows its step."""
+        run = self._run
         run.statistics.update(run.groups.data_parallel)
         clip(all_gradients(run.layers), norm, run.config.optimizer.clip)
         if run.optimizer is not None:
             set_learning_rates(run.optimizer, run.config.optimizer.lr_schedule, step, self._steps)
             run.optimizer.step()
         run.replication.after_update()
+
+
+def not_finite(
+    run: Run, step: int, loss: float, batch: MicroBatches, train: Callable[[], Mapping[int, Tensor]]
+) -> TrainingError:
+    """Return the error of a step that is not finite, after looking for where. Every rank calls this.
+
+    Args:
+        run: The run.
+        step: The step.
+        loss: Its loss.
+        batch: This rank's part of its global batch.
+        train: Runs its forwards and backwards again.
+    """
+    read = range(len(run.micro_batches)) if run.holds_first_stage else ()
+    search = Search(run.layers, run.micro_batches.start)
+    mine = search.look(train, {i: batch.inputs(i) for i in read})
+    everyone = run.world.all_gather_objects(mine)
+    found = min(
+        ((finding, rank) for rank, finding in enumerate(everyone) if finding is not None), default=None
+    )
+    where = "" if found is None else f", first in {found[0].words} (rank {found[1]})"
+    what = "its loss" if not math.isfinite(loss) else "its gradient"
+    return TrainingError(
+        f"step {step} was not done, because {what} is not finite{where}: look at its samples, lower "
+        "optimizer.lr, set optimizer.clip, or leave such steps out with train.non_finite=skip. The weights "
+        "and the checkpoints are those of before"
+    )

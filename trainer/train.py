@@ -9,7 +9,7 @@ from trainer.distributed.failure import print_resume_hint_when_terminated
 from trainer.evaluation import evaluate
 from trainer.generation import generate
 from trainer.metrics.folder import RunFolder
-from trainer.metrics.observer import Beginning
+from trainer.metrics.observer import Beginning, RunObserver
 from trainer.metrics.observers import build_observers
 from trainer.resume import restore, save
 from trainer.run import Run
@@ -31,11 +31,11 @@ def train(run: Run) -> None:
             observers.step(train_step.run(step + 1, samples_seen))
             step, samples_seen = step + 1, samples_seen + config.batch.global_size
             if _due(step, config.eval.every) and step < beginning.steps:
-                observers.validation(step, evaluate(run, config.eval.samples))
+                _validate(run, observers, step)
             if _due(step, config.checkpoint.every):
                 observers.checkpoint(step, save(run, folder, step, samples_seen))
                 saved = step
-        observers.validation(step, evaluate(run, config.eval.samples))
+        _validate(run, observers, step)
         if saved != step:
             observers.checkpoint(step, save(run, folder, step, samples_seen))
         if (text := generate(run)) is not None:
@@ -45,6 +45,12 @@ def train(run: Run) -> None:
         observers.failure(error)
         raise
     run.world.barrier()  # a rank that left early would take Horovod away from the others
+
+
+def _validate(run: Run, observers: RunObserver, step: int) -> None:
+    loss = evaluate(run, run.config.eval.samples)
+    if loss is not None:
+        observers.validation(step, loss)
 
 
 def last_step(run: Run, step: int, samples_seen: int) -> int:

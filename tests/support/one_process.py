@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trainer.activation import Activation, flatten, spec_of
 from trainer.distributed.waiting import WaitMeter
-from trainer.models.model import Model
+from trainer.models.model import LOSS, Model
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.engine import Engine
 from trainer.pipeline.layer import BuiltLayer
@@ -77,6 +77,9 @@ class Pipeline:
         self.model = model
         self.randomness = Randomness(seed=3)
         self.layers = [build_layer(model.layers, i, 3, CPU) for i in range(len(stage_of))]
+        self.loss_layer: BuiltLayer | None = None
+        if len(model.parts) > len(model.layers):
+            self.loss_layer = BuiltLayer(len(stage_of), LOSS, model.parts[-1].build())
         self.stages = {
             stage: Stage(
                 stage,
@@ -87,6 +90,7 @@ class Pipeline:
                 on_layer_done=lambda: None,
                 recompute=[recompute] * size,
                 precision=precision,
+                loss_layer=self.loss_layer if stage == len(sizes) - 1 else None,
             )
             for stage, size in enumerate(sizes)
         }

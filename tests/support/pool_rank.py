@@ -24,7 +24,7 @@ from trainer import command
 from trainer.distributed import environment
 from trainer.distributed.failure import exit_code, message
 from trainer.distributed.oversubscription import sleep_in_background_threads
-from trainer.errors import UserError
+from trainer.errors import TrainingError, UserError
 
 # Once a process: MPI starts once, and its progress loop accepts the callback once.
 _KEPT = (command._world, sleep_in_background_threads)
@@ -58,7 +58,7 @@ def _run(job: Job, rank: int) -> Report:
         )
     except BaseException as error:
         text = message(error, rank)
-        return Report(exit_code(error), text, isinstance(error, UserError), _joined())
+        return Report(exit_code(error), text, isinstance(error, (UserError, TrainingError)), _joined())
     return Report(0, replicas=_joined())
 
 

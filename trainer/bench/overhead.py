@@ -84,7 +84,7 @@ class Bench:
         self.actions: tuple[Action, ...] = by_rank(schedule, Layout(1, stages, stages)).workers[0]
         samples = [np.array([number]) for number in range(micro_batches)]
         data = Numbers(micro_batches, _FLOATS)
-        self._source = MicroBatches(data, samples, read_inputs=True, read_targets=True)
+        self._source = MicroBatches(data, samples, Randomness(0), read_inputs=True, read_targets=True)
         self._micro_batches = micro_batches
 
     def weights(self) -> list[Tensor]:

@@ -32,7 +32,7 @@ def warm_start(config: CheckpointConfig, layers: Sequence[BuiltLayer], model: Mo
     """
     if config.warm_start is None:
         return None
-    names = [layer.name for layer in model.layers]
+    names = [layer.name for layer in model.parts]
     key = "checkpoint.warm_start_layers"
     chosen = {name for pattern in config.warm_start_layers for name in choose_layers(names, pattern, key)}
     checkpoint = Checkpoint(checkpoint_at(config.warm_start, "checkpoint.warm_start"))

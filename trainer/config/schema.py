@@ -114,6 +114,12 @@ class TrainConfig:
     )
     seed: int = not_negative(0, "seed of weights, dropout and the order of the samples")
     deterministic: bool = plain(False, "whether a run repeated in the same layout gives the same bits")
+    non_finite: str = one_of(
+        "stop", ("stop", "skip"), "what to do where a loss or a gradient is not finite: `skip` drops the step"
+    )
+    check_replicas: int = not_negative(
+        100, "steps between comparisons of the replicas' weights; 0 compares only the initial ones"
+    )
     freeze: list[str] = text(
         [],
         "what keeps its weights: layers, or `layer/parameter`, such as `[block.*,*/*.bias]`",

@@ -4,19 +4,29 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_map_only
 
-from trainer.activation import Activation
+from trainer.activation import Activation, flatten
+from trainer.errors import UserError
 
 
 class Dataset(Protocol):
-    """Samples, numbered from 0; a number gives the same sample every time and on every rank."""
+    """Samples, numbered from 0; a number gives the same sample every time and on every rank.
+
+    What reads may draw from the global generators of torch, NumPy and Python, to augment samples. These are
+    seeded by step and micro-batch, alike for inputs and targets.
+    """
 
     def __len__(self) -> int:
         """Return the number of samples."""
 
     def inputs(self, samples: NDArray[np.int64]) -> Activation:
-        """Return the first layer's inputs for these samples; the first dimension is the batch."""
+        """Return the first layer's inputs for these samples; the first dimension is the batch.
+
+        Tensors, NumPy arrays and plain values, nested as `trainer.activation` allows; arrays become tensors.
+        """
 
     def targets(self, samples: NDArray[np.int64]) -> Activation:
         """Return the loss's targets for these samples; the first dimension is the batch."""
@@ -53,3 +63,17 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of the token numbers; never raises."""
+
+
+def as_tensors(activation: Activation) -> Activation:
+    """Return what a dataset has read, with its NumPy arrays as tensors.
+
+    Raises:
+        UserError: It contains something that cannot pass between layers.
+    """
+    try:
+        tensors = tree_map_only(np.ndarray, torch.from_numpy, activation)
+        flatten(tensors)
+    except TypeError as error:
+        raise UserError(f"the data's inputs and targets must be tensors or NumPy arrays: {error}") from error
+    return tensors

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from trainer.distributed import environment
-from trainer.errors import EXIT_USER_ERROR, UserError
+from trainer.errors import EXIT_USER_ERROR, TrainingError, UserError, notes
 
 _INTERRUPTED = 130
 
@@ -106,11 +106,13 @@ def fail(error: BaseException) -> NoReturn:
 
 def message(error: BaseException, rank: int) -> str:
     """Return the text that a rank prints for an error."""
-    if isinstance(error, UserError):
-        return f"trainer: error: {error}\n"
+    if isinstance(error, (UserError, TrainingError)):
+        return f"trainer: error: {'; '.join([str(error), *notes(error)])}\n"
     if isinstance(error, KeyboardInterrupt):
         return _interrupted("interrupted")
     text = "".join(traceback.format_exception(error))
+    if sys.version_info < (3, 11):  # which does not print notes
+        text += "".join(f"{note}\n" for note in notes(error))
     return f"{text}trainer: rank {rank} failed; aborting all ranks\n" if environment.launched() else text
 
 

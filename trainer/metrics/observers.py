@@ -1,7 +1,6 @@
 """The observers of every run, in the order in which they are called."""
 
 import logging
-from collections.abc import Mapping
 from pkgutil import iter_modules
 
 from trainer.config.import_path import load
@@ -14,7 +13,7 @@ from trainer.metrics.observer import Beginning, Observers, RunObserver
 from trainer.metrics.progress import Display, build_display
 from trainer.metrics.trace import Trace
 from trainer.optim.build import state_bytes
-from trainer.run import Run
+from trainer.run import Run, changing_buffers
 from trainer.schedule.draw import draw_text
 from trainer.step import StepResult
 
@@ -85,7 +84,9 @@ class MetricsFile(RunObserver):
     def step(self, result: StepResult) -> None:
         """Write a step's numbers."""
         summary = result.summary
-        scaling = {"loss_scale": result.loss_scale, "skipped": result.skipped}
+        scaling = {} if result.loss_scale is None else {"loss_scale": result.loss_scale}
+        if result.skipped or result.loss_scale is not None:
+            scaling["skipped"] = result.skipped
         self._folder.write(
             step=result.step,
             loss=summary.loss,
@@ -97,7 +98,7 @@ class MetricsFile(RunObserver):
             bubble_predicted=self._forecast.timeline.bubble,
             cpu_seconds=list(summary.cpu_seconds),
             peak_memory_bytes=list(summary.peak_memory),
-            **(scaling if result.loss_scale is not None else {}),
+            **scaling,
         )
 
     def validation(self, step: int, loss: float) -> None:
@@ -123,14 +124,21 @@ class Shown(RunObserver):
         for cost in run.plan.partition.costs:
             if cost.warning:
                 self._display.say(f"note: layer {cost.name}: {cost.warning}")
+        if not len(run.data.validation):
+            self._display.say("note: the data has no validation samples: there is no validation")
         self._display.say(f"run folder: {self._folder.path}{beginning.origin}")
 
     def step(self, result: StepResult) -> None:
         """Show a step."""
         self._display.step(result)
-        if result.skipped:
+        if result.skipped and result.loss_scale is not None:
             self._display.say(
                 f"step {result.step} skipped: its gradient overflows at loss scale {result.loss_scale:g}"
+            )
+        elif result.skipped:
+            summary = result.summary
+            self._display.say(
+                f"step {result.step} skipped: loss {summary.loss:g}, gradient norm {summary.grad_norm:g}"
             )
 
     def validation(self, step: int, loss: float) -> None:
@@ -157,20 +165,19 @@ class FirstStep(RunObserver):
     def __init__(self, run: Run, display: Display) -> None:
         self._run = run
         self._display = display
-        self._before: Mapping[str, tuple[int, int]] | None = run.statistics.versions_of_others()
+        self._done = False
 
     def step(self, result: StepResult) -> None:
         """Look once, after the first step."""
-        if self._before is None:
+        if self._done:
             return
-        run, before, self._before = self._run, self._before, None
-        now = run.statistics.versions_of_others()
-        changed = [name for name, version in now.items() if version != before[name]]
-        for name in sorted({name for theirs in run.world.all_gather_objects(changed) for name in theirs}):
-            self._display.say(
-                f"note: {name} changes in the forward pass: it follows the layout, and differs between "
-                "replicas"
-            )
+        run, self._done = self._run, True
+        for name in changing_buffers(run):
+            if run.plan.layout.replicas > 1:
+                self._display.say(
+                    f"note: the buffer {name} changes in forwards: each replica has its own, which follows "
+                    "its own samples, and checkpoints have that of the first"
+                )
         trained = [p for layer in run.layers for p in layer.module.parameters() if p.requires_grad]
         own = sum(parameter.nbytes for parameter in trained if run.replication.owns(parameter))
         sizes = state_bytes(run.optimizer), own, sum(parameter.nbytes for parameter in trained)

@@ -8,7 +8,7 @@ from trainer.config.registry import chosen, import_builder
 from trainer.config.schema import ModelConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
-from trainer.models.model import Layer, Model
+from trainer.models.model import LOSS, Layer, Model
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # safe as a file name
 
@@ -42,6 +42,8 @@ def check_model(model: Model) -> None:
             raise UserError(f"two of the model's layers are named {layer.name!r}: names must be distinct")
         _check_ties(layer, earlier)
         earlier[layer.name] = layer
+    if LOSS in earlier and len(model.parts) > len(model.layers):
+        raise UserError(f"a layer of the model is named {LOSS!r}, as its loss is, which has parameters too")
 
 
 def _check_ties(layer: Layer, earlier: Mapping[str, Layer]) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 
 from trainer.errors import UserError
-from trainer.models.model import Layer, Model
+from trainer.models.model import LOSS, Layer, Model
 from trainer.models.names import Parameters, own_name
 
 _KEY = "train.freeze"
@@ -42,6 +42,9 @@ def freeze(model: Model, patterns: Sequence[str]) -> Model:
         is_trained |= any(p.requires_grad for name, p in of_layer.items() if name not in frozen)
         build = builds.setdefault((id(layer.build), frozen), partial(_build, layer.build, frozen))
         layers.append(replace(layer, build=build) if frozen else layer)
+    for name in chosen:
+        if name[0] == LOSS and isinstance(model.loss, nn.Module):
+            model.loss.get_parameter(name[1]).requires_grad_(False)
     if not is_trained:
         raise UserError(
             f"{_KEY}=[{','.join(patterns)}] freezes every parameter of the model: leave some trainable"

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from trainer.activation import Activation
 
+LOSS = "loss"  # the name of a loss that has parameters, in checkpoints and patterns
+
 
 @dataclass(frozen=True)
 class Tie:
@@ -43,8 +45,8 @@ class Layer:
 class Loss(Protocol):
     """A loss as a sum and a count that turns it into a mean, so that batches of any size can be added."""
 
-    def count(self, target: Activation) -> int:
-        """Return the number of terms of the sum: samples, or tokens that are not masked."""
+    def count(self, target: Activation) -> float:
+        """Return the number of terms of the sum: samples, or tokens that are not masked; or their weight."""
 
     def __call__(self, output: Activation, target: Activation) -> Tensor:
         """Return the sum of the terms, a 0-dimensional tensor."""
@@ -52,7 +54,18 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """An ordered list of layers, and a loss on the output of the last."""
+    """An ordered list of layers, and a loss on the output of the last.
+
+    A loss may be a module, and have parameters: they train, on the last stage.
+    """
 
     layers: tuple[Layer, ...]
     loss: Loss
+
+    @property
+    def parts(self) -> tuple[Layer, ...]:
+        """Return all that has parameters: the layers and, if it has some, the loss, as a last layer."""
+        loss = self.loss
+        if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
+            return (*self.layers, Layer(LOSS, lambda: loss))
+        return self.layers

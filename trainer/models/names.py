@@ -67,7 +67,7 @@ class Parameters:
     """
 
     def __init__(self, model: Model) -> None:
-        self._layers = model.layers
+        self._layers = model.parts
         self._modules: dict[int, nn.Module] = {}
 
     def of(self, layer: Layer) -> dict[str, nn.Parameter]:

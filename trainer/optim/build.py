@@ -32,16 +32,22 @@ def build_optimizer(
     Raises:
         UserError: No optimizer has a configuration of this class, or a custom one cannot be imported.
     """
-    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    members: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for layer in layers:
         for name, parameter in layer.module.named_parameters():
             if parameter.requires_grad and has(parameter):
                 settings = _settings(config, own_name(layer.name, name, layer.ties), parameter)
-                members.setdefault(settings, []).append(parameter)
+                members.setdefault((*settings, parameter.is_complex()), []).append(parameter)
     if not members:
         return None
     groups: list[dict[str, Any]] = [
-        {"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in members.items()
+        {
+            "params": parameters,
+            "lr": lr,
+            "weight_decay": decay,
+            **({"fused": False} if is_complex else {}),  # torch's fused optimizers have no complex numbers
+        }
+        for (lr, decay, is_complex), parameters in members.items()
     ]
     build = import_builder(chosen("optimizer", config).build)
     optimizer: torch.optim.Optimizer = build(config, groups)

@@ -10,13 +10,25 @@ from torch import Tensor
 
 from trainer.pipeline.layer import BuiltLayer
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 def gradient_norms(layers: Sequence[BuiltLayer]) -> NDArray[np.float64]:
-    """Return the gradient norm of every trained parameter that the layers own, in order."""
+    """Return the gradient norm of every trained parameter that the layers own, in order.
+
+    Parameters of one device and type take one call each: torch takes another way, with other bits, for lists
+    that mix them. Norms of half-precision gradients are added in float32.
+    """
     gradients = [p.grad for layer in layers for p in layer.trained() if p.grad is not None]
-    if not gradients:
-        return np.zeros(0)
-    return torch.stack(torch._foreach_norm(gradients)).double().cpu().numpy()
+    norms = np.zeros(len(gradients))
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for number, gradient in enumerate(gradients):
+        kinds.setdefault((gradient.device, gradient.dtype), []).append(number)
+    for (_, dtype), numbers in kinds.items():
+        wide = torch.float32 if dtype in _HALF else None
+        found = torch._foreach_norm([gradients[number] for number in numbers], 2, wide)
+        norms[numbers] = torch.stack(found).double().cpu().numpy()
+    return norms
 
 
 def global_norm(norms: NDArray[np.float64]) -> float:

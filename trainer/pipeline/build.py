@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from trainer.errors import UserError, suggest
+from trainer.errors import UserError, add_note, suggest
 from trainer.models.model import Layer
 from trainer.pipeline.layer import BuiltLayer
-from trainer.seeds import derive, seed_device
+from trainer.seeds import derive, seed_generators
 
 
 def build_layer(layers: Sequence[Layer], index: int, seed: int, device: torch.device) -> BuiltLayer:
@@ -50,5 +50,9 @@ def _parameter(layer: str, module: nn.Module, name: str) -> nn.Parameter:
 
 
 def _build(layer: Layer, seed: int) -> nn.Module:
-    seed_device(torch.device("cpu"), derive(seed, "weights", layer.name))
-    return layer.build()
+    seed_generators(derive(seed, "weights", layer.name))
+    try:
+        return layer.build()
+    except Exception as error:
+        add_note(error, f"while building layer {layer.name!r}")
+        raise

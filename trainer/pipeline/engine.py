@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.activation import Activation, TreeSpec, flatten, unflatten
+from trainer.activation import Activation, TreeSpec, flatten, tuple_of, unflatten
 from trainer.distributed.waiting import WaitMeter
 from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.source import Source, TokenSource
@@ -207,7 +207,7 @@ class Engine:
         self._run.gradients[action.stage, action.micro_batch] = self._route(action).receive(action)[0]
 
     def _send_list(self, action: Action, tensors: Sequence[Tensor]) -> None:
-        self._route(action).send(action, tensors, ("tuple", tuple(range(len(tensors)))))
+        self._route(action).send(action, tensors, tuple_of(len(tensors)))
 
     def _complete(self, layer: BuiltLayer) -> None:
         """Average a layer after its own last backward, unless uses elsewhere still add to its gradients."""
@@ -219,12 +219,12 @@ class Engine:
         self._averaging.start(layer)
 
     def _average(self, action: Action) -> None:
-        for layer in reversed(self._stages[action.stage].layers):
+        for layer in reversed(self._stages[action.stage].parts):
             if layer.name not in self._run.averaging:
                 self._start_averaging(layer)
 
     def _finish(self, action: Action) -> None:
-        for layer in reversed(self._stages[action.stage].layers):
+        for layer in reversed(self._stages[action.stage].parts):
             self._averaging.finish(layer)
 
     def _send_tie(self, action: Action) -> None:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from trainer.models.model import Tie
 
@@ -35,6 +36,19 @@ class BuiltLayer:
     def trained(self) -> list[nn.Parameter]:
         """Return the owned parameters that are not frozen."""
         return [parameter for _, parameter in self.owned() if parameter.requires_grad]
+
+
+def dense_gradient(parameter: nn.Parameter) -> Tensor:
+    """Return a parameter's gradient as the norm, the average and most optimizers take it: dense.
+
+    Without a gradient it gets zeros. `nn.Embedding(sparse=True)` gives sparse ones, to which the
+    micro-batches of a step have added.
+    """
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    elif parameter.grad.layout is not torch.strided:
+        parameter.grad = parameter.grad.to_dense()
+    return parameter.grad
 
 
 def works_in_place(layer: nn.Module) -> bool:

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from trainer.pipeline.kernel_mode import KernelMode
 from trainer.pipeline.tensor_bytes import memory_of, tensors_in
+from trainer.seeds import default_generator
 
 T = TypeVar("T")
 
@@ -70,6 +71,8 @@ class Repeatable(Generic[T]):
             use_reentrant=False,
             preserve_rng_state=False,  # the forward seeds itself
             determinism_check="none",
+            # Stopping at the last saved tensor would skip what fills tensors later (the noise of nn.RReLU).
+            early_stop=False,
             context_fn=lambda: (self._first, _recomputing(self._second)),
         )
         return result
@@ -108,10 +111,19 @@ def _recomputing(inner: AbstractContextManager[Any]) -> Iterator[None]:
 
 @dataclass
 class _Result:
-    """The results of a slow operation: a tensor, or a tuple that contains some."""
+    """The results of a slow operation: a tensor, or a tuple that contains some.
+
+    Attributes:
+        operation: The operation.
+        values: Its results.
+        generator: The generator that it draws from, and the generator's state afterwards; None if it draws
+            nothing. A result that is reused must leave the generator where the operation left it, or whatever
+            draws next would draw something else (attention with dropout on a GPU, then dropout).
+    """
 
     operation: OpOverload
     values: Any
+    generator: tuple[torch.Generator, Tensor] | None = None
 
 
 class _SaveResults(KernelMode):
@@ -135,7 +147,8 @@ class _SaveResults(KernelMode):
                     result.values = tree_map_only(Tensor, torch.clone, result.values)
         returned = kernel(*args, **kwargs)
         if is_slow(kernel):
-            result = _Result(kernel, tree_map_only(Tensor, torch.detach, returned))
+            values = tree_map_only(Tensor, torch.detach, returned)
+            result = _Result(kernel, values, _generator_after(kernel, args, kwargs))
             self._saved.append(result)
             self._by_memory.update((memory_of(tensor), result) for tensor in tensors_in(returned))
         return returned
@@ -159,7 +172,28 @@ class _ReuseResults(KernelMode):
                 f"a layer's forward must repeat its operations when its backward recomputes it, "
                 f"but it ran {kernel} where it first ran {ran}"
             )
+        if first.generator is not None:
+            generator, state = first.generator
+            generator.set_state(state)
         return first.values
+
+
+def _generator_after(
+    operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Generator, Tensor] | None:
+    """Return the generator that an operation has drawn from, and its state; None if it draws nothing.
+
+    On a GPU the state is a seed and an offset, which torch keeps on the host: nothing waits for the device.
+    """
+    if torch.Tag.nondeterministic_seeded not in operation.tags:
+        return None
+    given = kwargs.get("generator")
+    if given is None:
+        device = next((tensor.device for tensor in tensors_in((args, kwargs))), torch.device("cpu"))
+        if device.type not in {"cpu", "cuda"}:  # the meta device draws nothing
+            return None
+        given = default_generator(device)
+    return given, given.get_state()
 
 
 def _written(operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -9,7 +9,7 @@ its last backward returns, with no need for hooks.
     backward <-------  x0.grad <-----------  y0 <. . . . . . . . . .  x1.grad <-----------
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from trainer.activation import Activation, TreeSpec, flatten, unflatten
+from trainer.errors import UserError
 from trainer.models.model import Loss
+from trainer.pipeline.forward import LayerForward
 from trainer.pipeline.graph import run_backward
-from trainer.pipeline.layer import BuiltLayer, works_in_place
+from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.loss import LossForward
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute, Repeatable
@@ -53,6 +56,11 @@ class Stage:
         on_layer_done: Called after every layer, to progress pending messages.
         recompute: By layer, what its backward recomputes; None: nothing.
         precision: The precision of the layers.
+        loss_layer: The loss, if it has parameters; else None.
+
+    Attributes:
+        parts: What has parameters: the layers and, if it has some, the loss.
+        forwards: The forward of each layer.
     """
 
     def __init__(
@@ -66,29 +74,38 @@ class Stage:
         on_layer_done: Callable[[], None],
         recompute: Sequence[Recompute] | None = None,
         precision: Precision = Precision(),  # noqa: B008  (frozen)
+        loss_layer: BuiltLayer | None = None,
     ) -> None:
         self.index = index
         self.layers = tuple(layers)
+        self.parts = self.layers if loss_layer is None else (*self.layers, loss_layer)
         self.device = device
-        self.loss = loss
-        self._randomness = randomness
         self._on_layer_done = on_layer_done
         self._recompute = tuple(recompute or [Recompute.NONE] * len(layers))
-        self._precision = precision
-        # By layer: the conversion of its outputs.
-        self._convert = [precision.between_layers] * len(self.layers)
-        if loss is not None:
-            self._convert[-1] = precision.for_loss
+        self.forwards = [
+            LayerForward(
+                layer,
+                device,
+                randomness=randomness,
+                precision=precision,
+                convert=precision.for_loss
+                if loss is not None and layer is layers[-1]
+                else precision.between_layers,
+                recomputed=recompute is not Recompute.NONE,
+            )
+            for layer, recompute in zip(self.layers, self._recompute, strict=True)
+        ]
+        self._loss = None if loss is None else LossForward(loss, device, randomness)
         self._tapes: dict[int, _Tape] = {}
         self._deferral = Deferral(layer.module for layer in layers)
         self._deferred: dict[int, list[Deferred]] = {}  # by micro-batch, then by layer
-        # Autograd forbids writes into a leaf, so these layers get copies.
-        self._copied = [works_in_place(layer.module) for layer in layers]
 
     def train(self, mode: bool) -> None:
         """Set the layers to training (dropout on) or to inference."""
         for layer in self.layers:
             layer.module.train(mode)
+        if self._loss is not None:
+            self._loss.train(mode)
 
     def forward(
         self, micro_batch: int, tensors: list[Tensor], nest: TreeSpec, *, split: bool = False
@@ -105,13 +122,13 @@ class Stage:
         for number, recompute in enumerate(self._recompute):
             leaves = [_leaf(tensor) for tensor in tensors]  # [1]
             if saving and recompute is not Recompute.NONE:
-                run = partial(self._run_layer, number, micro_batch, nest)
+                run = partial(self.forwards[number].run, micro_batch, nest)
                 layer = Repeatable(recompute, run, *leaves)
                 tensors, nest = layer.run()
                 if split:
                     tape.recompute[number] = layer.recompute
             else:
-                tensors, nest = self._run_layer(number, micro_batch, nest, *leaves)
+                tensors, nest = self.forwards[number].run(micro_batch, nest, *leaves)
             tape.leaves.append([leaf for leaf in leaves if leaf.requires_grad])
             tape.outputs.append([tensor for tensor in tensors if tensor.requires_grad])
             self._on_layer_done()
@@ -119,24 +136,12 @@ class Stage:
             self._tapes[micro_batch] = tape
         return tensors, nest
 
-    def _run_layer(
-        self, number: int, micro_batch: int, nest: TreeSpec, *leaves: Tensor
-    ) -> tuple[list[Tensor], TreeSpec]:
-        """Run a layer; a backward that recomputes calls this again with the same arguments."""
-        layer = self.layers[number]
-        inputs = [leaf.clone() for leaf in leaves] if self._copied[number] else list(leaves)
-        if layer.module.training:
-            self._randomness.seed_layer(layer.name, micro_batch, self.device)
-        with self._precision.autocast(self.device):
-            tensors, nest = flatten(layer.module(unflatten(inputs, nest)))
-        return [self._convert[number](tensor).contiguous() for tensor in tensors], nest  # [2]
-
     def loss_sum(self, micro_batch: int, output: Activation, target: Activation) -> Tensor:
         """Return the sum of the losses of the last layer's output, recorded as the tape's last step."""
-        assert self.loss is not None, f"stage {self.index} is not the last"
+        assert self._loss is not None, f"stage {self.index} is not the last"
         tensors, nest = flatten(output)
         leaves = [_leaf(tensor) for tensor in tensors]
-        total = self.loss(unflatten(leaves, nest), target)
+        total = self._loss.run(micro_batch, unflatten(leaves, nest), target)
         if torch.is_grad_enabled():
             self._tapes[micro_batch].leaves.append([leaf for leaf in leaves if leaf.requires_grad])
             self._tapes[micro_batch].outputs.append([total] if total.requires_grad else [])
@@ -182,8 +187,8 @@ class Stage:
                 run_backward(outputs, gradients)
             # An output that nothing used has a gradient of zero, within a rank as across ranks.
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-            if complete is not None and step < len(self.layers):
-                complete(self.layers[step])
+            if complete is not None and step < len(self.parts):
+                complete(self.parts[step])
             self._on_layer_done()
         return gradients
 
@@ -197,8 +202,28 @@ class Stage:
             complete: As in `backward`.
         """
         deferred = self._deferred.pop(micro_batch)
+        for part in self.parts[len(self.layers) :]:
+            if complete is not None:
+                complete(part)  # nothing of a loss is deferred
         for layer in reversed(self.layers):
             add_weight_gradients(deferred.pop())
             if complete is not None:
                 complete(layer)
             self._on_layer_done()
+
+
+def refuse_changed_weights(stages: Iterable[Stage]) -> None:
+    """Refuse layers that have changed their weights in a forward: replicas would do so differently.
+
+    Raises:
+        UserError: There is one.
+    """
+    for stage in stages:
+        for forward in stage.forwards:
+            if forward.buffers.changes_weights:
+                raise UserError(
+                    f"layer {forward.layer.name!r} changes its weights in its forward, as "
+                    "nn.Embedding(max_norm=...) does. Replicas see different samples, so their weights would "
+                    "no longer be equal: train with one replica (layout.stages=<number of ranks>), or limit "
+                    "the weights where the layer uses them"
+                )

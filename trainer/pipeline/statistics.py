@@ -37,7 +37,6 @@ class RunningStatistics:
 
     def __init__(self, layers: Sequence[BuiltLayer]) -> None:
         self._norms: list[_Norm] = []
-        self._others: dict[str, nn.Module] = {}
         for layer in layers:
             parameters = list(layer.module.parameters())
             frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
@@ -45,17 +44,6 @@ class RunningStatistics:
                 _refuse_others(f"{layer.name}/{name}", module)
                 if isinstance(module, _BatchNorm) and module.running_mean is not None:
                     self._norms.append(_Norm(module, frozen))
-                else:
-                    self._others[f"{layer.name}/{name}"] = module
-
-    def versions_of_others(self) -> dict[str, tuple[int, int]]:
-        """Return, by name, a version of every other saved buffer; a forward must not change any."""
-        return {
-            f"{place}: {name}": (id(buffer), buffer._version)
-            for place, module in self._others.items()
-            for name, buffer in module._buffers.items()
-            if buffer is not None and name not in module._non_persistent_buffers_set
-        }
 
     def update(self, replicas: Communicator) -> None:
         """Update the running statistics from a step; all ranks of a data-parallel group call this."""

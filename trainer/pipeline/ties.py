@@ -9,11 +9,10 @@ gradient, and its stages exchange none.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from trainer.models.model import Layer
-from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer, dense_gradient
 from trainer.pipeline.stage import Stage
 from trainer.schedule.actions import Tied
 
@@ -60,24 +59,18 @@ class TiedParameters:
 
     def gradients_of_uses(self, *, owner: int, use: int) -> list[Tensor]:
         """Return the gradients that a stage's uses send to the owning stage."""
-        return [_gradient(parameter) for parameter in self._uses[owner, use]]
+        return [dense_gradient(parameter) for parameter in self._uses[owner, use]]
 
     def gradients_of_owners(self, *, owner: int, use: int) -> list[Tensor]:
         """Return the averaged gradients that the owning stage sends to a stage's uses."""
-        return [_gradient(parameter) for parameter in self._owners[owner, use]]
+        return [dense_gradient(parameter) for parameter in self._owners[owner, use]]
 
     def add_to_owners(self, received: Sequence[Tensor], *, owner: int, use: int) -> None:
         """Add the uses' gradients to the owners'."""
         for parameter, gradient in zip(self._owners[owner, use], received, strict=True):
-            _gradient(parameter).add_(gradient)
+            dense_gradient(parameter).add_(gradient)
 
     def give_to_uses(self, received: Sequence[Tensor], *, owner: int, use: int) -> None:
         """Replace the uses' gradients by the owners' averaged ones."""
         for parameter, gradient in zip(self._uses[owner, use], received, strict=True):
-            _gradient(parameter).copy_(gradient)
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
+            dense_gradient(parameter).copy_(gradient)

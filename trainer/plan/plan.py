@@ -22,7 +22,9 @@ from trainer.distributed.layout import Layout, assign_micro_batches, micro_batch
 from trainer.errors import UserError
 from trainer.models.model import Model
 from trainer.optim.build import state_per_weight
+from trainer.pipeline.micro_batches import read_samples
 from trainer.pipeline.precision import COMPUTE_TYPES
+from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.ties import tied_stages
 from trainer.plan.costs import LayerCost, layer_costs
@@ -49,7 +51,9 @@ def model_costs(config: Config, model: Model, data: Data) -> tuple[LayerCost, ..
     """
     samples = np.arange(config.batch.micro_size) % len(data.training)
     compute = COMPUTE_TYPES[config.precision]
-    inputs, targets = data.training.inputs(samples), data.training.targets(samples)
+    randomness = Randomness(config.train.seed)
+    (inputs,) = read_samples(data.training.inputs, [samples], randomness)
+    (targets,) = read_samples(data.training.targets, [samples], randomness)
     return tuple(layer_costs(model, inputs, compute, targets))
 
 

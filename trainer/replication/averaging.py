@@ -8,6 +8,7 @@ replicas is the gradient of the global mean, whatever share of the batch each re
 import time
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainer.distributed.oversubscription import horovod_has_work
@@ -55,7 +56,8 @@ class HorovodAveraging:
         gradients = gradients_of(layer)
         if not gradients:
             return
-        compressed, contexts = zip(*map(self._compression.compress, gradients), strict=True)
+        carried = [_carried(gradient) for gradient in gradients]
+        compressed, contexts = zip(*map(self._compression.compress, carried), strict=True)
         horovod_has_work.set()
         handle = self._horovod.grouped_allreduce_async_(list(compressed), name=layer.name, op=self._op)
         self._under_way[layer.name] = handle, gradients, list(compressed), list(contexts)
@@ -81,4 +83,15 @@ class HorovodAveraging:
             horovod_has_work.clear()
         for gradient, small, context in zip(gradients, compressed, contexts, strict=True):
             if small is not gradient:
-                gradient.copy_(self._compression.decompress(small, context))
+                result = self._compression.decompress(small, context)
+                gradient.copy_(torch.view_as_complex(result) if gradient.is_complex() else result)
+
+
+def _carried(gradient: Tensor) -> Tensor:
+    """Return a gradient in a type that Horovod has: it has neither bfloat16 nor complex numbers.
+
+    A sum of bfloat16 is added in float32, and rounded once.
+    """
+    if gradient.is_complex():
+        return torch.view_as_real(gradient)
+    return gradient.float() if gradient.dtype is torch.bfloat16 else gradient

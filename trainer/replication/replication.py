@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from trainer.config.schema import Config
 from trainer.distributed.waiting import WaitMeter
 from trainer.distributed.world import Communicator
-from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer, dense_gradient
 from trainer.schedule.timeline import AllReduce
 
 
@@ -27,12 +26,7 @@ def gradients_of(layer: BuiltLayer) -> list[Tensor]:
     A parameter that this step did not use, here or on any replica, gets a gradient of zero: whether it did
     must not depend on the layout.
     """
-    gradients = []
-    for parameter in layer.trained():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    return gradients
+    return [dense_gradient(parameter) for parameter in layer.trained()]
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class Replication:
             done: Gets every all-reduce of the step when it is done.
         """
 
-    def divisor(self, mine: int, total: int) -> int:
+    def divisor(self, mine: float, total: float) -> float:
         """Return what the sum of this replica's losses is divided by before the backward.
 
         Args:

@@ -103,14 +103,18 @@ class Shards:
 
 
 def _joined(parts: Sequence[Sequence[nn.Parameter]], shard: int) -> Tensor:
-    """Return the numbers of a shard's parameters behind one another; it may have none."""
+    """Return the bytes of a shard's parameters, concatenated; it may have none.
+
+    Bytes, because Horovod does not have every type of a weight (bfloat16, complex numbers).
+    """
     some = next(parameter for part in parts for parameter in part)
-    return torch.cat([some.new_empty(0), *(parameter.reshape(-1) for parameter in parts[shard])])
+    numbers = torch.cat([some.new_empty(0), *(parameter.reshape(-1) for parameter in parts[shard])])
+    return numbers.view(torch.uint8)
 
 
 def _take(parts: Sequence[Sequence[nn.Parameter]], gathered: Tensor) -> None:
-    """Put the numbers of all shards, behind one another, into their parameters."""
+    """Put the concatenated bytes of all shards into their parameters."""
     parameters = [parameter for part in parts for parameter in part]
-    numbers = gathered.split_with_sizes([parameter.numel() for parameter in parameters])
+    numbers = gathered.view(parameters[0].dtype).split_with_sizes([each.numel() for each in parameters])
     for parameter, its_numbers in zip(parameters, numbers, strict=True):
         parameter.copy_(its_numbers.view_as(parameter))

@@ -35,7 +35,7 @@ class Synchronous(Replication):
         """Begin a step: append its all-reduces to a list as they are done."""
         self._averaging.begin(done)
 
-    def divisor(self, mine: int, total: int) -> int:
+    def divisor(self, mine: float, total: float) -> float:
         """Return the global count; Adasum combines gradients of every replica's own mean."""
         return mine if self._divides_by_own_count else total
 

@@ -7,15 +7,15 @@ documentation, so that a mistake in either implementation shows. Keep it that wa
 model as one graph.
 """
 
+import copy
 import math
-from hashlib import blake2b
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from trainer.activation import Activation
@@ -26,7 +26,11 @@ from trainer.models.model import Model
 from trainer.optim.build import build_optimizer
 from trainer.optim.learning_rate import set_learning_rates
 from trainer.pipeline.layer import BuiltLayer
+from trainer.verify.reference_buffers import ReplicaBuffers, statistics_of
+from trainer.verify.reference_layers import build_modules, seed_generators, seed_of
 from trainer.verify.replica_sum import Named, ReplicaSum
+
+Place: TypeAlias = tuple[int | str, int]  # the step or "validation", and the micro-batch's index in it
 
 
 class Reference:
@@ -50,29 +54,30 @@ class Reference:
         self._replicas = replicas
         self._steps = steps
         self._device = device
-        self._modules = _build_modules(model, config.train.seed, device)
+        self._modules = build_modules(model, config.train.seed, device)
+        self._loss_module = copy.deepcopy(model.loss)
+        named = dict(self._modules)
+        if isinstance(self._loss_module, nn.Module):
+            self._loss_module.to(device)
+            named["loss"] = self._loss_module
         layers = [
-            BuiltLayer(i, layer.name, self._modules[layer.name], layer.ties)
-            for i, layer in enumerate(model.layers)
+            BuiltLayer(i, layer.name, named[layer.name], layer.ties) for i, layer in enumerate(model.parts)
         ]
         warm_start(config.checkpoint, layers, model)
         self._optimizer = build_optimizer(config.optimizer, layers)
         self._parameters = {
             f"{layer}/{name}": parameter
-            for layer, module in self._modules.items()
+            for layer, module in named.items()
             for name, parameter in module.named_parameters()
         }
-        self._buffers = {
-            f"{layer}/{name}": buffer
-            for layer, module in self._modules.items()
-            for name, buffer in module.named_buffers()
-        }
+        self._named = named
         self._owners = {  # by copy of a tied parameter
             f"{layer.name}/{tie.parameter}": f"{tie.owner}/{tie.owner_parameter}"
             for layer in model.layers
             for tie in layer.ties
         }
-        self._statistics = _running_statistics(self._modules)
+        self._statistics = statistics_of(named)
+        self._buffers_of = ReplicaBuffers(named.values(), replicas)
         self._compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
         self._loss_scale = 2.0**16 if config.precision == "fp16" else 1.0
         self._gradients: Named = {}
@@ -85,15 +90,20 @@ class Reference:
             number: The step, counted from 1.
             samples: The indices of the global batch's samples.
         """
-        for module in self._modules.values():
-            module.train()
+        self._set_mode(training=True)
         averaging, size = self._config.averaging, self._config.batch.micro_size
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
-        counts = [int(self._model.loss.count(self._data.training.targets(batch))) for batch in batches]
-        loss = 0.0
+        counts = []
+        for i, batch in enumerate(batches):
+            targets = self._read(self._data.training.targets, batch, (number, i))
+            counts.append(float(self._loss_module.count(targets)))
+        parts = np.array_split(np.arange(len(batches)), self._replicas)
+        count_of = [_sum(counts[i] for i in indices) for indices in parts]
+        loss, count = 0.0, _sum(count_of)
         total = ReplicaSum(averaging, self._replicas, skips=self._config.precision == "fp16")
-        for indices in np.array_split(np.arange(len(batches)), self._replicas):
-            divisor = sum(counts[i] for i in indices) if averaging.op == "adasum" else sum(counts)
+        for replica, indices in enumerate(parts):
+            self._buffers_of.switch_to(replica)
+            divisor = count_of[replica] if averaging.op == "adasum" else count
             for parameter in self._parameters.values():
                 parameter.grad = None
             for i in indices:
@@ -101,7 +111,8 @@ class Reference:
             total.add(self._gradients_of_owners())
         self._gradients = self._with_copies(self._unscaled(total.result()))
         self._errors = self._with_copies(self._unscaled(total.errors()))
-        return loss / sum(counts) if sum(counts) else 0.0
+        self._buffers_of.switch_to(0)
+        return loss / count if count else 0.0
 
     def take_gradients(self, gradients: Named) -> None:
         """Replace the gradients computed here with the launch's for the next update."""
@@ -118,7 +129,8 @@ class Reference:
         own = [gradient for name, gradient in gradients.items() if name not in self._owners]
         squares = 0.0
         for gradient in own:  # the built-in `sum` compensates from Python 3.12 on
-            squares += float(torch._foreach_norm([gradient])[0]) ** 2
+            half = gradient.dtype in (torch.bfloat16, torch.float16)
+            squares += float(torch._foreach_norm([gradient], 2, torch.float32 if half else None)[0]) ** 2
         norm = math.sqrt(squares)
         skipped = self._config.precision == "fp16" and not math.isfinite(norm)
         for statistics in self._statistics:
@@ -143,7 +155,7 @@ class Reference:
         elif kind == "weight":
             named = {name: parameter.detach() for name, parameter in self._parameters.items()}
         else:
-            named = self._buffers
+            named = self._buffers()
         return {n: tensor for n, tensor in named.items() if layer is None or n.startswith(f"{layer}/")}
 
     def allowed(self, kind: str, name: str) -> Tensor | None:
@@ -154,20 +166,37 @@ class Reference:
         """
         if kind == "gradient":
             return self._errors.get(name)
-        return self._buffers[name].abs() * 1e-5 + 1e-6 if kind == "buffer" and name in self._buffers else None
+        buffers = self._buffers() if kind == "buffer" else {}
+        return buffers[name].abs() * 1e-5 + 1e-6 if name in buffers else None
+
+    def _buffers(self) -> Named:
+        return {
+            f"{layer}/{name}": buffer
+            for layer, module in self._named.items()
+            for name, buffer in module.named_buffers()
+        }
 
     @torch.no_grad()
     def validate(self, samples: int) -> float:
         """Return the mean loss on the first validation samples."""
-        for module in self._modules.values():
-            module.eval()
+        self._set_mode(training=False)
         size, dataset = self._config.batch.micro_size, self._data.validation
-        total, count = 0.0, 0
-        for start in range(0, samples, size):
-            batch = np.arange(start, min(start + size, samples))
-            total += self._loss(dataset, batch, None).item()
-            count += int(self._model.loss.count(dataset.targets(batch)))
+        starts = range(0, samples, size)
+        total, count = 0.0, 0.0
+        for replica, indices in enumerate(np.array_split(np.arange(len(starts)), self._replicas)):
+            self._buffers_of.switch_to(replica)
+            for i in indices:
+                batch = np.arange(starts[i], min(starts[i] + size, samples))
+                total += self._loss(dataset, batch, ("validation", i)).item()
+                targets = self._read(dataset.targets, batch, ("validation", i))
+                count += float(self._loss_module.count(targets))
+        self._buffers_of.switch_to(0)
         return total / count if count else 0.0
+
+    def _set_mode(self, *, training: bool) -> None:
+        for module in (*self._modules.values(), self._loss_module):
+            if isinstance(module, nn.Module):
+                module.train(training)
 
     def _forward_backward(self, step: int, index: int, batch: NDArray[np.int64], scale: float) -> float:
         loss = self._loss(self._data.training, batch, (step, index))
@@ -175,41 +204,57 @@ class Reference:
             torch.autograd.backward(loss, torch.full_like(loss, scale * self._loss_scale))
         return loss.item()
 
-    def _loss(self, dataset: Dataset, batch: NDArray[np.int64], place: tuple[int, int] | None) -> Tensor:
+    def _loss(self, dataset: Dataset, batch: NDArray[np.int64], place: Place) -> Tensor:
         """Return the sum of a micro-batch's loss.
 
         Args:
             dataset: Its samples.
             batch: Their indices.
-            place: The step, and the micro-batch's index in it; None in validation.
+            place: The step, and the micro-batch's index in it.
         """
-        activation = self._moved(dataset.inputs(batch))
+        activation = self._read(dataset.inputs, batch, place)
         last = self._model.layers[-1].name
         # A cast cache would add the gradients of a weight's uses in the lower precision.
         lower = self._compute is not torch.float32
         with torch.autocast(self._device.type, self._compute, enabled=lower, cache_enabled=False):
             for name, module in self._modules.items():
-                if place is not None:
-                    torch.manual_seed(_seed(self._config.train.seed, "forward", *place, name))
+                self._seed("forward", place, name)
                 activation = self._converted(
                     module(activation), torch.float32 if name == last else self._compute
                 )
-        return self._model.loss(activation, self._moved(dataset.targets(batch)))
+        targets = self._read(dataset.targets, batch, place)
+        self._seed("loss", place)
+        return self._loss_module(activation, targets)
 
-    def _moved(self, activation: Activation) -> Activation:
-        moved: Activation = tree_map(
-            lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, activation
-        )
-        return moved
+    def _read(
+        self, read: Callable[[NDArray[np.int64]], Activation], batch: NDArray[np.int64], place: Place
+    ) -> Activation:
+        """Return the inputs or targets of samples, on the device; arrays become tensors."""
+        self._seed("data", place)
+
+        def moved(leaf: Any) -> Any:
+            leaf = torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
+            return leaf.to(self._device) if isinstance(leaf, Tensor) else leaf
+
+        return tree_map(moved, read(batch))
+
+    def _seed(self, purpose: str, place: Place, *rest: str) -> None:
+        """Seed every generator for a purpose, at a place in the training or in the validation."""
+        step, index = place
+        when: tuple[str | int, ...] = (step, purpose) if step == "validation" else (purpose, step)
+        seed_generators(seed_of(self._config.train.seed, *when, index, *rest))
 
     def _converted(self, activation: Activation, dtype: torch.dtype) -> Activation:
-        """Return a contiguous activation, with float32 and the compute type converted to `dtype`."""
+        """Return a copy of an activation, contiguous, with float32 and the compute type as `dtype`.
+
+        A copy, because the next layer may write into it.
+        """
 
         def convert(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
             converts = leaf.dtype in (torch.float32, self._compute)
-            return (leaf.to(dtype) if converts else leaf).contiguous()
+            return (leaf.to(dtype) if converts else leaf).contiguous().clone()
 
         converted: Activation = tree_map(convert, activation)
         return converted
@@ -220,7 +265,9 @@ class Reference:
     def _gradients_of_owners(self) -> Named:
         """Return the gradients of trained parameters; uses of a tied one are added in layer order."""
         trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
-        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in trained.items()}
+        gradients = {
+            n: torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for n, p in trained.items()
+        }
         for use, owner in self._owners.items():
             if use in gradients:
                 gradients[owner] = gradients[owner] + gradients.pop(use)
@@ -230,65 +277,9 @@ class Reference:
         return owned | {use: owned[owner] for use, owner in self._owners.items() if owner in owned}
 
 
-class _Statistics:
-    """The running statistics of a batch normalization, computed from all its inputs of a step at once."""
-
-    def __init__(self, module: Any, *, frozen: bool) -> None:
-        self._module = module
-        self._frozen = frozen
-        self._before = _copies(module)
-        self._inputs: list[Tensor] = []
-        module.register_forward_pre_hook(self._record)
-
-    def update(self, *, skipped: bool) -> None:
-        """Undo the forwards' updates and, unless the step is skipped, update the statistics once."""
-        module = self._module
-        for name, buffer in module.named_buffers():
-            buffer.copy_(self._before[name])
-        if not self._frozen and not skipped:
-            values = torch.cat(self._inputs, dim=1)
-            module.num_batches_tracked += 1
-            momentum = module.momentum or 1 / int(module.num_batches_tracked)
-            module.running_mean.lerp_(values.mean(1).to(module.running_mean), momentum)
-            module.running_var.lerp_(values.var(1).to(module.running_var), momentum)
-        self._inputs = []
-        self._before = _copies(module)
-
-    def _record(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if module.training:  # [batch, channel, ...] as [channel, everything else]
-            self._inputs.append(inputs[0].detach().double().transpose(0, 1).flatten(1))
-
-
-def _copies(module: nn.Module) -> Named:
-    return {name: buffer.clone() for name, buffer in module.named_buffers()}
-
-
-def _running_statistics(modules: dict[str, nn.Module]) -> list[_Statistics]:
-    found = []
-    for layer in modules.values():
-        parameters = list(layer.parameters())
-        frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
-        for module in layer.modules():
-            if isinstance(module, _BatchNorm) and module.running_mean is not None:
-                found.append(_Statistics(module, frozen=frozen))
-    return found
-
-
-def _build_modules(model: Model, seed: int, device: torch.device) -> dict[str, nn.Module]:
-    """Return every layer's module by name; copies of a tied parameter have the owner's weights."""
-    modules: dict[str, nn.Module] = {}
-    for layer in model.layers:
-        torch.manual_seed(_seed(seed, "weights", layer.name))
-        modules[layer.name] = layer.build()
-        for tie in layer.ties:
-            owner = modules[tie.owner].get_parameter(tie.owner_parameter)
-            with torch.no_grad():
-                use = modules[layer.name].get_parameter(tie.parameter)
-                use.copy_(owner).requires_grad_(owner.requires_grad)
-    return {name: module.to(device) for name, module in modules.items()}
-
-
-def _seed(*purpose: int | str) -> int:
-    """Return the first 63 bits of the BLAKE2b digest of "seed/purpose/..."."""
-    digest = blake2b("/".join(str(part) for part in purpose).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") // 2
+def _sum(numbers: Iterable[float]) -> float:
+    """Add in order; the builtin `sum` compensates from Python 3.12 on."""
+    total = 0.0
+    for number in numbers:
+        total += number
+    return total

@@ -62,7 +62,8 @@ class ReplicaSum:
             error = magnitude * ((self._replicas + 1) * 2.0**-11) + self._replicas * 2.0**-24
             fits = magnitude + error < torch.finfo(torch.float16).max
             return error.where(fits, torch.inf) if self._skips else error
-        return magnitude * ((self._replicas - 1) * 2.0**-23)
+        # Twice u; bfloat16 is added in float32, and rounded once.
+        return magnitude * ((self._replicas - 1) * torch.finfo(magnitude.dtype).eps)
 
 
 def _plus(one: Named, other: Named) -> Named:

@@ -41,8 +41,9 @@ class Values:
             return
         group = run.groups.model_parallel
         mine = {layer.index: layer for layer in run.layers}
-        for index, stage in enumerate(run.plan.partition.stage_of):
-            name, owner = run.model.layers[index].name, run.plan.layout.group_rank_of(stage)
+        stage_of = [*run.plan.partition.stage_of, run.plan.layout.stages - 1]  # the last is the loss's
+        for index, (part, stage) in enumerate(zip(run.model.parts, stage_of, strict=False)):
+            name, owner = part.name, run.plan.layout.group_rank_of(stage)
             if group.rank == 0:
                 yield name, self._of(mine[index], kind) if owner == 0 else load(group.receive_bytes(owner))
             elif group.rank == owner:

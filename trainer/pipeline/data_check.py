@@ -1,0 +1,104 @@
+"""The check that all ranks read the same samples, and the same ones every time.
+
+A pipeline reads inputs on one rank and targets on another. If a data set is shuffled or split by a generator
+that every rank seeds differently, the two no longer belong together, and nothing fails. So before training
+every rank reads a few samples, inputs and targets, and all compare what they have read.
+"""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainer.activation import Activation, flatten
+from trainer.config.schema import Config
+from trainer.data.dataset import Data, Dataset
+from trainer.data.order import Order
+from trainer.distributed.world import Communicator
+from trainer.errors import UserError
+from trainer.pipeline.micro_batches import read_samples
+from trainer.pipeline.randomness import Randomness
+
+_REMEDY = (
+    "a number must give the same sample on every rank and every time. A shuffle or a split needs a seed of "
+    "its own (np.random.default_rng(0)); what augments samples draws from the global generators of torch, "
+    "NumPy or Python, which are seeded for every micro-batch"
+)
+
+
+def check_data(data: Data, config: Config, world: Communicator) -> None:
+    """Compare what the ranks read; every rank calls this.
+
+    Raises:
+        UserError: There are no training samples, a second reading differs from the first, or ranks differ;
+            in the last case on every rank alike.
+    """
+    parts = {"training": data.training, "validation": data.validation}
+    _agree({f"the number of {name} samples": str(len(part)) for name, part in parts.items()}, world)
+    if not len(data.training):
+        raise UserError("the data has no training samples: look at data.path, or at what data.target returns")
+    seen: dict[str, str] = {}
+    for name, part in parts.items():
+        for samples in _chosen(name, len(part), config):
+            seen |= _read(part, name, samples, config.train.seed)
+    _agree(seen, world)
+
+
+def _chosen(name: str, length: int, config: Config) -> list[NDArray[np.int64]]:
+    """Return the samples of two micro-batches, or of one to validate."""
+    size, seed = config.batch.micro_size, config.train.seed
+    if length == 0:
+        return []
+    first = np.arange(min(size, length), dtype=np.int64)
+    if name == "validation":
+        return [first]
+    return [first, Order(length, seed).samples(0, size)]
+
+
+def _read(part: Dataset, name: str, samples: NDArray[np.int64], seed: int) -> dict[str, str]:
+    """Return the digests of some samples' inputs and targets, by what they are of.
+
+    Raises:
+        UserError: A second reading differs.
+    """
+    seen = {}
+    for kind, read in (("inputs", part.inputs), ("targets", part.targets)):
+        what = f"the {kind} of {name} samples {', '.join(map(str, samples[:4].tolist()))}"
+        once, twice = (_digest(read_samples(read, [samples], Randomness(seed))[0]) for _ in range(2))
+        if once != twice:
+            raise UserError(f"{what}, read twice, differ: {_REMEDY}")
+        seen[what] = once
+    return seen
+
+
+def _agree(seen: Mapping[str, str], world: Communicator) -> None:
+    everyone = world.all_gather_objects(dict(seen))
+    for what, value in everyone[0].items():
+        others = [rank for rank, theirs in enumerate(everyone) if theirs.get(what) != value]
+        if others:
+            values = "" if len(value) > _SHORT else f" ({value} there, {everyone[others[0]].get(what)} here)"
+            raise UserError(
+                f"the ranks read different data: {what} differ between rank 0 and rank"
+                f"{'s' * (len(others) > 1)} {', '.join(map(str, others))}{values}: {_REMEDY}"
+            )
+
+
+_SHORT = 12  # letters: a number, not a digest
+
+
+def _digest(activation: Activation) -> str:
+    tensors, nest = flatten(activation)
+    digest = blake2b(repr(nest).encode(), digest_size=16)
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def bytes_of(tensor: torch.Tensor) -> Any:
+    """Return a tensor's bytes, for a digest."""
+    plain = tensor.detach().cpu().to_dense() if tensor.is_sparse else tensor.detach().cpu()
+    return plain.contiguous().reshape(-1).view(torch.uint8).numpy().data

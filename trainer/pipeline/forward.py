@@ -1,0 +1,137 @@
+"""A layer's forward, the custom code of a stage: run so that it sees the same whenever and wherever it runs.
+
+[1] seeded                what it draws depends on step, micro-batch and layer only
+[2] inputs                it may write into them (`inputs.py`)
+[3] buffers               a recomputed forward finds those of the first one (`buffers.py`)
+[4] outputs               contiguous, in the type that the next layer takes
+[5] compared              a recomputed forward must hand on the bits of the first one
+[6] errors                name the layer, the step and the micro-batch
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.activation import TreeSpec, flatten, unflatten
+from trainer.errors import add_note
+from trainer.pipeline.buffers import ForwardBuffers, Found
+from trainer.pipeline.inputs import WritableInputs
+from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.precision import Precision
+from trainer.pipeline.randomness import Randomness
+from trainer.pipeline.recomputation import recomputing
+
+Outputs = tuple[list[Tensor], TreeSpec]
+
+# On a GPU a comparison waits for the device, so there it is made in the first steps, and then now and again.
+_FIRST_STEPS = 2
+_EVERY = 100
+
+
+class LayerForward:
+    """Runs the forward of one layer.
+
+    Args:
+        layer: The layer.
+        device: Its device.
+        randomness: Seeds what it draws from.
+        precision: The precision that it computes in.
+        convert: Converts each of its outputs.
+        recomputed: Whether backwards run its forward again.
+    """
+
+    def __init__(
+        self,
+        layer: BuiltLayer,
+        device: torch.device,
+        *,
+        randomness: Randomness,
+        precision: Precision,
+        convert: Callable[[Tensor], Tensor],
+        recomputed: bool,
+    ) -> None:
+        self.layer = layer
+        self.buffers = ForwardBuffers(layer.module, recomputed=recomputed)
+        self._device = device
+        self._randomness = randomness
+        self._precision = precision
+        self._convert = convert
+        self._recomputed = recomputed
+        self._inputs = WritableInputs()
+        # By micro-batch, for the forward that runs again: what the first one found, and what it handed on.
+        self._first: dict[int, tuple[Found, Outputs]] = {}
+
+    def run(self, micro_batch: int, nest: TreeSpec, *leaves: Tensor) -> Outputs:
+        """Run the forward; a backward that recomputes calls this again with the same arguments."""
+        try:
+            if recomputing():
+                return self._run_again(micro_batch, nest, leaves)
+            if torch.is_grad_enabled():
+                return self._run_first(micro_batch, nest, leaves)
+            return self._compute(micro_batch, nest, leaves)
+        except Exception as error:
+            add_note(error, self._place(micro_batch))  # [6]
+            raise
+
+    def _run_first(self, micro_batch: int, nest: TreeSpec, leaves: Sequence[Tensor]) -> Outputs:
+        found = self.buffers.before()  # [3]
+        outputs, nest = self._compute(micro_batch, nest, leaves, undo=lambda: self.buffers.undo(found))
+        self.buffers.after(found)
+        if self._recomputed and any(output.requires_grad for output in outputs):
+            self._first[micro_batch] = found, ([output.detach() for output in outputs], nest)
+        return outputs, nest
+
+    def _run_again(self, micro_batch: int, nest: TreeSpec, leaves: Sequence[Tensor]) -> Outputs:
+        found, first = self._first.pop(micro_batch)
+        with self.buffers.as_found(found):
+            again = self._compute(micro_batch, nest, leaves)
+        if self._compares() and not _same_bits(first, again):  # [5]
+            raise RuntimeError(
+                "its forward, run again for the backward, gives other results than the first time, so its "
+                "gradients would be wrong: it depends on something that changes between the two (an "
+                "attribute or a global that it changes, a generator of its own, a kernel that is not "
+                "deterministic); keep such state in a buffer, draw from torch's, NumPy's or Python's global "
+                "generators, or use memory.recompute=none"
+            )
+        return again
+
+    def _compute(
+        self,
+        micro_batch: int,
+        nest: TreeSpec,
+        leaves: Sequence[Tensor],
+        undo: Callable[[], None] = lambda: None,
+    ) -> Outputs:
+        def call(inputs: list[Tensor]) -> Outputs:
+            self._randomness.seed_layer(self.layer.name, micro_batch, self._device)  # [1]
+            with self._precision.autocast(self._device):
+                return flatten(self.layer.module(unflatten(inputs, nest)))
+
+        tensors, nest_of_outputs = self._inputs.call(call, leaves, undo)  # [2]
+        return [self._convert(tensor).contiguous() for tensor in tensors], nest_of_outputs  # [4]
+
+    def _compares(self) -> bool:
+        step = self._randomness.step or 0
+        return self._device.type == "cpu" or step <= _FIRST_STEPS or step % _EVERY == 0
+
+    def _place(self, micro_batch: int) -> str:
+        return f"in layer {self.layer.name!r}: {self._randomness.place(micro_batch)}"
+
+
+def _same_bits(first: Outputs, again: Outputs) -> bool:
+    tensors = zip(first[0], again[0], strict=False)
+    return (
+        first[1] == again[1]
+        and len(first[0]) == len(again[0])
+        and all(one.shape == other.shape and torch.equal(_bits(one), _bits(other)) for one, other in tensors)
+    )
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Return a tensor's bits as integers: a NaN equals itself there."""
+    real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    return real.view(_INTEGERS[real.element_size()])

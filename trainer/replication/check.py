@@ -1,0 +1,137 @@
+"""The check that replicas, and the copies of tied parameters, hold the same weights.
+
+Gradients are averaged, weights are not: replicas that begin with different weights, or whose updates once
+differ, never meet again, and the loss does not tell.
+
+before the first step     weights and buffers, to the bit
+every so many steps       a sum of the weights' bits, which takes a pass over them
+"""
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.distributed.world import Communicator, Groups
+from trainer.errors import TrainingError, UserError
+from trainer.pipeline.layer import BuiltLayer
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def check_initial(layers: Sequence[BuiltLayer], groups: Groups) -> None:
+    """Compare the layers with those of the other replicas, and tied parameters with their owners.
+
+    Args:
+        layers: This rank's layers.
+        groups: This rank's groups; all their ranks call this.
+
+    Raises:
+        UserError: Some differ; on every rank of the group alike.
+    """
+    remedy = (
+        "its initial values depend on more than the layer's seed (an own generator such as "
+        "np.random.default_rng(), the time, the rank, a file that differs): draw them from the global "
+        "generators of torch, NumPy or Python, which are seeded for every layer, or give the generator a seed"
+    )
+    if groups.data_parallel.size > 1:
+        exact = {name: _exact(tensor) for name, tensor in _named(layers, buffers=True).items()}
+        for name, ranks in _different(exact, groups.data_parallel):
+            raise UserError(f"the replicas begin with different weights: {name} {ranks}: {remedy}")
+    for name, use in _different_ties(layers, groups.model_parallel):
+        raise UserError(f"the tied parameter {use} does not begin with the weights of {name}: {remedy}")
+
+
+def check_equal(layers: Sequence[BuiltLayer], replicas: Communicator, step: int) -> None:
+    """Compare the weights after a step with those of the other replicas.
+
+    Raises:
+        TrainingError: Some differ; on every rank of the group alike.
+    """
+    if replicas.size == 1:
+        return
+    named = _named(layers, buffers=False)
+    sums = _sums(list(named.values()))
+    mine = dict(zip(named, map(str, sums.tolist()), strict=True))
+    everyone = replicas.all_gather(sums, [len(sums)] * replicas.size).reshape(replicas.size, -1)
+    if (everyone == everyone[0]).all():
+        return
+    for name, ranks in _different(mine, replicas):
+        raise TrainingError(
+            f"the replicas differ after step {step}: {name} {ranks}. Something updates it differently: an "
+            "optimizer that draws random numbers or reads the rank, a forward that changes weights, a faulty "
+            "device. Resume from a checkpoint of before (train.check_replicas says how often this is checked)"
+        )
+
+
+def _named(layers: Sequence[BuiltLayer], *, buffers: bool) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for layer in layers:
+        of = [*layer.module.named_parameters(), *(layer.module.named_buffers() if buffers else ())]
+        named |= {f"{layer.name}/{name}": tensor.detach() for name, tensor in of}
+    return named
+
+
+def _exact(tensor: Tensor) -> str:
+    bits = _as_integers(tensor.cpu()).reshape(-1).view(torch.uint8)
+    return blake2b(bits.numpy().data, digest_size=16).hexdigest()
+
+
+def _sums(tensors: Sequence[Tensor]) -> NDArray[np.int64]:
+    """Return a sum of the bits of each tensor, taken as integers; waits for the device once."""
+    if not tensors:
+        return np.zeros(0, dtype=np.int64)
+    sums = [_as_integers(tensor).sum(dtype=torch.int64) for tensor in tensors]
+    by_device: dict[torch.device, list[int]] = {}
+    for number, each in enumerate(sums):
+        by_device.setdefault(each.device, []).append(number)
+    found = np.zeros(len(sums), dtype=np.int64)
+    for numbers in by_device.values():
+        found[numbers] = torch.stack([sums[number] for number in numbers]).cpu().numpy()
+    return found
+
+
+def _as_integers(tensor: Tensor) -> Tensor:
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.contiguous().view(_BITS[real.element_size()])
+
+
+def _different(mine: Mapping[str, str], replicas: Communicator) -> list[tuple[str, str]]:
+    """Return the names of values that are not equal on all replicas, with the replicas that differ."""
+    everyone = replicas.all_gather_objects(dict(mine))
+    different = []
+    for name, value in everyone[0].items():
+        others = [number for number, theirs in enumerate(everyone) if theirs.get(name) != value]
+        if others:
+            listed = ", ".join(map(str, others))
+            different.append(
+                (name, f"differs between replica 0 and replica{'s' * (len(others) > 1)} {listed}")
+            )
+    return different
+
+
+def _different_ties(layers: Sequence[BuiltLayer], group: Communicator) -> list[tuple[str, str]]:
+    """Return the owners and the uses of tied parameters that are not equal within the group."""
+    everyone = group.all_gather_objects(_ties(layers))
+    uses = {use: found for theirs in everyone for use, found in theirs.items()}
+    if not uses:
+        return []
+    owners = {owner for owner, _ in uses.values()}
+    named = _named(layers, buffers=False)
+    digests = group.all_gather_objects({name: _exact(named[name]) for name in owners if name in named})
+    owned = {name: digest for theirs in digests for name, digest in theirs.items()}
+    return [(owner, use) for use, (owner, digest) in uses.items() if owned.get(owner) != digest]
+
+
+def _ties(layers: Sequence[BuiltLayer]) -> dict[str, tuple[str, str]]:
+    return {
+        f"{layer.name}/{tie.parameter}": (
+            f"{tie.owner}/{tie.owner_parameter}",
+            _exact(layer.module.get_parameter(tie.parameter).detach()),
+        )
+        for layer in layers
+        for tie in layer.ties
+    }
