@@ -181,13 +181,21 @@ def test_nested_activations() -> None:
     assert all(layer.warning is None for layer in (split, join, last))
 
 
-def test_a_data_dependent_layer_is_estimated_with_a_warning() -> None:
-    layer, following = costs(torch.empty(4, 10), DataDependent, partial(nn.Linear, 10, 1))
-    assert (layer.flops_forward, layer.flops_backward) == (2 * 4 * 110, 4 * 4 * 110)
+def test_a_small_data_dependent_layer_is_counted_on_an_example() -> None:
+    layer, following = costs(torch.ones(4, 10), DataDependent, partial(nn.Linear, 10, 1))
+    assert (layer.flops_forward, layer.flops_backward) == (2 * 4 * 100, 2 * 4 * 100)
+    assert layer.dynamic
     assert layer.warning is not None
-    assert "does not run on the meta device" in layer.warning
-    assert following.warning is None
+    assert "counted on one example: does not run on the meta device" in layer.warning
+    assert (following.warning, following.dynamic) == (None, False)
     assert following.flops_forward == 2 * 4 * 10
+
+
+def test_a_large_data_dependent_layer_is_guessed() -> None:
+    layer = costs(torch.ones(1, 10).expand(10**8, 10), DataDependent)[0]
+    assert (layer.flops_forward, layer.flops_backward) == (2 * 10**8 * 110, 4 * 10**8 * 110)
+    assert layer.warning is not None
+    assert "guessed from the parameters: does not run on the meta device" in layer.warning
 
 
 def test_a_layer_that_reads_its_weights_is_built_briefly_and_leaves_the_seed_alone() -> None:

@@ -24,10 +24,10 @@ WIDTH = 24
 
 
 class Opaque(nn.Linear):
-    """Does not run on the meta device."""
+    """Computes with other weights than its parameters."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) * float(x.sum())
+        return nn.functional.linear(x, 2 * self.weight, 2 * self.bias)
 
 
 def cut(*last_stage: Layer) -> Partition:

@@ -28,7 +28,8 @@ from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import LocalTransport, Transport
 from trainer.pipeline.wires.connect import connect
-from trainer.plan.plan import Plan, model_costs
+from trainer.plan.agreed_costs import agreed_costs
+from trainer.plan.plan import Plan
 from trainer.replication.build import build_replication
 from trainer.replication.replication import Parts, Replication
 from trainer.schedule.actions import Action, Schedule
@@ -86,7 +87,7 @@ class Run:
         check_groups(config.optimizer.groups, self.model)
         recipe = resolve(config.schedule)
         world.agree("schedule", {recipe.name: recipe.digest})
-        costs = model_costs(config, self.model, self.data)
+        costs = agreed_costs(world, config, self.model, self.data)
         self.plan = Plan(config, self.model, costs, world.size, recipe)
         self.plan.validate()
         on_gpu = config.device != "cpu" and torch.cuda.is_available()

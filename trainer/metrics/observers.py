@@ -13,6 +13,7 @@ from trainer.metrics.observer import Beginning, Observers, RunObserver
 from trainer.metrics.progress import Display, build_display
 from trainer.metrics.trace import Trace
 from trainer.optim.build import state_bytes
+from trainer.plan.costs import notes
 from trainer.run import Run, changing_buffers
 from trainer.schedule.draw import draw_text
 from trainer.step import StepResult
@@ -121,9 +122,8 @@ class Shown(RunObserver):
     def begin(self, run: Run, beginning: Beginning) -> None:
         """Show who holds what, and where the run starts from."""
         self._display.say(layout_table(run))
-        for cost in run.plan.partition.costs:
-            if cost.warning:
-                self._display.say(f"note: layer {cost.name}: {cost.warning}")
+        for note in notes(run.plan.partition.costs):
+            self._display.say(f"note: {note}")
         if not len(run.data.validation):
             self._display.say("note: the data has no validation samples: there is no validation")
         self._display.say(f"run folder: {self._folder.path}{beginning.origin}")

@@ -8,7 +8,7 @@ from torch import nn
 
 from trainer.errors import UserError
 from trainer.models.model import LOSS, Layer, Model
-from trainer.models.names import Parameters, own_name
+from trainer.models.names import Parameters, own_name, plain_parameters
 
 _KEY = "train.freeze"
 
@@ -54,6 +54,7 @@ def freeze(model: Model, patterns: Sequence[str]) -> Model:
 
 def _build(build: Callable[[], nn.Module], frozen: frozenset[str]) -> nn.Module:
     module = build()
-    for name in frozen:
-        module.get_parameter(name).requires_grad_(False)
+    for name, parameter in plain_parameters(module).items():
+        if name in frozen:
+            parameter.requires_grad_(False)
     return module

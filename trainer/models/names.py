@@ -6,19 +6,33 @@ pattern (`*`, `?`, `[0-3]`; case-sensitive). A pattern without a slash names lay
 parameters.
 
 A tied parameter has one name, its owner's. So "head" does not choose a weight that the head shares with the
-embedding; "embedding" does, for the head as well.
+embedding; "embedding" does, for the head as well. `torch.compile` changes no name.
 """
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from trainer.distributed.aside import Send, run_aside
 from trainer.errors import UserError, suggest
 from trainer.models.model import Layer, Model, Tie
+from trainer.models.skeleton import COMPILED, build_skeleton, never_compile
 
 Name = tuple[str, str]  # the owning layer's, and the parameter's in that layer's module
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's or buffer's name as if nothing were compiled: without the parts `_orig_mod`."""
+    return ".".join(part for part in name.split(".") if part != COMPILED) if COMPILED in name else name
+
+
+def plain_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a module's parameters by their names as if nothing were compiled."""
+    return {plain_name(name): parameter for name, parameter in module.named_parameters()}
 
 
 def chooses(pattern: str, name: Name) -> bool:
@@ -60,22 +74,42 @@ def choose_layers(names: Sequence[str], pattern: str, key: str) -> list[str]:
     return chosen
 
 
+_PATIENCE = 120.0  # seconds for building one layer
+_Description = tuple[str, tuple[int, ...], torch.dtype, bool]  # name, shape, type, whether it is trained
+
+
 class Parameters:
     """The parameters of a model that is not built: each layer's, as in its module on the meta device.
 
-    A layer is built on first use; layers that share a `build` are built once.
+    On first use, every layer is built in a process aside, once for each different `build`.
     """
 
     def __init__(self, model: Model) -> None:
         self._layers = model.parts
-        self._modules: dict[int, nn.Module] = {}
 
     def of(self, layer: Layer) -> dict[str, nn.Parameter]:
         """Return a layer's parameters, without values, by their names in its module."""
-        key = id(layer.build)
-        if key not in self._modules:
-            self._modules[key] = build_on_meta(layer)
-        return dict(self._modules[key].named_parameters())
+        return {
+            name: nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=trained)
+            for name, shape, dtype, trained in self._described[id(layer.build)]
+        }
+
+    @cached_property
+    def _described(self) -> dict[int, list[_Description]]:
+        different = list({id(layer.build): layer for layer in self._layers}.values())
+
+        def describe(send: Send) -> None:
+            never_compile()
+            for layer in different:
+                send(_describe(layer))
+
+        outcome = run_aside(describe, _PATIENCE)
+        if outcome.died is not None:
+            raise UserError(
+                f"layer {different[len(outcome.sent)].name!r} could not be built to read its parameters' "
+                f"names: {outcome.died}; its `build` must return a module without ranks and without a GPU"
+            )
+        return {id(layer.build): parts for layer, parts in zip(different, outcome.sent, strict=True)}
 
     def choose(self, pattern: str, key: str) -> set[Name]:
         """Return the names of the parameters that a pattern chooses.
@@ -117,15 +151,11 @@ class Parameters:
         return [f"{layer.name}/{name}" for layer in layers for name in self.of(layer)]
 
 
-def build_on_meta(layer: Layer) -> nn.Module:
-    """Build a layer without memory, or with memory briefly if the layer reads its initial values."""
-    try:
-        with torch.device("meta"):
-            module = layer.build()
-    except Exception:  # a custom layer may raise anything; if it is at fault, it raises below too
-        with torch.random.fork_rng(devices=[]):
-            module = layer.build()
-    return module.to("meta")
+def _describe(layer: Layer) -> list[_Description]:
+    return [
+        (name, () if is_lazy(p) else tuple(p.shape), p.dtype, p.requires_grad)
+        for name, p in plain_parameters(build_skeleton(layer)[1]).items()
+    ]
 
 
 def _parts(pattern: str) -> Name:

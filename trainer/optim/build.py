@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trainer.config.registry import chosen, import_builder
 from trainer.config.schema import GroupConfig, OptimizerConfig
 from trainer.models.model import Model
-from trainer.models.names import Name, Parameters, chooses, own_name
+from trainer.models.names import Name, Parameters, chooses, own_name, plain_parameters
 from trainer.pipeline.layer import BuiltLayer
 
 
@@ -34,7 +34,7 @@ def build_optimizer(
     """
     members: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for layer in layers:
-        for name, parameter in layer.module.named_parameters():
+        for name, parameter in plain_parameters(layer.module).items():
             if parameter.requires_grad and has(parameter):
                 settings = _settings(config, own_name(layer.name, name, layer.ties), parameter)
                 members.setdefault((*settings, parameter.is_complex()), []).append(parameter)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.model import Tie
+from trainer.models.names import plain_parameters
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class BuiltLayer:
 
     def owned(self) -> list[tuple[str, nn.Parameter]]:
         """Return the parameters that this layer owns, by name, in the module's order."""
-        return [(name, p) for name, p in self.module.named_parameters() if name not in self.tied]
+        return [(name, p) for name, p in plain_parameters(self.module).items() if name not in self.tied]
 
     def trained(self) -> list[nn.Parameter]:
         """Return the owned parameters that are not frozen."""

@@ -11,6 +11,7 @@ from trainer.models.build import build_model
 from trainer.models.freeze import freeze
 from trainer.optim.build import check_groups
 from trainer.pipeline.recomputation import Recompute
+from trainer.plan.costs import notes
 from trainer.plan.hardware import Hardware, predict_step
 from trainer.plan.plan import Plan, model_costs
 from trainer.plan.search import Candidate, Misfit, Overrides, search, settle
@@ -45,7 +46,8 @@ def report(config: Config, given: Sequence[str]) -> str:
     if not fits:
         Plan(config, model, costs, config.plan.ranks, resolve(config.schedule))  # raises what a run would
         raise UserError(f"no layout fits; these {_refused(fits, misfits, workers)}")
-    parts = [_title(config, fits[0], hardware), _table(fits, config.plan.rows)]
+    noted = "\n".join(f"note: {note}" for note in notes(costs))
+    parts = [_title(config, fits[0], hardware), noted, _table(fits, config.plan.rows)]
     if fixed >= _SHOWN:
         parts.append(_whole(fits[0], hardware))
     parts.append(_refused(fits, misfits, workers))

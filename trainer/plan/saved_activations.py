@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from trainer.activation import Activation, TreeSpec, flatten, unflatten
+from trainer.activation import Activation, TreeSpec, unflatten
 from trainer.models.model import Loss
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.recomputation import Recompute, Repeatable
@@ -24,11 +24,12 @@ def saved_bytes(
 
     Args:
         forward: Maps inputs to outputs.
-        inputs: The inputs, on the meta device.
+        inputs: The inputs, on the meta device or, of a layer that needs values, on the CPU.
         recompute: The recomputation mode.
     """
     live = LiveBytes()
-    with torch.enable_grad(), torch.device("meta"), _FusedAttention(), live:
+    device = "meta" if all(tensor.is_meta for tensor in inputs) else "cpu"
+    with torch.enable_grad(), torch.device(device), _FusedAttention(), live:
         if recompute is Recompute.NONE:
             outputs = forward(*inputs)
         else:
@@ -40,7 +41,13 @@ def saved_bytes(
 
 
 def saved_by_loss(
-    loss: Loss, precision: Precision, outputs: Sequence[Tensor], nest: TreeSpec, targets: Activation
+    loss: Loss,
+    precision: Precision,
+    outputs: Sequence[Tensor],
+    nest: TreeSpec,
+    targets: Activation,
+    *,
+    copied: bool = False,
 ) -> int:
     """Return the bytes that a loss saves, without the last layer's outputs and the targets.
 
@@ -49,15 +56,15 @@ def saved_by_loss(
         precision: Converts outputs for the loss.
         outputs: The last layer's outputs, on the meta device.
         nest: The structure of the outputs.
-        targets: The targets of a micro-batch; only their types and shapes matter.
+        targets: The targets, on the meta device.
+        copied: Whether the loss gets a copy because it writes into its inputs.
     """
 
     def forward(*leaves: Tensor) -> list[Tensor]:
         converted = [precision.for_loss(tensor) for tensor in leaves]
-        return [*converted, loss(unflatten(converted, nest), on_meta)]
+        given = [tensor.clone() for tensor in converted] if copied else converted
+        return [*converted, loss(unflatten(given, nest), targets)]
 
-    tensors, shape = flatten(targets)
-    on_meta = unflatten([torch.empty_like(tensor, device="meta") for tensor in tensors], shape)
     return saved_bytes(forward, outputs)
 
 
