@@ -7,6 +7,8 @@ from torch import nn
 
 from trainer.errors import UserError, add_note, suggest
 from trainer.models.model import Layer
+from trainer.models.names import plain_parameters
+from trainer.models.own import build_own
 from trainer.pipeline.layer import BuiltLayer
 from trainer.seeds import derive, seed_generators
 
@@ -40,7 +42,7 @@ def build_layer(layers: Sequence[Layer], index: int, seed: int, device: torch.de
 
 def _parameter(layer: str, module: nn.Module, name: str) -> nn.Parameter:
     """Return a parameter by its name in the module."""
-    parameters = dict(module.named_parameters())
+    parameters = plain_parameters(module)
     if name not in parameters:
         raise UserError(
             f"a tie names the parameter {name!r} of layer {layer!r}, which has no such parameter"
@@ -52,7 +54,7 @@ def _parameter(layer: str, module: nn.Module, name: str) -> nn.Parameter:
 def _build(layer: Layer, seed: int) -> nn.Module:
     seed_generators(derive(seed, "weights", layer.name))
     try:
-        return layer.build()
+        return build_own(layer.build)
     except Exception as error:
         add_note(error, f"while building layer {layer.name!r}")
         raise
