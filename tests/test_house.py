@@ -1,6 +1,7 @@
 """Packages import in one direction only, and the root of `trainer` holds the spine and nothing else."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,3 +84,19 @@ def test_imports_run_downwards(path: Path) -> None:
 def test_the_root_holds_the_spine() -> None:
     modules = [path.name for path in TRAINER.glob("*.py")]
     assert len(modules) <= MOST_IN_THE_ROOT, modules
+
+
+EXACT = ["evaluation", "step", "run", "pipeline", "replication", "optim", "checkpoint", "models", "verify"]
+HARMLESS = re.compile(r"count|numel|bytes|size|len\(|int\(|waited")  # whole numbers, and times
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(TRAINER)))
+def test_floats_whose_bits_matter_are_added_in_a_loop(path: Path) -> None:
+    """From Python 3.12 on, the builtin `sum` of floats is compensated: other bits than a loop's."""
+    if path.relative_to(TRAINER).parts[0].removesuffix(".py") not in EXACT:
+        return
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "sum":
+            source = str(ast.get_source_segment(text, node))
+            assert HARMLESS.search(source), f"line {node.lineno}: {source} may add floats: use a loop"

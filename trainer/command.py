@@ -22,31 +22,34 @@ if TYPE_CHECKING:
     from trainer.distributed.world import World
 
 Job = Callable[[Config, Any], None]
+Prepare = Callable[[Config], None]
 
 
-def run_command(job: Job, *, with_ranks: bool = True) -> None:
+def run_command(job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda _: None) -> None:
     """Run a job on every rank with the configuration of the command line; on failure, exit the process.
 
     Args:
         job: Called with each configuration and the world.
         with_ranks: Whether it needs the other ranks; if not, MPI does not start, and the job gets no world.
+        prepare: Sets in each configuration what the job does not need to be given, before the check.
 
     Exit codes: 0 success; 2 invalid user input; 1 any other failure; 130 interrupted.
     """
     try:
-        run_jobs(job, with_ranks=with_ranks)
+        run_jobs(job, with_ranks=with_ranks, prepare=prepare)
     except SystemExit:
         raise
     except BaseException as error:
         fail(error)
 
 
-def run_jobs(job: Job, *, with_ranks: bool = True) -> None:
+def run_jobs(job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda _: None) -> None:
     """Run a job on this rank with the configuration of the command line; raise any error.
 
     Args:
         job: Called with each configuration and the world.
         with_ranks: As of `run_command`.
+        prepare: As of `run_command`.
 
     Raises:
         UserError: The command line, the configuration or the job's input is invalid.
@@ -57,7 +60,7 @@ def run_jobs(job: Job, *, with_ranks: bool = True) -> None:
         if environment.shares_cores():
             request_long_time_slices()
         environment.keep_freed_memory()
-        composed = compose()  # [2]
+        composed = compose(prepare)  # [2]
         if composed.sweep is not None:
             place_sweep(composed.configs, composed.sweep, _world())
         for config in composed.configs:

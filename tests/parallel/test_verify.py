@@ -147,3 +147,66 @@ def test_weights_that_stay_in_their_shard(verified: Ranks) -> None:
     assert result.code == 1
     failures = [line for line in result.out.splitlines() if line.startswith("FAILED  head/linear.weight: ")]
     assert "its weight is off by" in failures[0]  # assigned to the second replica, never sent to the first
+
+
+def custom(*overrides: str) -> list[str]:
+    """Return overrides for a custom model, without `train.steps`, which verification does not need."""
+    return [
+        "experiment=none",
+        "model=custom",
+        "data=custom",
+        "data.target=tests.fixtures.images:images",
+        "batch.global_size=12",
+        "batch.micro_size=3",
+        "threads=1",
+        "device=cpu",
+        "verify.steps=2",
+        *overrides,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("what", "ranks", "overrides", "found"),
+    [
+        ("calls", 1, ["layout.stages=1", "memory.recompute=full"], "gives other results when it runs again"),
+        (
+            "process",
+            2,
+            ["layout.stages=2", "layout.boundaries=[1]"],
+            "gives other results on rank 1 than in the reference",
+        ),
+    ],
+)
+def test_the_operation_that_differs_is_named(  # noqa: PLR0917
+    what: str, ranks: int, overrides: list[str], found: str, pools: Pools, tmp_path: Path
+) -> None:
+    target = ["model.target=tests.toys.histories:model", f"+model.options.what={what}"]
+    result = verify(pools, ranks, custom(*target, *overrides), tmp_path)
+    assert result.code == 1
+    (line,) = [line for line in result.out.splitlines() if line.startswith("found: ")]
+    kernel = {"calls": "aten.mul.Tensor", "process": "aten.add.Tensor"}[what]
+    assert line.startswith(
+        f"found: layer 'middle' {found}, from the same inputs, weights and seeds: first in {kernel}"
+    )
+    assert "(0, histories.py:" in line  # the module within the layer, and the line
+
+
+def test_what_is_not_promised_is_no_difference(pools: Pools, tmp_path: Path) -> None:
+    target = ["model.target=tests.toys.histories:model", "+model.options.what=mean"]
+    result = verify(pools, 2, custom(*target, "layout.stages=1"), tmp_path).check()
+    assert f"{EQUAL} to the last bit" in result.out
+    assert "note: a buffer that a forward changes may depend on the layout: middle/0.mean" in result.out
+
+    target = ["model.target=tests.fixtures.images:convolutional"]
+    result = verify(pools, 1, custom(*target, "layout.stages=1"), tmp_path).check()
+    rounded, exact = "validation loss, running statistics", "loss, gradient norm, gradients, weights"
+    assert f"{EQUAL} within rounding ({rounded}) or to the last bit ({exact})" in result.out
+
+
+def test_existing_modules_and_another_recomputation(pools: Pools, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.json"
+    target = "model.target=tests.toys.histories:existing"
+    result = verify(pools, 1, custom(target, "layout.stages=1", f"verify.save={saved}"), tmp_path).check()
+    assert f"{EQUAL} within rounding (" in result.out
+    others = custom(target, "layout.stages=2", "memory.recompute=full", f"verify.against={saved}")
+    assert f"{EQUAL} to the last bit" in verify(pools, 2, others, tmp_path).check().out

@@ -51,11 +51,14 @@ def conf_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def compose() -> Composed:
+def compose(prepare: Callable[[schema.Config], None] = lambda _: None) -> Composed:
     """Return what the command line asks for.
 
     The configurations are checked, and the jobs run, after Hydra has returned, so that errors are reported
     in our words only.
+
+    Args:
+        prepare: Called with each configuration before it is checked.
 
     Raises:
         UserError: A value is wrong.
@@ -77,6 +80,7 @@ def compose() -> Composed:
         record = (Path(scratch) / "multirun.yaml").read_text() if of_sweep else None
     configs = [typed(node) for node in nodes]
     for config in configs:
+        prepare(config)
         check(config)
     return Composed(configs, record)
 

@@ -20,7 +20,12 @@ _SHORT = {"ranks": "plan.ranks", "memory": "plan.memory"}
 def main() -> None:
     """Plan as configured on the command line."""
     sys.argv[1:] = [_long(argument) for argument in sys.argv[1:]]
-    run_command(_plan, with_ranks=False)
+    run_command(_plan, with_ranks=False, prepare=_prepare)
+
+
+def _prepare(config: Config) -> None:
+    if config.train.steps is None and config.train.epochs is None:
+        config.train.steps = 1  # a plan is of one step
 
 
 def _long(argument: str) -> str:

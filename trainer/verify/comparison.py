@@ -18,6 +18,7 @@ class Cell:
         same_bits: Whether the bits have been equal at every step.
         failed_at: The first step at which a difference exceeded its bound; None if there is none.
         failure: What failed there, in words.
+        promised: Whether equality was promised, within a bound or to the bit; if not, nothing fails.
     """
 
     difference: float | None = None
@@ -25,10 +26,13 @@ class Cell:
     same_bits: bool = True
     failed_at: int | None = None
     failure: str = ""
+    promised: bool = True
 
     def add(self, step: int, difference: float | None, share: float) -> None:
         """Record a difference; its share is infinite if equal bits are expected."""
         self.same_bits = False
+        if not self.promised:
+            return
         self.share = _larger(self.share, share)
         if difference is not None:
             self.difference = _larger(self.difference or 0.0, difference)
@@ -59,6 +63,7 @@ class Comparison:
         seen: Tensor | None,
         expected: Tensor | None,
         allowed: Tensor | None = None,
+        promised: bool = True,
     ) -> None:
         """Compare two tensors, on any device.
 
@@ -69,8 +74,10 @@ class Comparison:
             seen: The launch's tensor, or None if it has none.
             expected: The reference's tensor, or None if it has none.
             allowed: The bound on the difference, by element, possibly infinite; None: equal bits.
+            promised: Whether a difference is a failure.
         """
         cell = self._cell(name, kind)
+        cell.promised = promised
         if seen is None or expected is None or seen.shape != expected.shape or seen.dtype != expected.dtype:
             cell.add(step, math.nan, math.inf)
             return
@@ -85,9 +92,19 @@ class Comparison:
         share = torch.where(difference > 0, difference / bound, 0.0 * difference)
         cell.add(step, difference.max().item(), share.max().item())
 
-    def digest(self, step: int, name: str, kind: str, *, seen: str | None, expected: str | None) -> None:
+    def digest(
+        self,
+        step: int,
+        name: str,
+        kind: str,
+        *,
+        seen: str | None,
+        expected: str | None,
+        promised: bool = True,
+    ) -> None:
         """Compare two digests; None means that a side lacks the value."""
         cell = self._cell(name, kind)
+        cell.promised = promised
         if seen != expected:
             cell.add(step, None, math.inf)
 
@@ -110,6 +127,22 @@ class Comparison:
     def same_bits(self) -> bool:
         """Return whether everything had equal bits."""
         return all(cell.same_bits for _, _, cell in self._all())
+
+    def verdict(self) -> str:
+        """Return how equal all promised values are, such as "to the last bit"."""
+        words = {"": "", "gradient": "gradients", "weight": "weights", "buffer": "running statistics"}
+        promised = [
+            (words.get(kind, kind) or name, cell) for name, kind, cell in self._all() if cell.promised
+        ]
+        rounded = list(dict.fromkeys(what for what, cell in promised if not cell.same_bits))
+        exact = dict.fromkeys(what for what, _ in promised if what not in rounded)
+        if not rounded:
+            return "to the last bit"
+        return f"within rounding ({', '.join(rounded)}) or to the last bit ({', '.join(exact)})"
+
+    def unpromised(self) -> list[str]:
+        """Return the names of values that differ as they may."""
+        return [name for name, _, cell in self._all() if not cell.promised and not cell.same_bits]
 
     def table(self) -> str:
         """Return a row for every name: the largest difference of each kind, or "equal bits"."""
@@ -145,6 +178,8 @@ def _words(cell: Cell | None) -> str:
         return ""
     if cell.same_bits:
         return "equal bits"
+    if not cell.promised:
+        return "differs"
     words = "differs" if cell.difference is None else f"off by {cell.difference:.1e}"
     return f"{words} FAILED" if cell.failed_at else f"{words}, {cell.share:.0%} of its bound"
 

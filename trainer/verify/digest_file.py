@@ -11,6 +11,9 @@ from trainer.errors import UserError
 # Keys that may differ between two launches that must train alike; all others must be equal.
 _MAY_DIFFER = (
     "layout.",
+    "memory.",
+    "plan.",
+    "logger",
     "schedule",
     "threads",
     "verify.",
@@ -105,5 +108,6 @@ class DigestFile:
             if ours.get(key) != theirs.get(key):
                 raise UserError(
                     f"verify.against={path} was saved with {key}={theirs.get(key)}, but here it is "
-                    f"{ours.get(key)}: bits are equal across stages and schedules only if all else is"
+                    f"{ours.get(key)}: bits are equal across stages, schedules and recomputation only "
+                    "if all else is equal"
                 )

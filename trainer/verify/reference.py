@@ -43,6 +43,9 @@ class Reference:
         replicas: The launch's number of replicas.
         steps: The number of steps of the full run, which learning-rate schedules depend on.
         device: The device to compute on, of the same kind as the launch's.
+
+    Attributes:
+        modules: Every layer's, by name.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Reference:
         self._replicas = replicas
         self._steps = steps
         self._device = device
-        self._modules = build_modules(model, config.train.seed, device)
+        self.modules = self._modules = build_modules(model, config.train.seed, device)
         self._loss_module = copy.deepcopy(model.loss)
         named = dict(self._modules)
         if isinstance(self._loss_module, nn.Module):
@@ -65,11 +68,7 @@ class Reference:
         ]
         warm_start(config.checkpoint, layers, model)
         self._optimizer = build_optimizer(config.optimizer, layers)
-        self._parameters = {
-            f"{layer}/{name}": parameter
-            for layer, module in named.items()
-            for name, parameter in module.named_parameters()
-        }
+        self._parameters = _by_name(named, nn.Module.named_parameters)
         self._named = named
         self._owners = {  # by copy of a tied parameter
             f"{layer.name}/{tie.parameter}": f"{tie.owner}/{tie.owner_parameter}"
@@ -166,15 +165,17 @@ class Reference:
         """
         if kind == "gradient":
             return self._errors.get(name)
-        buffers = self._buffers() if kind == "buffer" else {}
-        return buffers[name].abs() * 1e-5 + 1e-6 if name in buffers else None
+        return self._buffers()[name].abs() * 1e-5 + 1e-6 if self.is_statistic(kind, name) else None
+
+    def is_statistic(self, kind: str, name: str) -> bool:
+        """Return whether a value is one of a batch normalization's running statistics."""
+        buffer = self._buffers().get(name) if kind == "buffer" else None
+        return buffer is not None and any(
+            buffer is each for norm in self._statistics for each in norm.module.buffers()
+        )
 
     def _buffers(self) -> Named:
-        return {
-            f"{layer}/{name}": buffer
-            for layer, module in self._named.items()
-            for name, buffer in module.named_buffers()
-        }
+        return _by_name(self._named, nn.Module.named_buffers)
 
     @torch.no_grad()
     def validate(self, samples: int) -> float:
@@ -275,6 +276,11 @@ class Reference:
 
     def _with_copies(self, owned: Named) -> Named:
         return owned | {use: owned[owner] for use, owner in self._owners.items() if owner in owned}
+
+
+def _by_name(modules: dict[str, nn.Module], tensors: Callable[[nn.Module], Any]) -> Named:
+    named = ((f"{layer}/{name}", t) for layer, module in modules.items() for name, t in tensors(module))
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in named}  # of `torch.compile`
 
 
 def _sum(numbers: Iterable[float]) -> float:

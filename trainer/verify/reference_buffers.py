@@ -14,7 +14,7 @@ class Statistics:
     """The running statistics of a batch normalization, computed from all its inputs of a step at once."""
 
     def __init__(self, module: Any, *, frozen: bool) -> None:
-        self._module = module
+        self.module = module
         self._frozen = frozen
         self._before = _copies(module)
         self._inputs: list[Tensor] = []
@@ -22,7 +22,7 @@ class Statistics:
 
     def update(self, *, skipped: bool) -> None:
         """Undo the forwards' updates and, unless the step is skipped, update the statistics once."""
-        module = self._module
+        module = self.module
         for name, buffer in module.named_buffers():
             buffer.copy_(self._before[name])
         if not self._frozen and not skipped:

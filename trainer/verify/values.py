@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainer.models.names import plain_name, plain_parameters
 from trainer.pipeline.layer import BuiltLayer
 from trainer.run import Run
 from trainer.verify.comparison import one_nan
@@ -27,7 +29,7 @@ class Values:
         self._gradients = {
             f"{layer.name}/{name}": parameter.grad.clone()
             for layer in self._run.layers
-            for name, parameter in layer.module.named_parameters()
+            for name, parameter in plain_parameters(layer.module).items()
             if parameter.grad is not None
         }
 
@@ -52,9 +54,14 @@ class Values:
                 group.send_bytes(save(on_host), 0)
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of every value, by "kind layer/name"."""
+        """Return the SHA-256 of every value, by "kind layer/name".
+
+        The kinds are those of `KINDS`, and "statistic" for buffers that are running statistics.
+        """
         return {
-            f"{kind} {name}": _sha256(value)
+            f"{'statistic' if kind == 'buffer' and _is_statistic(layer, value) else kind} {name}": sha256(
+                value
+            )
             for layer in self._run.layers
             for kind in KINDS
             for name, value in self._of(layer, kind).items()
@@ -62,13 +69,19 @@ class Values:
 
     def _of(self, layer: BuiltLayer, kind: str) -> Named:
         if kind == "gradient":
-            names = [f"{layer.name}/{name}" for name, _ in layer.module.named_parameters()]
+            names = [f"{layer.name}/{name}" for name in plain_parameters(layer.module)]
             return {name: self._gradients[name] for name in names if name in self._gradients}
         module = layer.module
         named = module.named_buffers() if kind == "buffer" else module.named_parameters()
-        return {f"{layer.name}/{name}": value.detach() for name, value in named}
+        return {f"{layer.name}/{plain_name(name)}": value.detach() for name, value in named}
 
 
-def _sha256(tensor: Tensor) -> str:
+def _is_statistic(layer: BuiltLayer, value: Tensor) -> bool:
+    norms = (module for module in layer.module.modules() if isinstance(module, _BatchNorm))
+    return any(buffer.data_ptr() == value.data_ptr() for norm in norms for buffer in norm.buffers())
+
+
+def sha256(tensor: Tensor) -> str:
+    """Return the digest of a tensor's bits; all NaNs count as the same."""
     data = one_nan(tensor.cpu()).contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(data.data).hexdigest()

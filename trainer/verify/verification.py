@@ -1,6 +1,8 @@
 """Train a few steps as launched; compare each with a single process, or with another launch's digests."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -8,10 +10,13 @@ from trainer.checkpoint.warm_start import warm_start
 from trainer.evaluation import evaluate
 from trainer.metrics.headline import headline
 from trainer.metrics.progress import write_lines
-from trainer.run import Run, changing_buffers
+from trainer.models.model import Model
+from trainer.models.own import build_own
+from trainer.run import Run
 from trainer.step import StepResult, TrainStep
 from trainer.train import last_step
-from trainer.verify.comparison import Comparison
+from trainer.verify.bisection import find_operation
+from trainer.verify.comparison import Cell, Comparison
 from trainer.verify.digest_file import DigestFile, StepDigests
 from trainer.verify.reference import Reference
 from trainer.verify.values import Values
@@ -35,16 +40,17 @@ def verify(run: Run) -> bool:
     for step in range(1, config.steps + 1):
         result = train_step.run(step, (step - 1) * run.config.batch.global_size)
         everyone = run.world.all_gather_objects(values.digests())
-        _compare_replicas(run, step, everyone, replicas, changing_buffers(run))
+        _compare_replicas(run, step, everyone, replicas)
         digests = {key: digest for theirs in everyone for key, digest in theirs.items()}
         seen.steps.append(StepDigests(step, result.summary.loss, result.summary.grad_norm, digests))
         judge.step(step, result)
     judge.end()
     if config.save is not None and run.world.rank == 0:
         seen.write(Path(config.save))
-    if run.world.rank == 0:
-        _report(run, judge.words, comparison, replicas.failures())
     failed: bool = run.world.all_gather_objects(bool(comparison.failures() + replicas.failures()))[0]
+    reason = judge.reason() if failed else None
+    if run.world.rank == 0:
+        _report(run, judge.words, comparison, replicas, reason)
     return not failed
 
 
@@ -58,6 +64,9 @@ class _Judge(Protocol):
 
     def end(self) -> None:
         """Compare the final values after the last step; every rank must call it."""
+
+    def reason(self) -> str | None:
+        """Return, on rank 0, why something failed, if that can be found; every rank must call it."""
 
 
 def _judge(run: Run, values: Values, seen: DigestFile, comparison: Comparison) -> _Judge:
@@ -82,7 +91,7 @@ class _OneProcess:
         if run.world.rank == 0:
             self._reference = Reference(
                 run.config,
-                run.model,
+                _with_own_modules(run.model),
                 run.data,
                 replicas=run.plan.layout.replicas,
                 steps=last_step(run, 0, 0),
@@ -119,6 +128,18 @@ class _OneProcess:
             # Running statistics may differ by rounding.
             allowed = abs(expected) * 1e-5 if self._reference.values("buffer") else 0.0
             self._comparison.number(steps, VALIDATION, seen=seen, expected=expected, allowed=allowed)
+
+    def reason(self) -> str | None:
+        """Name the first operation that differs by itself, or else where the differences begin."""
+        modules = {} if self._reference is None else self._reference.modules
+        steps, cells = self._run.config.verify.steps, self._comparison.cells
+        other_weights = {
+            name.partition("/")[0]
+            for name, of in cells.items()
+            if "weight" in of and of["weight"].failed_at is not None
+        }
+        found = find_operation(self._run, modules, steps, other_weights)
+        return found if found is not None or self._reference is None else _where_it_begins(cells)
 
     def _compare(self, step: int, kind: str) -> None:
         """Compare the gradients, weights or buffers of all layers, one layer at a time."""
@@ -162,6 +183,10 @@ class _Digests:
     def end(self) -> None:
         """Do nothing: the validation loss follows from the weights."""
 
+    def reason(self) -> str | None:
+        """Return None: the other launch has ended."""
+        return None
+
 
 class _NoReference:
     """No reference: only replicas are compared."""
@@ -174,36 +199,58 @@ class _NoReference:
     def end(self) -> None:
         """Do nothing."""
 
+    def reason(self) -> str | None:
+        """Return None."""
+        return None
 
-def _compare_replicas(
-    run: Run,
-    step: int,
-    everyone: list[dict[str, str]],
-    comparison: Comparison,
-    changing: Collection[str],
-) -> None:
-    """Compare replicas with the first: equal bits, except in buffers that forwards change."""
+
+def _compare_replicas(run: Run, step: int, everyone: list[dict[str, str]], comparison: Comparison) -> None:
+    """Compare every replica with the first: all must have equal bits, except for what forwards change."""
     layout = run.plan.layout
     for rank, theirs in enumerate(everyone):
         first = everyone[layout.group_rank(rank)]
         for key in theirs | first:
-            if key.removeprefix("buffer ") in changing:
-                continue
             if theirs.get(key) != first.get(key):
                 kind, _, name = key.partition(" ")
                 words = f"{kind} on replica {layout.replica(rank)} (rank {rank})"
-                comparison.digest(step, name, words, seen=theirs.get(key), expected=first.get(key))
+                promised = kind != "buffer"  # each replica changes them by its own micro-batches
+                comparison.digest(
+                    step, name, words, seen=theirs.get(key), expected=first.get(key), promised=promised
+                )
 
 
-def _report(run: Run, against: str, comparison: Comparison, between_replicas: list[str]) -> None:
+def _with_own_modules(model: Model) -> Model:
+    """Return the model with layers that never return the launch's modules, even if those existed before."""
+    return replace(
+        model, layers=tuple(replace(layer, build=partial(build_own, layer.build)) for layer in model.layers)
+    )
+
+
+def _where_it_begins(cells: Mapping[str, Mapping[str, Cell]]) -> str | None:
+    """Return the last layer whose gradient failed, from which a backward passes differences on."""
+    if any(cell.failed_at for cell in cells.get(LOSS, {}).values()):
+        return None
+    failed = [(of["gradient"].failed_at, name) for name, of in cells.items() if "gradient" in of]
+    steps = [step for step, _ in failed if step is not None]
+    if not steps:
+        return None
+    last = [name for step, name in failed if step == min(steps)][-1].partition("/")[0]
+    return f"the losses are equal; going backwards, the first layer whose gradients differ is {last!r}"
+
+
+def _report(run: Run, against: str, comparison: Comparison, replicas: Comparison, reason: str | None) -> None:
     """Print the table, and the failures or that there are none."""
-    steps, failures = run.config.verify.steps, [*comparison.failures(), *between_replicas]
+    steps, failures = run.config.verify.steps, [*comparison.failures(), *replicas.failures()]
     lines = [headline(run), f"{steps} step{'s' * (steps > 1)} against {against}", ""]
     lines += [*comparison.table().splitlines(), ""]
     lines += [f"FAILED  {failure}" for failure in failures[:_SHOWN]]
     if len(failures) > _SHOWN:
         lines.append(f"FAILED  and {len(failures) - _SHOWN} more")
+    if reason is not None:
+        lines.append(f"found: {reason}")
+    free = dict.fromkeys([*comparison.unpromised(), *replicas.unpromised()])
+    if free:
+        lines.append(f"note: a buffer that a forward changes may depend on the layout: {', '.join(free)}")
     if not failures:
-        how = "to the last bit" if comparison.same_bits else "within rounding"
-        lines.append(f"the layout does not change the training: everything is equal {how}")
+        lines.append(f"the layout does not change the training: everything is equal {comparison.verdict()}")
     write_lines("\n".join(lines))
