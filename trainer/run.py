@@ -121,6 +121,11 @@ class Run:
                 on_layer_done=_both(remote.progress, self.replication.progress),
                 recompute=[partition.recompute[layer.index] for layer in layers],
                 precision=Precision(COMPUTE_TYPES[config.precision]),
+                # Where the costs are a guess, the first forward shows it.
+                writes=[
+                    cost.writes_inputs and cost.warning is None
+                    for cost in (partition.costs[layer.index] for layer in layers)
+                ],
                 loss_layer=loss_layer if stage == layout.stages - 1 else None,
             )
             for stage, layers in built.items()

@@ -169,7 +169,7 @@ class ForwardBuffers:
 
 
 def _versions(tensors: Sequence[Tensor]) -> int:
-    return sum(tensor._version for tensor in tensors)
+    return sum(int(tensor._version) for tensor in tensors)
 
 
 def _get(slot: _Slot) -> Tensor | None:

@@ -39,6 +39,7 @@ class LayerForward:
         precision: The precision that it computes in.
         convert: Converts each of its outputs.
         recomputed: Whether backwards run its forward again.
+        writes: Whether it is known to write into its inputs.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class LayerForward:
         precision: Precision,
         convert: Callable[[Tensor], Tensor],
         recomputed: bool,
+        writes: bool = False,
     ) -> None:
         self.layer = layer
         self.buffers = ForwardBuffers(layer.module, recomputed=recomputed)
@@ -58,7 +60,7 @@ class LayerForward:
         self._precision = precision
         self._convert = convert
         self._recomputed = recomputed
-        self._inputs = WritableInputs()
+        self._inputs = WritableInputs(writes=writes)
         # By micro-batch, for the forward that runs again: what the first one found, and what it handed on.
         self._first: dict[int, tuple[Found, Outputs]] = {}
 

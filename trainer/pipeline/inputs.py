@@ -22,11 +22,15 @@ _WRITES_INTO_LEAF = ("leaf Variable that requires grad", "used in an in-place op
 
 
 class WritableInputs:
-    """Calls one piece of custom code, with copies of its inputs if it writes into them."""
+    """Calls one piece of custom code, with copies of its inputs if it writes into them.
 
-    def __init__(self) -> None:
+    Args:
+        writes: Whether it is known to.
+    """
+
+    def __init__(self, *, writes: bool = False) -> None:
         # By whether gradients are enabled, then by whether the inputs need them; missing: not known yet.
-        self._writes: dict[tuple[bool, bool], bool] = {}
+        self._writes: dict[tuple[bool, bool], bool] = {(True, True): True} if writes else {}
 
     def call(
         self,

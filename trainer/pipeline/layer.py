@@ -50,8 +50,3 @@ def dense_gradient(parameter: nn.Parameter) -> Tensor:
     elif parameter.grad.layout is not torch.strided:
         parameter.grad = parameter.grad.to_dense()
     return parameter.grad
-
-
-def works_in_place(layer: nn.Module) -> bool:
-    """Return whether a module within a layer, such as `nn.ReLU(inplace=True)`, may overwrite its input."""
-    return any(getattr(module, "inplace", False) for module in layer.modules())

@@ -57,6 +57,7 @@ class Stage:
         recompute: By layer, what its backward recomputes; None: nothing.
         precision: The precision of the layers.
         loss_layer: The loss, if it has parameters; else None.
+        writes: By layer, whether it is known to write into its inputs.
 
     Attributes:
         parts: What has parameters: the layers and, if it has some, the loss.
@@ -75,6 +76,7 @@ class Stage:
         recompute: Sequence[Recompute] | None = None,
         precision: Precision = Precision(),  # noqa: B008  (frozen)
         loss_layer: BuiltLayer | None = None,
+        writes: Sequence[bool] | None = None,
     ) -> None:
         self.index = index
         self.layers = tuple(layers)
@@ -92,8 +94,11 @@ class Stage:
                 if loss is not None and layer is layers[-1]
                 else precision.between_layers,
                 recomputed=recompute is not Recompute.NONE,
+                writes=writes,
             )
-            for layer, recompute in zip(self.layers, self._recompute, strict=True)
+            for layer, recompute, writes in zip(
+                self.layers, self._recompute, writes or [False] * len(layers), strict=True
+            )
         ]
         self._loss = None if loss is None else LossForward(loss, device, randomness)
         self._tapes: dict[int, _Tape] = {}

@@ -15,7 +15,6 @@ from torch.utils.flop_counter import flop_registry
 from trainer.activation import ActivationSpec, TreeSpec, flatten, spec_of, unflatten
 from trainer.models.names import plain_parameters
 from trainer.pipeline.kernel_mode import KernelMode
-from trainer.pipeline.layer import works_in_place
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.tensor_bytes import LiveBytes, memory_of, tensors_in
 from trainer.pipeline.weight_gradients import Deferral, Deferred
@@ -76,13 +75,11 @@ class Trial:
     def run(self) -> ActivationSpec:
         """Count both passes; return the outputs' types and shapes. Raises whatever the layer raises."""
         module, inputs, nest = self._module, self._inputs, self._nest
-        given = [
-            leaf.clone() for leaf in inputs
-        ]  # as within a network, no leaves: writing into them is allowed
+        given = [leaf.clone() for leaf in inputs]  # no leaves, as within a network: it may write into them
         self._forward.watch(given)
         with self._forward:
             tensors, output_nest = flatten(module(unflatten(given, nest)))
-        self._copied = works_in_place(module) or self._forward.writes
+        self._copied = self._forward.writes
         outputs = [tensor for tensor in tensors if tensor.requires_grad]
         gradients = [torch.empty_like(tensor) for tensor in outputs]
         with self._backward:

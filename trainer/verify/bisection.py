@@ -105,4 +105,6 @@ def _difference(
 
 
 def _moved(activation: Activation, device: torch.device) -> Any:
-    return tree_map(lambda leaf: leaf.detach().to(device, copy=True) if isinstance(leaf, Tensor) else leaf, activation)
+    return tree_map(
+        lambda leaf: leaf.detach().to(device, copy=True) if isinstance(leaf, Tensor) else leaf, activation
+    )
