@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from tests.support.alone import Alone
-from trainer.checkpoint.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
+from trainer.checkpoint.checkpoint import Checkpoint
+from trainer.checkpoint.folders import find_checkpoint, remove_old
+from trainer.checkpoint.save import save_checkpoint
+from trainer.checkpoint.schema import Progress
 from trainer.errors import UserError
 from trainer.models.model import Layer, Tie
 from trainer.pipeline.build import build_layer

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from tests.support.alone import Alone
 from tests.support.one_process import CPU
-from trainer.checkpoint.checkpoint import Progress, save_checkpoint
+from trainer.checkpoint.save import save_checkpoint
+from trainer.checkpoint.schema import Progress
 from trainer.checkpoint.warm_start import warm_start
 from trainer.config.schema import AdamWConfig, CheckpointConfig
 from trainer.errors import UserError

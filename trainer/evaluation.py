@@ -3,6 +3,7 @@
 import numpy as np
 
 from trainer.distributed.layout import micro_batch_sizes, share
+from trainer.optim.modes import evaluating
 from trainer.pipeline.loss import count_of
 from trainer.pipeline.micro_batches import MicroBatches, split_batch
 from trainer.run import Run
@@ -31,7 +32,8 @@ def evaluate(run: Run, samples: int) -> float | None:
         read_targets=run.holds_last_stage,
     )
     schedule = evaluation_schedule(run.plan.layout.placement, len(mine))
-    losses = run.engine.infer(run.actions(schedule), source)
+    with evaluating(run.optimizer):
+        losses = run.engine.infer(run.actions(schedule), source)
     ours = [losses[i].item() for i in range(len(losses))]
     counts = [count_of(run.model.loss, [target]) for target in source.all_targets()]
     return _mean(run, ours, counts)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trainer.activation import Activation
 from trainer.config.schema import GenerateConfig
+from trainer.optim.modes import evaluating
 from trainer.pipeline.source import TokenSource
 from trainer.run import Run
 from trainer.schedule.assemble import generation_schedule
@@ -75,5 +76,6 @@ def generate(run: Run) -> str | None:
     text = Text(prompt, config.tokens, run.context(), config, derive(run.config.train.seed, "generate"))
     run.randomness.step, run.randomness.first_micro_batch = None, 0
     schedule = generation_schedule(run.plan.layout.placement, config.tokens)
-    run.engine.infer(run.actions(schedule), text)
+    with evaluating(run.optimizer):
+        run.engine.infer(run.actions(schedule), text)
     return tokenizer.decode(text.tokens) if run.world.rank == 0 else None

@@ -1,10 +1,16 @@
 """Restores the state that a run starts from, and saves checkpoints to resume from."""
 
 import logging
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from trainer.checkpoint.checkpoint import Checkpoint, Progress, find_checkpoint, remove_old, save_checkpoint
+from trainer.checkpoint.checkpoint import Checkpoint, Restoration
+from trainer.checkpoint.expected import Expected, first_step
+from trainer.checkpoint.folders import candidates, remove_old, remove_partial
+from trainer.checkpoint.save import save_checkpoint
+from trainer.checkpoint.schema import DamagedError, Progress
 from trainer.checkpoint.warm_start import warm_start
 from trainer.distributed.world import versions
 from trainer.errors import TrainingError, UserError
@@ -19,31 +25,74 @@ _log = logging.getLogger(__name__)
 def restore(run: Run, folder: RunFolder) -> tuple[int, int, str]:
     """Load the checkpoint that the run starts from, if any.
 
+    With `checkpoint.resume=auto` that is the newest one that is whole; damaged ones are passed over.
+
     Returns:
         The steps done, the samples seen, and a phrase on their origin for the log; empty for new weights.
 
     Raises:
-        UserError: The checkpoint does not fit the run.
+        UserError: The checkpoint does not fit the run, or there are only damaged ones.
     """
-    path = find_checkpoint(run.config.checkpoint.resume, folder.checkpoints)
+    found = candidates(run.config.checkpoint.resume, folder.checkpoints)
     # All ranks must start from the same one, even if a network file system lists files late.
-    run.world.agree("checkpoint", {"checkpoint.resume": path and path.name})
-    if path is None:
+    run.world.agree("checkpoint", {"checkpoint.resume": found[0].name if found else None})
+    if run.world.rank == 0:
+        remove_partial(folder.checkpoints)
+    if not found:
         folder.forget_after(0)
         warm = warm_start(run.config.checkpoint, run.layers, run.model)
         run.world.agree("checkpoint", {"checkpoint.warm_start": warm and warm.name})
         return 0, 0, f", warm start from {warm}" if warm else ""
-    checkpoint = Checkpoint(path)
-    checkpoint.check_model(run.model.parts)
-    progress = checkpoint.progress()
-    _check_data(run, path, progress)
-    checkpoint.restore(run.layers, run.optimizer, run.config.optimizer.name)
+    names = run.world.all_gather_objects([path.name for path in found])[0]
+    path, progress = _restore_first_whole(run, [found[0].with_name(name) for name in names])
     if run.loss_scale is not None and progress.loss_scale is not None:
         run.loss_scale = LossScale(**progress.loss_scale)
     run.replication.restore(progress.replication)
     folder.forget_after(progress.step)
     _log.info("resumed from %s", path)
     return progress.step, progress.samples, f", resumed after step {progress.step}"
+
+
+def _restore_first_whole(run: Run, paths: Sequence[Path]) -> tuple[Path, Progress]:
+    """Load the first checkpoint that no rank finds damaged; return its path and its progress.
+
+    Raises:
+        UserError: On every rank alike: all of them are damaged. On any rank: one does not fit the run.
+    """
+    expected = first_step(run.optimizer)
+    first_problem = None
+    for path in paths:
+        ready, problem = None, None
+        try:
+            ready = _prepare(run, path, expected)
+        except DamagedError as error:
+            problem = str(error)
+        problem = next(filter(None, run.world.all_gather_objects(problem)), None)
+        if problem is None and ready is not None:
+            restoration, progress = ready
+            restoration.apply(run.optimizer)
+            return path, progress
+        first_problem = first_problem or problem
+        if len(paths) > 1:
+            _log.warning("passed over: %s", problem)
+            if run.world.rank == 0 and path != paths[-1]:
+                print(f"trainer: passed over a checkpoint: {problem}", file=sys.stderr, flush=True)
+    more = f"; none of the {len(paths)} checkpoints beside it is whole" if len(paths) > 1 else ""
+    raise UserError(f"{first_problem}{more}; checkpoint.resume=none starts from new weights")
+
+
+def _prepare(run: Run, path: Path, expected: Expected) -> tuple[Restoration, Progress]:
+    """Read and check what this rank needs of a checkpoint.
+
+    Raises:
+        DamagedError: It is damaged.
+        UserError: It does not fit the run.
+    """
+    checkpoint = Checkpoint(path)
+    progress = checkpoint.progress()
+    checkpoint.check_model(run.model.parts)
+    _check_data(run, path, progress)
+    return checkpoint.prepare(run.layers, run.optimizer, run.config.optimizer.name, expected), progress
 
 
 def _check_data(run: Run, path: Path, progress: Progress) -> None:
@@ -66,6 +115,9 @@ def save(run: Run, folder: RunFolder, step: int, samples_seen: int) -> Path:
     """Write a checkpoint; return its folder.
 
     The first replica writes it: the others hold the same state, except for sharded state.
+
+    Raises:
+        UserError: It cannot be written.
     """
     _check_finite(run, step)
     config, gathers = run.config, run.replication.gathers_state
@@ -89,7 +141,7 @@ def save(run: Run, folder: RunFolder, step: int, samples_seen: int) -> Path:
             replicas=run.groups.data_parallel if gathers else None,
         )
         if run.world.rank == 0:
-            remove_old(folder.checkpoints, config.checkpoint.keep)
+            remove_old(folder.checkpoints, config.checkpoint.keep, step)
     return folder.checkpoint(step)
 
 

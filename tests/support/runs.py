@@ -64,9 +64,14 @@ class Finished:
         """Return the text that the model wrote at the end."""
         return self.result.out.partition("the model writes:\n")[2]
 
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
     def checkpoint(self, step: int) -> Path:
         """Return the folder of a checkpoint."""
-        return self.folder / "checkpoints" / f"step-{step:08d}"
+        return self.checkpoints / f"step-{step:08d}"
 
     def layer_files(self, step: int) -> dict[str, bytes]:
         """Return the layers' files in a checkpoint."""

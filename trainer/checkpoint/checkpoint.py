@@ -3,204 +3,101 @@
     checkpoints/step-00000100/
         layers/embedding.safetensors    the layer's weights, buffers and optimizer state
         layers/...
+        optimizer.json                  what the optimizer keeps for all parameters, if anything
         progress.json                   steps and samples so far, seed, versions
         manifest.json                   the model's layers, and the size and SHA-256 of every file
 
 A checkpoint does not depend on the layout, and loading it unpickles nothing. It is written under another name
 and renamed when complete; a folder without a manifest is not a checkpoint.
+
+Nothing in it is taken on trust: a right digest shows that a file is what was written, not that it belongs
+here. Format 1 has neither `optimizer.json` nor the layer's name and step in a layer's file.
 """
 
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
 
-from trainer.checkpoint.packing import (
-    Packed,
-    gather_shards,
-    optimizer_state,
-    pack_layer,
-    persistent_buffers,
-    to_bytes,
-    unpack,
-)
-from trainer.distributed.world import Communicator
+from trainer.checkpoint.expected import Expected, first_step
+from trainer.checkpoint.packing import Packed, not_finite, persistent_buffers, unpack
+from trainer.checkpoint.schema import DamagedError, Progress, read_manifest, read_progress
+from trainer.checkpoint.shared_state import read_shared
 from trainer.errors import UserError
 from trainer.models.model import Layer
 from trainer.models.names import Name, own_name
 from trainer.pipeline.layer import BuiltLayer
 
-FORMAT = 1
-_PARTIAL = ".partial"
 
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a run.
+@dataclass
+class Restoration:
+    """What a checkpoint has for a rank, checked; nothing is loaded yet.
 
     Attributes:
-        step: Optimizer steps done.
-        samples: Samples trained on since the start of the run: the position in the data.
-        seed: The run's seed.
-        optimizer: The optimizer's name; its state fits no other optimizer.
-        versions: The versions of the software that made it.
-        data: The data's fingerprint; None in checkpoints from before it was saved.
-        loss_scale: The attributes of the run's `LossScale`; None without one, and in older checkpoints.
-        replication: The state of the replication strategy.
+        copies: Parameters and buffers, each with its saved value.
+        states: The optimizer's state of parameters.
+        shared: Puts back what the optimizer keeps for all parameters.
     """
 
-    step: int
-    samples: int
-    seed: int
-    optimizer: str
-    versions: dict[str, str]
-    data: str | None = None
-    loss_scale: dict[str, Any] | None = None
-    replication: dict[str, Any] = field(default_factory=dict)
+    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    states: dict[nn.Parameter, dict[Any, Any]] = field(default_factory=dict)
+    shared: Callable[[], None] = lambda: None
 
-
-def save_checkpoint(
-    folder: Path,
-    layers: Sequence[BuiltLayer],
-    optimizer: torch.optim.Optimizer | None,
-    progress: Progress,
-    group: Communicator,
-    *,
-    replicas: Communicator | None = None,
-) -> Path:
-    """Write a checkpoint together: each rank of one model-parallel group writes its own layers.
-
-    Args:
-        folder: The folder of checkpoints; all ranks must share it.
-        layers: This rank's layers.
-        optimizer: This rank's optimizer.
-        progress: The run's progress.
-        group: The model-parallel group; all its ranks call this.
-        replicas: The data-parallel group, if the optimizer is sharded: all its ranks call this, and all
-            others send their shards to the first, layer by layer.
-
-    Returns:
-        The checkpoint's folder.
-
-    Raises:
-        OSError: The disk is full, or the folder cannot be written.
-    """
-    final = checkpoint_folder(folder, progress.step)
-    if replicas is not None and replicas.rank > 0:
-        for layer in layers:
-            replicas.send_bytes(to_bytes(optimizer_state(layer, optimizer)), 0)
-        return final
-    partial = final.with_name(final.name + _PARTIAL)
-    (partial / "layers").mkdir(parents=True, exist_ok=True)
-    files, described = {}, {}
-    for layer in layers:
-        name = f"layers/{quote(layer.name, safe='')}.safetensors"
-        state = optimizer_state(layer, optimizer)
-        if replicas is not None:
-            state = gather_shards(state, replicas)
-        files[name] = _write(partial / name, pack_layer(layer, state))
-        described[layer.index] = _describe(layer, name)
-    gathered = group.all_gather_objects((files, described))
-    if group.rank == 0:
-        files = {name: entry for theirs, _ in gathered for name, entry in theirs.items()}
-        ordered = sorted(item for _, theirs in gathered for item in theirs.items())
-        files["progress.json"] = _write(partial / "progress.json", _json(asdict(progress)))
-        manifest = {"format": FORMAT, "layers": [entry for _, entry in ordered], "files": files}
-        _write(partial / "manifest.json", _json(manifest))
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _sync(folder)
-    group.barrier()
-    return final
-
-
-def checkpoint_folder(folder: Path, step: int) -> Path:
-    """Return the path of a step's checkpoint in a folder of checkpoints."""
-    return folder / f"step-{step:08d}"
-
-
-def remove_old(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; 0 keeps all."""
-    if keep > 0:
-        for old in _complete(folder)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def find_checkpoint(resume: str, folder: Path) -> Path | None:
-    """Return the checkpoint to start a run from, or None.
-
-    Args:
-        resume: "auto" (the newest in the folder), "none", or the path of a checkpoint or a folder of them.
-        folder: The run's folder of checkpoints.
-
-    Raises:
-        UserError: A path is given, but there is no complete checkpoint.
-    """
-    if resume == "none":
-        return None
-    return _newest(folder) if resume == "auto" else checkpoint_at(resume, "checkpoint.resume")
-
-
-def checkpoint_at(path: str, key: str) -> Path:
-    """Return the checkpoint at a path, or the newest in a folder of checkpoints or of a run.
-
-    Args:
-        path: The path.
-        key: The dotted key that it comes from, for messages.
-
-    Raises:
-        UserError: There is no complete checkpoint.
-    """
-    found = _newest(Path(path))
-    if found is None:
-        raise UserError(
-            f"{key}={path} is not a checkpoint: it has no manifest.json; "
-            "give the folder of a checkpoint (.../checkpoints/step-00000100) or of a run"
-        )
-    return found
+    @torch.no_grad()
+    def apply(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Load it."""
+        for target, saved in self.copies:
+            target.copy_(saved)
+        if optimizer is not None:
+            for parameter, state in self.states.items():
+                optimizer.state[parameter] = state
+            self.shared()
 
 
 class Checkpoint:
     """A saved checkpoint, for reading.
 
     Raises:
-        UserError: The manifest cannot be read, or has another format.
+        DamagedError: The manifest cannot be read, or has another format.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened: dict[str, Packed] = {}
+        self._progress: Progress | None = None
         try:
-            self._manifest = json.loads((path / "manifest.json").read_text())
-            self._layers = {entry["name"]: entry for entry in self._manifest["layers"]}
-            self._files: dict[str, Any] = self._manifest["files"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the checkpoint {path} cannot be read: manifest.json: {error}") from error
-        if self._manifest["format"] != FORMAT:
-            raise UserError(
-                f"the checkpoint {path} has format {self._manifest['format']}; this trainer reads {FORMAT}"
-            )
+            self._manifest = read_manifest((path / "manifest.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise DamagedError(
+                f"the checkpoint {path} cannot be read: manifest.json: {error}: use an older one"
+            ) from error
 
     def progress(self) -> Progress:
-        """Return the progress of its run."""
-        return Progress(**json.loads(self._read("progress.json")))
+        """Return the progress of its run.
+
+        Raises:
+            DamagedError: It cannot be read.
+        """
+        if self._progress is None:
+            data = self._read("progress.json")
+            try:
+                self._progress = read_progress(data)
+            except ValueError as error:
+                raise self._damaged("progress.json", error) from error
+        return self._progress
 
     @property
     def layers(self) -> list[str]:
         """Return the names of its model's layers, in order."""
-        return list(self._layers)
+        return list(self._manifest.layers)
 
     def shapes(self, layer: str) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the parameters that one of its layers owns, by name."""
-        return {name: tuple(shape) for name, shape in self._layers[layer]["parameters"].items()}
+        return dict(self._manifest.layers[layer].parameters)
 
     def check_model(self, layers: Sequence[Layer]) -> None:
         """Raise a UserError unless its model has these layers."""
@@ -219,7 +116,23 @@ class Checkpoint:
         The optimizer gets the state of those parameters that it updates.
 
         Raises:
-            UserError: A parameter has another shape, the optimizer is different, or a file is damaged.
+            UserError: As `prepare`.
+        """
+        expected = first_step(optimizer)
+        self.prepare(layers, optimizer, optimizer_name, expected).apply(optimizer)
+
+    def prepare(
+        self,
+        layers: Sequence[BuiltLayer],
+        optimizer: torch.optim.Optimizer | None,
+        optimizer_name: str,
+        expected: Expected,
+    ) -> Restoration:
+        """Read and check what a rank's layers and its optimizer need.
+
+        Raises:
+            DamagedError: A file is damaged.
+            UserError: A parameter has another shape, or the optimizer is different.
         """
         saved_with = self.progress().optimizer
         if saved_with != optimizer_name:
@@ -227,14 +140,23 @@ class Checkpoint:
                 f"the checkpoint {self.path} was made with optimizer={saved_with}, "
                 f"but this run has optimizer={optimizer_name}"
             )
-        self.restore_weights(layers, self.layers)
+        found = Restoration(self._weights(layers, self.layers, exactly=True))
         if optimizer is None:
-            return
+            return found
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for layer in layers:
             for name, parameter in layer.module.named_parameters():
                 if parameter in held:
-                    self._restore_state(own_name(layer.name, name, layer.ties), parameter, optimizer)
+                    owner = own_name(layer.name, name, layer.ties)
+                    if state := self._state(owner, parameter, expected):
+                        found.states[parameter] = state
+        if self._manifest.has("optimizer.json"):
+            data = self._read("optimizer.json")
+            try:
+                found.shared = read_shared(data, optimizer, expected)
+            except ValueError as error:
+                raise self._damaged("optimizer.json", error) from error
+        return found
 
     def restore_weights(self, layers: Sequence[BuiltLayer], chosen: Collection[str]) -> None:
         """Load only weights and buffers, of the layers whose names are chosen.
@@ -244,101 +166,121 @@ class Checkpoint:
         Raises:
             UserError: A parameter or a buffer has another shape, or a file is damaged.
         """
+        Restoration(self._weights(layers, chosen, exactly=False)).apply()
+
+    def _weights(
+        self, layers: Sequence[BuiltLayer], chosen: Collection[str], *, exactly: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the parameters and buffers of the chosen layers, each with its saved value.
+
+        Args:
+            layers: This rank's layers.
+            chosen: The names of those to load.
+            exactly: Whether training goes on with them: their types must be equal, and they are the weights
+                that train, where the optimizer evaluates other ones.
+        """
+        kind = "training" if exactly else "weight"
+        found: list[tuple[Tensor, Tensor]] = []
         for layer in layers:
             for name, parameter in layer.module.named_parameters():
-                owner, owner_name = own_name(layer.name, name, layer.ties)
-                if owner in chosen:
-                    self._copy(owner, "weight", owner_name, parameter)
+                owner = own_name(layer.name, name, layer.ties)
+                if owner[0] in chosen:
+                    saved = self._tensor(owner, kind, parameter, exactly=exactly)
+                    self._check_finite(owner, parameter, saved)
+                    found.append((parameter, saved))
             if layer.name in chosen:
                 for name, buffer in persistent_buffers(layer.module):
-                    self._copy(layer.name, "buffer", name, buffer)
+                    found.append(
+                        (buffer, self._tensor((layer.name, name), "buffer", buffer, exactly=exactly))
+                    )
+        return found
 
-    @torch.no_grad()
-    def _copy(self, layer: str, kind: str, name: str, target: Tensor) -> None:
-        saved = self._open(layer).tensors.get(f"{kind}.{name}")
+    def _tensor(self, name: Name, kind: str, target: Tensor, *, exactly: bool) -> Tensor:
+        """Return the saved value of a parameter or a buffer."""
+        tensors = self._open(name[0]).tensors
+        if kind == "training" and f"training.{name[1]}" not in tensors:
+            kind = "weight"
+        saved = tensors.get(f"{kind}.{name[1]}")
         if saved is None or saved.shape != target.shape:
             theirs = f"no such {kind}" if saved is None else f"shape {tuple(saved.shape)}"
             raise UserError(
-                f"the checkpoint {self.path} is of another model: {layer}/{name}: {theirs} in the "
+                f"the checkpoint {self.path} is of another model: {'/'.join(name)}: {theirs} in the "
                 f"checkpoint, shape {tuple(target.shape)} in this model"
             )
-        target.copy_(saved)
+        both_float = saved.is_floating_point() and target.is_floating_point()
+        if saved.dtype != target.dtype and (exactly or not both_float):
+            raise self._damaged(
+                self._file(name[0]), f"{kind} {name[1]} is {saved.dtype}, in this model {target.dtype}"
+            )
+        return saved
 
-    def _restore_state(self, name: Name, parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
-        packed = self._open(name[0])
-        prefix = f"optimizer.{name[1]}."
-        state: dict[str, Any] = {
-            key.removeprefix(prefix): tensor.to(parameter.device, copy=True)  # one copy per tied parameter
-            for key, tensor in packed.tensors.items()
-            if key.startswith(prefix)
-        }
-        state |= packed.scalars.get(name[1], {})
-        if state:
-            optimizer.state[parameter] = state
+    def _check_finite(self, name: Name, parameter: nn.Parameter, saved: Tensor) -> None:
+        """Raise if a weight is not finite; one that does not train may be infinite."""
+        if not_finite(saved) and (parameter.requires_grad or bool(saved.isnan().any())):
+            raise self._damaged(self._file(name[0]), f"weight {name[1]} is not finite")
+
+    def _state(self, name: Name, parameter: nn.Parameter, expected: Expected) -> dict[Any, Any]:
+        """Return the optimizer's state of a parameter; one of the copies of each tied parameter."""
+        try:
+            state = self._open(name[0]).state_of(name[1], lambda key: expected.device_of(parameter, key))
+            if state:
+                expected.check(parameter, state)
+        except ValueError as error:
+            raise self._damaged(
+                self._file(name[0]), f"the optimizer's state of {name[1]}: {error}"
+            ) from error
+        return state
+
+    def _file(self, layer: str) -> str:
+        return self._manifest.layers[layer].file
 
     def _open(self, layer: str) -> Packed:
+        """Return the content of a layer's file, which is that of this layer and step."""
         if layer not in self._opened:
-            self._opened[layer] = unpack(self._read(self._layers[layer]["file"]))
+            file = self._file(layer)
+            data = self._read(file)
+            try:
+                packed = unpack(data)
+                self._check_file(layer, packed)
+            except ValueError as error:
+                raise self._damaged(file, error) from error
+            self._opened[layer] = packed
         return self._opened[layer]
+
+    def _check_file(self, layer: str, packed: Packed) -> None:
+        """Raise a ValueError unless a file is that of a layer, as the manifest describes it."""
+        step = self.progress().step
+        labelled = packed.layer is not None or self._manifest.format > 1
+        if (labelled and packed.layer != layer) or packed.step not in (step, None):
+            raise ValueError(
+                f"it is of layer {packed.layer} after step {packed.step}, not of {layer} after step {step}"
+            )
+        found = {
+            key.removeprefix("weight."): tuple(tensor.shape)
+            for key, tensor in packed.tensors.items()
+            if key.startswith("weight.")
+        }
+        if found != self.shapes(layer):
+            raise ValueError("its weights are not those of the manifest")
 
     def _read(self, name: str) -> bytes:
         """Return a file's content, checked against the manifest."""
+        expected = self._manifest.files[name]
         try:
             data = (self.path / name).read_bytes()
-            expected = self._files[name]
-        except (OSError, KeyError) as error:
-            raise UserError(f"the checkpoint {self.path} is incomplete: {name}: {error}") from error
-        if _entry(data) != expected:
-            raise UserError(
+        except OSError as error:
+            raise DamagedError(
+                f"the checkpoint {self.path} is incomplete: {name}: {error}: use an older one"
+            ) from error
+        if (len(data), hashlib.sha256(data).hexdigest()) != (expected.bytes, expected.sha256):
+            raise DamagedError(
                 f"the checkpoint {self.path} is damaged: {name} does not match its manifest "
-                f"({len(data)} bytes, expected {expected['bytes']}; SHA-256 differs): use an older one"
+                f"({len(data)} bytes, expected {expected.bytes}; SHA-256 differs): use an older one"
             )
         return data
 
-
-def _describe(layer: BuiltLayer, file: str) -> dict[str, Any]:
-    shapes = {name: list(parameter.shape) for name, parameter in layer.owned()}
-    return {"name": layer.name, "file": file, "parameters": shapes}
-
-
-def _write(path: Path, data: bytes) -> dict[str, Any]:
-    """Write a file and sync it to disk; return its entry for the manifest."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return _entry(data)
-
-
-def _entry(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _newest(path: Path) -> Path | None:
-    """Return the checkpoint as `checkpoint_at` does, or None."""
-    if (path / "manifest.json").is_file():
-        return path
-    found = _complete(path) or _complete(path / "checkpoints")
-    return found[-1] if found else None
-
-
-def _complete(folder: Path) -> list[Path]:
-    """Return the complete checkpoints of a folder, oldest first."""
-    return sorted(
-        path.parent for path in folder.glob("step-*/manifest.json") if path.parent.suffix != _PARTIAL
-    )
+    def _damaged(self, file: str, problem: object) -> DamagedError:
+        return DamagedError(f"the checkpoint {self.path} is damaged: {file}: {problem}: use an older one")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,16 +1,23 @@
 """The content of a layer's file: weights, buffers and optimizer state, as one safetensors file."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from trainer.checkpoint.values import decode
 from trainer.distributed.world import Communicator
-from trainer.pipeline.layer import BuiltLayer
+
+# A parameter's weight; its weight while it trains, where an optimizer keeps another one; a buffer; the
+# optimizer's state of a parameter.
+KINDS = ("weight", "training", "buffer", "optimizer")
+_CONTENT = "content"  # the entry of the metadata that has what is no tensor
+_SCALARS = "scalars"  # the same in format 1
 
 
 @dataclass(frozen=True)
@@ -19,57 +26,102 @@ class Packed:
 
     Attributes:
         tensors: By "weight.<name>", "buffer.<name>" or "optimizer.<name>.<key>".
-        scalars: The optimizer's state other than tensors, by parameter.
+        state: The optimizer's state by parameter, as `trainer.checkpoint.values` encodes it.
+        layer: The layer; None in files of format 1.
+        step: The step; None for layers that no step changes, and in files of format 1.
+        scalars: Of format 1: the state other than tensors, by parameter. None in later files.
     """
 
     tensors: Mapping[str, Tensor]
-    scalars: Mapping[str, Mapping[str, Any]]
+    state: Mapping[str, Any] = field(default_factory=dict)
+    layer: str | None = None
+    step: int | None = None
+    scalars: Mapping[str, Mapping[str, Any]] | None = None
 
+    def state_of(self, name: str, device_of: Callable[[Any], torch.device]) -> dict[Any, Any]:
+        """Return copies of the optimizer's state of a parameter; empty if there is none.
 
-def optimizer_state(layer: BuiltLayer, optimizer: torch.optim.Optimizer | None) -> Packed:
-    """Return the optimizer's state of a layer's parameters."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for name, parameter in layer.owned():
-        state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{name}.{key}"] = value
-            else:
-                scalars.setdefault(name, {})[key] = value
-    return Packed(tensors, scalars)
+        Args:
+            name: The parameter's.
+            device_of: Returns the device of the tensors of each key.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        if self.scalars is not None:
+            prefix = f"optimizer.{name}."
+            names = {key.removeprefix(prefix): key for key in self.tensors if key.startswith(prefix)}
+            tensors = {key: self.tensors[full].to(device_of(key), copy=True) for key, full in names.items()}
+            return tensors | dict(self.scalars.get(name, {}))
+        copies: dict[str, Tensor] = {}
+        state = {}
+        try:
+            for encoded_key, encoded in self.state[name]["dict"] if name in self.state else ():
+                key = decode(encoded_key, {})
+                state[key] = decode(encoded, self.tensors, device_of(key), copies)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+            raise ValueError(f"the optimizer's state of {name}: {error!r}"[:200]) from error
+        return state
 
 
 def gather_shards(state: Packed, replicas: Communicator) -> Packed:
     """Return a layer's optimizer state, joined with the shards that the other replicas send."""
     for rank in range(1, replicas.size):
         theirs = unpack(replicas.receive_bytes(rank))
-        state = Packed({**state.tensors, **theirs.tensors}, {**state.scalars, **theirs.scalars})
+        state = Packed({**state.tensors, **theirs.tensors}, {**state.state, **theirs.state})
     return state
-
-
-def pack_layer(layer: BuiltLayer, state: Packed) -> bytes:
-    """Return the bytes of a layer's file, with what `state` has of its optimizer."""
-    weights = {f"weight.{name}": parameter for name, parameter in layer.owned()}
-    buffers = {f"buffer.{name}": buffer for name, buffer in persistent_buffers(layer.module)}
-    return to_bytes(Packed({**weights, **buffers, **state.tensors}, state.scalars))
 
 
 def to_bytes(packed: Packed) -> bytes:
     """Return the bytes of a file."""
-    on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in packed.tensors.items()}
-    return save(on_host, metadata={"scalars": json.dumps(packed.scalars, sort_keys=True)})
+    on_host: dict[str, Tensor] = {}
+    storages = set()
+    for key, tensor in packed.tensors.items():
+        copy = tensor.detach().cpu().contiguous()
+        if copy.untyped_storage().data_ptr() in storages:
+            copy = copy.clone()  # safetensors refuses tensors that share memory
+        storages.add(copy.untyped_storage().data_ptr())
+        on_host[key] = copy
+    content = {"layer": packed.layer, "step": packed.step, "state": packed.state}
+    # One entry: safetensors writes several in random order, and equal runs should write equal files.
+    return save(on_host, metadata={_CONTENT: json.dumps(content, sort_keys=True)})
 
 
 def unpack(data: bytes) -> Packed:
-    """Return the content of a file's bytes."""
+    """Return the content of a file's bytes.
+
+    Raises:
+        ValueError: These are not the bytes of such a file.
+    """
     # A safetensors file begins with the length of its JSON header, which holds the metadata.
     length = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    return Packed(load(data), json.loads(metadata.get("scalars", "{}")))
+    if len(data) < 8 or length > len(data) - 8:  # noqa: PLR2004
+        raise ValueError(f"its header has {length} bytes, the file {len(data)}")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        metadata = header.get("__metadata__", {})
+        unknown = sorted({key.partition(".")[0] for key in header} - {*KINDS, "__metadata__"})
+        unknown += sorted(metadata.keys() - {_CONTENT, _SCALARS})
+        if unknown:
+            raise ValueError(f"unknown entries {', '.join(unknown)}: a newer trainer may have made it")
+        tensors = load(data)
+        if _CONTENT not in metadata:
+            scalars = json.loads(metadata.get(_SCALARS, "{}"))
+            return Packed(tensors, scalars={name: dict(state) for name, state in scalars.items()})
+        content = json.loads(metadata[_CONTENT])
+        if content.keys() != {"layer", "step", "state"}:
+            raise ValueError(f"unknown content {', '.join(content)}: a newer trainer may have made it")
+        return Packed(tensors, dict(content["state"]), content["layer"], content["step"])
+    except (SafetensorError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"its header is damaged: {error!r}"[:200]) from error
 
 
 def persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return the buffers that belong to a module's state, by name."""
     saved = module.state_dict(keep_vars=True)
     return [(name, buffer) for name, buffer in module.named_buffers() if name in saved]
+
+
+def not_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor has a NaN or an infinity."""
+    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())

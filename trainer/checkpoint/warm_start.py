@@ -3,7 +3,8 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from trainer.checkpoint.checkpoint import Checkpoint, checkpoint_at
+from trainer.checkpoint.checkpoint import Checkpoint
+from trainer.checkpoint.folders import checkpoint_at
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import UserError
 from trainer.models.model import Model

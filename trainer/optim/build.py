@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from trainer.config.registry import chosen, import_builder
 from trainer.config.schema import GroupConfig, OptimizerConfig
+from trainer.errors import UserError
 from trainer.models.model import Model
 from trainer.models.names import Name, Parameters, chooses, own_name, plain_parameters
+from trainer.optim.initial import remember_initial_values
+from trainer.optim.modes import has_modes
 from trainer.pipeline.layer import BuiltLayer
 
 
@@ -29,8 +32,12 @@ def build_optimizer(
         layers: The rank's layers.
         has: Whether this replica's optimizer updates a trained parameter, rather than another replica's.
 
+    Its initial groups and attributes are remembered: a checkpoint holds what steps change in them. One that
+    trains other weights than it evaluates (see `trainer.optim.modes`) starts in training mode.
+
     Raises:
-        UserError: No optimizer has a configuration of this class, or a custom one cannot be imported.
+        UserError: No optimizer has a configuration of this class, or a custom one cannot be imported or needs
+            something that the trainer does not do.
     """
     members: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for layer in layers:
@@ -53,6 +60,14 @@ def build_optimizer(
     optimizer: torch.optim.Optimizer = build(config, groups)
     for group in optimizer.param_groups:
         group["peak"] = group["lr"]
+    if has_modes(optimizer):
+        if config.sharded:
+            raise UserError(
+                f"optimizer.sharded=true does not work with {type(optimizer).__name__}, which trains other "
+                "weights than it evaluates, and could switch only its own share: set optimizer.sharded=false"
+            )
+        optimizer.train()  # type: ignore[attr-defined]
+    remember_initial_values(optimizer)
     return optimizer
 
 
