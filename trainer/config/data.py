@@ -27,7 +27,9 @@ class TextConfig(DataConfig):
     """Text as tokens, cut into samples of `context` tokens."""
 
     name: str = "text"
-    path: str | None = plain(None, "a file or a folder; null reads the source of Python's standard library")
+    path: str | None = plain(
+        None, "a file or a folder of text; null reads the source of Python's standard library"
+    )
     pattern: str = plain("*", "which files of a folder to read")
     tokenizer: str = plain("bytes", "`bytes`, or the path of a file of the `tokenizers` library")
     context: int = positive(128, "length of a sample; follows `model.context`", unit="tokens")

@@ -42,6 +42,7 @@ class Data:
         fingerprint: A digest of the content; a run starts only if it is equal on all ranks.
         vocabulary: The number of distinct tokens, or None if samples are not tokens.
         tokenizer: Turns text into tokens and back, or None if samples are not text.
+        notes: What a person should know about the data; a run shows it.
     """
 
     training: Dataset
@@ -49,6 +50,7 @@ class Data:
     fingerprint: str
     vocabulary: int | None = None
     tokenizer: "Tokenizer | None" = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
 
 class Tokenizer(Protocol):

@@ -29,11 +29,19 @@ class TextFile:
 
 @dataclass(frozen=True)
 class Source:
-    """A source of text: its title in messages, its root, and its files in reading order."""
+    """A source of text.
+
+    Attributes:
+        title: Its title in messages.
+        root: The file, or the folder.
+        files: Its files in reading order.
+        notes: What a person should know about it.
+    """
 
     title: str
     root: Path
     files: tuple[TextFile, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -44,8 +52,8 @@ class Source:
 def find_text(path: str | None, pattern: str) -> Source:
     """Return the file, or the folder's files, sorted by their relative paths.
 
-    Folders are searched to any depth. Hidden files and folders are skipped, and links to folders are not
-    followed.
+    Folders are searched to any depth, also behind links, each real folder once. Hidden files and folders are
+    skipped.
 
     Args:
         path: A file or a folder; None for the source of this machine's Python standard library.
@@ -61,7 +69,7 @@ def find_text(path: str | None, pattern: str) -> Source:
         raise UserError("data.path is blank: give a file or a folder of text, or null for the default")
     try:
         source = _find(path, pattern)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # a null character; no home for "~"
         raise UserError(f"data.path={path} cannot be read: {error}") from error
     if not source.size:
         raise UserError(f"{source.title} is empty: {len(source.files)} file(s) of 0 bytes")
@@ -72,10 +80,13 @@ def _find(path: str, pattern: str) -> Source:
     root = Path(path).expanduser()
     title = f"data.path={path}"
     if root.is_dir():
-        names = [name for name in _walk(root) if PurePosixPath(name).match(pattern)]
+        found, dangling = _walk(root, follow=True)
+        names = [name for name in found if PurePosixPath(name).match(pattern)]
         if not names:
             raise UserError(f"{title} has no files that match data.pattern={pattern}")
-        return Source(title, root, tuple(_stat(root / name, name) for name in sorted(names)))
+        files = tuple(_stat(root / name, name) for name in sorted(names))
+        lost = (f"{title}: {dangling} links lead nowhere, and were left out",) if dangling else ()
+        return Source(title, root, files, lost)
     if root.is_file():
         return Source(title, root, (_stat(root, root.name),))
     if root.exists():
@@ -87,7 +98,7 @@ def _standard_library() -> Source:
     """Return Python's own modules: about 12 MB of real text that every machine has."""
     root = Path(sysconfig.get_paths()["stdlib"])
     title = f"the Python standard library's source in {root}"
-    names = _walk(root, skip=_NOT_LIBRARY) if root.is_dir() else []
+    names = _walk(root, skip=_NOT_LIBRARY)[0] if root.is_dir() else []
     files = (_stat(root / name, name) for name in sorted(names) if name.endswith(".py"))
     source = Source(title, root, tuple(files))
     if not source.size:
@@ -95,27 +106,41 @@ def _standard_library() -> Source:
     return source
 
 
-def _walk(root: Path, skip: frozenset[str] = frozenset()) -> list[str]:
-    """Return the relative paths of all files below the root that are not hidden.
+def _walk(root: Path, skip: frozenset[str] = frozenset(), *, follow: bool = False) -> tuple[list[str], int]:
+    """Return the relative paths of the files below the root that are not hidden, and how many links are dead.
 
-    They stay plain strings, which are faster than paths: every run walks the standard library twice at start.
+    They are plain strings, which are faster than paths: every run walks the standard library twice at start.
+
+    Args:
+        root: The folder.
+        skip: The names of folders to leave out.
+        follow: Whether to go into folders behind links: after all others, so that each keeps its own name.
     """
-    names = []
+    names: list[str] = []
+    links: list[tuple[str, str]] = []
+    dead = 0
     pending = [(os.fspath(root), "")]
+    seen: set[tuple[int, int]] = set()
     while pending:
         folder, prefix = pending.pop()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_symlink():  # may be dangling or circular
-                    if Path(entry.path).is_file():
+        status = os.stat(folder)  # noqa: PTH116  (a plain string)
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_file():
                         names.append(prefix + entry.name)
-                elif entry.is_file():
-                    names.append(prefix + entry.name)
-                elif entry.is_dir() and entry.name not in skip:
-                    pending.append((entry.path, f"{prefix}{entry.name}/"))
-    return names
+                    elif entry.is_dir() and entry.name not in skip:
+                        below = links if entry.is_symlink() else pending
+                        below.append((entry.path, f"{prefix}{entry.name}/"))
+                    elif entry.is_symlink() and not entry.is_dir():
+                        dead += 1
+        if not pending and follow and links:
+            links.sort(reverse=True)
+            pending.append(links.pop())
+    return names, dead
 
 
 def _stat(path: Path, name: str) -> TextFile:

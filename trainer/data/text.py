@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer.config.schema import TextConfig
 from trainer.data.dataset import Data
 from trainer.data.files import find_text
+from trainer.data.reading import encoding_notes, readable_files, watched
 from trainer.data.tokenizer import build_tokenizer
 from trainer.data.tokens import describe, map_tokens, prepare_cache, token_key, write_tokens
 from trainer.errors import UserError
@@ -64,8 +65,13 @@ def prepare(config: TextConfig) -> None:
     if describe(cache, key) is None:
         prepare_cache(cache)
         _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
-        arrays = tokenizer.encode_files(file.path for file in source.files)
-        write_tokens(cache, key, arrays, tokenizer.vocabulary)
+        texts, notes = readable_files(source, any_bytes=config.tokenizer == "bytes")
+        arrays = tokenizer.encode_files(watched(texts))
+
+        def all_notes() -> list[str]:
+            return [*notes, *encoding_notes(texts, source.title, tokenizer.invalid)]
+
+        write_tokens(cache, key, arrays, tokenizer.vocabulary, all_notes)
 
 
 def load(config: TextConfig) -> Data:
@@ -94,6 +100,7 @@ def load(config: TextConfig) -> Data:
         fingerprint=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
         vocabulary=tokenizer.vocabulary,
         tokenizer=tokenizer,
+        notes=(*source.notes, *description.notes),
     )
 
 

@@ -1,10 +1,11 @@
 """Tokenizers: raw bytes, or a file of the tokenizers library."""
 
 import hashlib
+import io
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,13 @@ _CHARACTERS_PER_CHUNK = 1 << 16
 _CHUNKS_PER_BATCH = 32  # encoded in parallel; about 100 MB while that runs
 
 
+class Openable(Protocol):
+    """A file, such as a path."""
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        """Return a stream of its bytes."""
+
+
 class FileTokenizer(Tokenizer, Protocol):
     """A tokenizer that also reads files of any size, piece by piece."""
 
@@ -25,7 +33,11 @@ class FileTokenizer(Tokenizer, Protocol):
     def digest(self) -> str:
         """Return a digest; tokenizers that give different tokens for the same text have different ones."""
 
-    def encode_files(self, files: Iterable[Path]) -> Iterator[NDArray[Any]]:
+    @property
+    def invalid(self) -> str:
+        """Return what becomes of bytes that are not UTF-8, in words."""
+
+    def encode_files(self, files: Iterable[Openable]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of one file after another, in arrays of unsigned integers."""
 
 
@@ -43,6 +55,7 @@ class ByteTokenizer:
 
     vocabulary = 256
     digest = "bytes"
+    invalid = "their bytes are tokens as they are"
 
     def encode(self, text: str) -> list[int]:
         """Return the bytes of the text."""
@@ -52,7 +65,7 @@ class ByteTokenizer:
         """Return the text of the bytes; invalid UTF-8 becomes U+FFFD."""
         return bytes(tokens).decode("utf-8", errors="replace")
 
-    def encode_files(self, files: Iterable[Path]) -> Iterator[NDArray[Any]]:
+    def encode_files(self, files: Iterable[Openable]) -> Iterator[NDArray[Any]]:
         """Yield the bytes of the files, unchanged even if they are not UTF-8."""
         for file in files:
             with file.open("rb") as stream:
@@ -62,6 +75,8 @@ class ByteTokenizer:
 
 class LibraryTokenizer:
     """A tokenizer of Hugging Face's tokenizers library, from its JSON file."""
+
+    invalid = "such bytes are read as U+FFFD; convert the files to UTF-8 to keep them"
 
     def __init__(self, path: Path) -> None:
         try:
@@ -94,7 +109,7 @@ class LibraryTokenizer:
         """Return the text of the tokens, special ones included."""
         return str(self._library.decode(tokens, skip_special_tokens=False))
 
-    def encode_files(self, files: Iterable[Path]) -> Iterator[NDArray[Any]]:
+    def encode_files(self, files: Iterable[Openable]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of the files' text; invalid UTF-8 is read as U+FFFD.
 
         Long files are split into chunks at line ends (within a line only if it is longer than a chunk). So
@@ -106,8 +121,8 @@ class LibraryTokenizer:
                 yield np.array(encoding.ids, dtype=np.uint32)
 
 
-def _chunks(file: Path) -> Iterator[str]:
+def _chunks(file: Openable) -> Iterator[str]:
     """Yield the file's text in chunks that end at a line end, unless a line is longer than a chunk."""
-    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
+    with io.TextIOWrapper(file.open("rb"), encoding="utf-8", errors="replace", newline="") as stream:
         while chunk := stream.read(_CHARACTERS_PER_CHUNK):
             yield chunk + stream.readline(_CHARACTERS_PER_CHUNK)

@@ -8,7 +8,7 @@ complete.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from trainer.data.files import Source
 from trainer.errors import UserError
 
-_VERSION = 1  # increase it when the same text would give other tokens
+_VERSION = 2  # increase it when the same text would give other tokens
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,13 @@ class Description:
         tokens: The number of tokens.
         dtype: NumPy's name of a token's type, such as "<u2".
         digest: The SHA-256 of the tokens' bytes.
+        notes: What a person should know about how they were read.
     """
 
     tokens: int
     dtype: str
     digest: str
+    notes: Sequence[str] = ()
 
 
 def token_key(source: Source, tokenizer_digest: str) -> str:
@@ -73,8 +75,22 @@ def describe(folder: Path, key: str) -> Description | None:
     return description if size == description.tokens * np.dtype(description.dtype).itemsize else None
 
 
-def write_tokens(folder: Path, key: str, arrays: Iterable[NDArray[Any]], vocabulary: int) -> Description:
-    """Write the token file and its description; another run may safely write them at the same time."""
+def write_tokens(
+    folder: Path,
+    key: str,
+    arrays: Iterable[NDArray[Any]],
+    vocabulary: int,
+    notes: Callable[[], Sequence[str]] = tuple,
+) -> Description:
+    """Write the token file and its description; another run may safely write them at the same time.
+
+    Args:
+        folder: The folder of the token files.
+        key: The tokens' name.
+        arrays: The tokens.
+        vocabulary: The number of distinct tokens.
+        notes: Returns the description's notes, when all tokens are written.
+    """
     dtype = _dtype(vocabulary)
     digest = hashlib.sha256()
     count = 0
@@ -88,7 +104,7 @@ def write_tokens(folder: Path, key: str, arrays: Iterable[NDArray[Any]], vocabul
             count += len(array)
 
     _write_atomically(folder / f"{key}.tokens", write)
-    description = Description(tokens=count, dtype=dtype.str, digest=digest.hexdigest())
+    description = Description(count, dtype.str, digest.hexdigest(), notes())
     content = json.dumps(asdict(description)).encode()
     _write_atomically(folder / f"{key}.json", lambda stream: stream.write(content))
     return description
