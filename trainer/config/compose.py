@@ -24,6 +24,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from trainer.config import schema
 from trainer.config.check import check
+from trainer.config.quoting import quoting_hint
 from trainer.config.registry import GROUPS, choices
 from trainer.distributed import environment
 from trainer.errors import UserError, suggest
@@ -133,7 +134,12 @@ def register(scratch: str = ".") -> None:
 
 
 def _cache(kind: str) -> str:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home, as in many containers
+        raise UserError(
+            f"there is no home folder for the cache of {kind}: give data.cache=FOLDER, or set HOME"
+        ) from None
     return str(Path(root) / "hybrid-trainer" / kind)
 
 
@@ -185,11 +191,23 @@ def explain(error: Exception) -> UserError:
     """Say in one line what Hydra says in many: the key, what is wrong with it, and what is near."""
     if isinstance(error, MissingConfigException):
         return _explain_choice(error)
+    return _ours(error) or _explain_other(error)
+
+
+def _ours(error: BaseException) -> UserError | None:
+    """Return the error of ours that is behind one of OmegaConf's, such as that of `${cache:...}`."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def _explain_other(error: Exception) -> UserError:
     inner = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(inner, "full_key", None)
     first_line = str(inner).strip().splitlines()[0]
     if not key:
-        return UserError(f"the command line is not understood: {first_line}")
+        return _explain_grammar(error, first_line)
     if "not in" in first_line:
         asked = _asked(key) or key
         return UserError(f"there is no key {asked}{suggest(asked, known_keys())}")
@@ -203,6 +221,15 @@ def explain(error: Exception) -> UserError:
     return UserError(
         f"{key}: {first_line}" + (f" Give {key}=[...]" if "not a ListConfig" in first_line else "")
     )
+
+
+def _explain_grammar(error: Exception, complaint: str) -> UserError:
+    """Say how to write what the grammar of overrides does not take."""
+    hint = None
+    if isinstance(error, HydraException):
+        sweep = bool({"-m", "--multirun"} & set(sys.argv[1:]))
+        hint = quoting_hint(sys.argv[1:], complaint, sweep=sweep)
+    return UserError(f"the command line is not understood: {hint or complaint}")
 
 
 def _asked(prefix: str) -> str | None:
