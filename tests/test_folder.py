@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,17 +74,18 @@ def test_one_rank_writes_the_metrics_and_all_ranks_log(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.floats(allow_nan=False))
+@given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_keep_their_bits(tmp_path: Path, number: float) -> None:
     folder = folder_of(tmp_path / "run")
     folder.write(step=1, loss=number)
     assert objects(folder)[-1]["loss"].hex() == number.hex()
 
 
-def test_nan_loss_reads_back(tmp_path: Path) -> None:
+def test_what_strict_json_has_no_number_for_is_null(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run")
     folder.write(step=1, loss=math.nan)
-    assert math.isnan(objects(folder)[0]["loss"])
+    folder.write(step=2, cpu_seconds=[1.5, math.inf])
+    assert objects(folder) == [{"step": 1, "loss": None}, {"step": 2, "cpu_seconds": [1.5, None]}]
 
 
 def test_steps_that_a_resumed_run_repeats_are_dropped(tmp_path: Path) -> None:
@@ -115,3 +118,62 @@ def test_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"run\.dir=.*file/run cannot be written"):
         folder_of(tmp_path / "file" / "run")
+
+
+def test_metrics_that_are_damaged_do_not_stop_a_resume(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "run")
+    good = [b'{"step": 1, "loss": 0.5}', b'{"step": 2, "loss": 0.25}']
+    bad = [b'{"step": 1, "loss\xff": 2}', b'{"step": NaN}', b"[" * 200_000, b'{"step": [1]}', b"\0\0"]
+    folder.metrics.write_bytes(b"\n".join([good[0], *bad, good[1]]) + b"\n")
+    folder.forget_after(1)
+    assert folder.metrics.read_bytes() == good[0] + b"\n"
+    assert (folder.path / "superseded.jsonl").read_bytes() == b"\n".join([*bad, good[1]]) + b"\n"
+
+
+def test_metrics_that_cannot_be_written_do_not_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(tmp_path / "run")
+    folder.metrics.mkdir()
+    (folder.path / "schedule.txt").mkdir()
+    for step in (1, 2):
+        folder.write(step=step)
+        folder.write_text("schedule.txt", "text")
+    folder.forget_after(1)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2
+    for name, line in zip(("metrics.jsonl", "schedule.txt"), warnings, strict=True):
+        assert line.startswith(f"trainer: warning: {folder.path / name} cannot be written (")
+    folder.metrics.rmdir()
+    folder.write(step=3)
+    assert objects(folder) == [{"step": 3}]
+
+
+def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "run")
+    folder.write(step=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (folder.metrics.stat().st_size + 5, before[1]))  # a full disk
+    try:
+        folder.write(step=2)
+        logging.getLogger("somewhere").info("x" * 1000)
+        logging.getLogger("somewhere").info("x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    folder.write(step=3)
+    assert objects(folder) == [{"step": 1}, {"step": 3}]
+
+
+def test_a_rank_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run" / "logs" / "rank1.log").mkdir(parents=True)
+    folder_of(tmp_path / "run", rank=1)
+    assert "trainer: warning: " in capsys.readouterr().err
+
+
+def test_the_folder_is_left_without_a_lock(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "run")
+    assert (folder.path / "lock.json").exists()
+    folder.close()
+    assert not (folder.path / "lock.json").exists()

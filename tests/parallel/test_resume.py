@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.damage import DAMAGES
 from tests.support.launch import Launch, horovodrun
 from tests.support.pools import Pools
 from tests.support.runs import GPT, Finished, Trained
@@ -101,3 +102,89 @@ def kill_after(step: int, ranks: int, overrides: list[str], folder: Path) -> Non
     running = Launch(alone if ranks == 1 else horovodrun(ranks, saving), folder)
     running.wait_for_file(folder / "run" / "checkpoints" / f"step-{step:08d}" / "manifest.json")
     running.kill()
+
+
+def test_damaged_checkpoints_are_passed_over_for_the_newest_whole_one(
+    trained: Trained, small: list[str], pools: Pools, tmp_path: Path
+) -> None:
+    """Each on the ranks that hold what is damaged; then there are only damaged ones."""
+    whole = trained(2)
+    run = Finished(whole.result, shutil.copytree(whole.folder, tmp_path / "run"))
+    shutil.rmtree(run.checkpoint(6))
+    for number, damage in enumerate(DAMAGES.values(), 10):
+        shutil.copytree(run.checkpoint(3), run.checkpoint(number))
+        damage(run.checkpoint(number))
+    (run.checkpoints / "step-00000100").mkdir()
+    shutil.copytree(run.checkpoint(3), run.checkpoints / "step-00000200.partial")
+    overrides = [*small, *GPT, "layout.stages=3", "checkpoint.keep=1"]
+    result = pools.run(3, overrides, tmp_path).check()
+    assert "resumed after step 3" in result.out
+    passed_over = [line for line in result.err.splitlines() if "passed over a checkpoint: " in line]
+    assert len(passed_over) == len(DAMAGES) + 1
+    assert run.losses == whole.losses
+    assert run.layer_files(6) == whole.layer_files(6)
+    assert not list(run.checkpoints.glob("*.partial"))
+    assert not run.checkpoint(3).exists()
+    shutil.rmtree(run.checkpoint(6))
+    refused = pools.run(3, overrides, tmp_path)
+    assert refused.code == 2, refused.err
+    assert len(refused.messages) == 1
+    assert "step-00000100" in refused.messages[0]
+    assert f"none of the {len(DAMAGES) + 1} checkpoints beside it is whole" in refused.messages[0]
+
+
+def test_one_damaged_checkpoint_by_its_path(
+    trained: Trained, small: list[str], pools: Pools, tmp_path: Path
+) -> None:
+    checkpoint = shutil.copytree(trained(2).checkpoint(3), tmp_path / "step-00000003")
+    DAMAGES["layers exchanged"](checkpoint)
+    refused = pools.run(2, [*small, *GPT, f"checkpoint.resume={checkpoint}"], tmp_path)
+    assert refused.code == 2, refused.err
+    assert len(refused.messages) == 1
+    assert "it is of layer block." in refused.messages[0]
+
+
+GROUP_STEP = """
+import torch
+
+class CountsInGroup(torch.optim.Optimizer):
+    def __init__(self, groups, lr):
+        super().__init__(groups, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for p in group["params"]:
+                last = self.state[p].setdefault("last", [])
+                last.append(p.grad.clone())
+                del last[:-3]
+                p.sub_(sum(last) / group["step"], alpha=group["lr"])
+
+class Sums(CountsInGroup):
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups:
+            group["sum"] = sum(float(p.grad.sum()) for p in group["params"])
+"""
+
+
+def test_what_a_custom_optimizer_keeps(small: list[str], pools: Pools, tmp_path: Path) -> None:
+    """Two stages, two replicas, sharded; then three stages. A sum over a rank's parameters is refused."""
+    (tmp_path / "own_optimizer.py").write_text(GROUP_STEP)
+    own = ["optimizer=custom", "optimizer.lr=0.01", "model.blocks=3", "generate.tokens=0", "eval.every=0"]
+    own += ["optimizer.lr_schedule.warmup=0", "optimizer.lr_schedule.name=constant", "optimizer.clip=null"]
+    own += ["optimizer.target=own_optimizer:CountsInGroup"]
+    whole = Finished(
+        pools.run(1, [*small, *own, "train.steps=6", "run.dir=whole"], tmp_path).check(), tmp_path / "whole"
+    )
+    sharded = ["layout.stages=2", "optimizer.sharded=true", "train.steps=3", "run.dir=parts"]
+    pools.run(4, [*small, *own, *sharded], tmp_path).check()
+    resumed = pools.run(3, [*small, *own, "layout.stages=3", "train.steps=6", "run.dir=parts"], tmp_path)
+    assert Finished(resumed.check(), tmp_path / "parts").losses == pytest.approx(whole.losses, rel=1e-4)
+
+    sums = ["optimizer.target=own_optimizer:Sums", "layout.stages=2", "train.steps=3", "run.dir=sums"]
+    refused = pools.run(2, [*small, *own, *sums], tmp_path)
+    assert refused.code == 2, refused.err
+    assert len(refused.messages) == 1
+    assert "keeps 'sum' in its parameter groups" in refused.messages[0]

@@ -9,6 +9,7 @@ import statistics
 from collections import deque
 from pathlib import Path
 
+from trainer.metrics.best_effort import best_effort
 from trainer.metrics.clock import clock_offset
 from trainer.metrics.headline import headline
 from trainer.metrics.observer import RunObserver
@@ -57,7 +58,8 @@ class Forecast(RunObserver):
         """Write the file."""
         timeline = self.step_timeline(headline(self._run))
         if timeline is not None and self._run.world.rank == 0:
-            timeline.save(self._path)
+            with best_effort(self._path):
+                timeline.save(self._path)
 
     def step_timeline(self, title: str) -> StepTimeline | None:
         """Return a typical step of this replica, measured and predicted; None after fewer than two steps."""

@@ -3,6 +3,7 @@
 import logging
 from pkgutil import iter_modules
 
+from trainer.checkpoint.resumable import check_resumable
 from trainer.config.import_path import load
 from trainer.errors import UserError, suggest
 from trainer.metrics import loggers
@@ -35,8 +36,9 @@ def build_observers(run: Run, folder: RunFolder, beginning: Beginning) -> Observ
     ]
     if run.config.run.trace:
         observers.append(Trace(run, folder.path / "trace.json"))
-    observers.append(FirstStep(run, display))
-    return Observers([*observers, *(build_logger(name, run, folder) for name in run.config.logger)])
+    observers += [FirstStep(run, display), Resumable(run)]
+    observers += [build_logger(name, run, folder) for name in run.config.logger]
+    return Observers([*observers, Closing(folder)])
 
 
 def build_logger(name: str, run: Run, folder: RunFolder) -> RunObserver:
@@ -122,7 +124,7 @@ class Shown(RunObserver):
     def begin(self, run: Run, beginning: Beginning) -> None:
         """Show who holds what, and where the run starts from."""
         self._display.say(layout_table(run))
-        for note in notes(run.plan.partition.costs):
+        for note in (*run.data.notes, *notes(run.plan.partition.costs)):
             self._display.say(f"note: {note}")
         if not len(run.data.validation):
             self._display.say("note: the data has no validation samples: there is no validation")
@@ -152,6 +154,47 @@ class Shown(RunObserver):
     def end(self) -> None:
         """End the display."""
         self._display.close()
+
+
+class Resumable(RunObserver):
+    """Refuses, after the first step, a state that no checkpoint could hold: not when training is done.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run: Run | None = run
+
+    def step(self, result: StepResult) -> None:
+        """Look once, after the first step.
+
+        Raises:
+            UserError: On every rank alike: the state of the optimizer cannot be saved.
+        """
+        if self._run is None or result.skipped:
+            return
+        run, self._run = self._run, None
+        check_resumable(run.layers, run.optimizer, run.replication.state(), run.world)
+
+
+class Closing(RunObserver):
+    """Leaves the run's folder to other runs when this one ends.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def end(self) -> None:
+        """Close the folder."""
+        self._folder.close()
+
+    def failure(self, error: BaseException) -> None:
+        """Close the folder."""
+        self._folder.close()
 
 
 class FirstStep(RunObserver):

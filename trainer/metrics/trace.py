@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer.metrics.best_effort import replace
 from trainer.metrics.clock import Clock, clock_offset
 from trainer.metrics.observer import RunObserver
 from trainer.pipeline.timings import StepTimings
@@ -104,7 +105,7 @@ class Trace(RunObserver):
         clock = Clock(self._offset, clock_offset(run.world))
         traces = run.world.all_gather_objects(RankTrace(run.replica, run.world.rank, clock, self._steps))
         if run.world.rank == 0:
-            self._path.write_text(json.dumps(trace_events(traces)) + "\n")
+            replace(self._path, json.dumps(trace_events(traces)) + "\n")
 
 
 def trace_events(ranks: Sequence[RankTrace]) -> _Event:

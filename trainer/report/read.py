@@ -66,7 +66,9 @@ def read_run(path: Path) -> RunRecord:
         steps=[entry["step"] for entry in steps],
         numbers={name: [entry.get(name) for entry in steps] for name in NUMBERS},
         peak_memory=[entry.get(_MEMORY, []) for entry in steps],
-        validations=[(entry["step"], entry["val_loss"]) for entry in entries if "val_loss" in entry],
+        validations=[
+            (entry["step"], entry["val_loss"]) for entry in entries if entry.get("val_loss") is not None
+        ],
         timeline=StepTimeline.load(timeline) if timeline.exists() else None,
         torn=torn,
     )
@@ -99,7 +101,7 @@ def _problem(entry: Any) -> str | None:
     if not isinstance(entry.get("step"), int):
         return f"step={entry.get('step')!r} is not a step's number"
     for name in (*NUMBERS, "val_loss"):
-        if not isinstance(entry.get(name, 0), int | float):
+        if not isinstance(entry.get(name, 0), int | float | None):
             return f"{name}={entry[name]!r} is not a number"
     memory = entry.get(_MEMORY, [])
     if not (isinstance(memory, list) and all(isinstance(each, int | float) for each in memory)):

@@ -1,6 +1,7 @@
 """`logger=[csv]`: the numbers of steps and validations as `metrics.csv`, for spreadsheets and plots."""
 
 import csv
+import io
 
 from trainer.metrics.folder import RunFolder
 from trainer.metrics.observer import Beginning, RunObserver
@@ -19,6 +20,7 @@ class CsvLogger(RunObserver):
     """
 
     def __init__(self, folder: RunFolder, writes: bool) -> None:
+        self._folder = folder
         self._path = folder.path / "metrics.csv"
         self._writes = writes
 
@@ -39,8 +41,9 @@ class CsvLogger(RunObserver):
 
     def _append(self, row: tuple[object, ...]) -> None:
         if self._writes:
-            with self._path.open("a", newline="") as file:
-                csv.writer(file).writerow(row)
+            text = io.StringIO()
+            csv.writer(text).writerow(row)
+            self._folder.append_text(self._path.name, text.getvalue())
 
 
 def build(run: Run, folder: RunFolder) -> RunObserver:
