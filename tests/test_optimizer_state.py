@@ -238,6 +238,56 @@ def inner(toy: Any) -> None:
     toy.inner.state["seen"] = {"x": 1}
 
 
+class Schedule:
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> float:
+        self.calls += 1
+        return 1 / self.calls
+
+
+def counting() -> Callable[[], float]:
+    schedule = Schedule()
+
+    def call() -> float:
+        return schedule()
+
+    return call
+
+
+class Scheduled(Toy):
+    """Has a counter in an object, in a function, or in an object among its defaults."""
+
+    def __init__(self, groups: Any, lr: float, kind: str) -> None:
+        super().__init__(groups, lr, **({"schedule": Schedule()} if kind == "default" else {}))
+        if kind != "default":
+            self.schedule = Schedule() if kind == "object" else counting()
+
+    def before(self) -> None:
+        getattr(self, "schedule", self.param_groups[0].get("schedule"))()
+
+
+@pytest.mark.parametrize("kind", ["object", "function", "default"])
+def test_a_counter_in_an_object_or_a_function_is_noticed(kind: str, target: Target) -> None:
+    layers = layers_of(1)
+    built = build_optimizer(target(Scheduled, options={"kind": kind}), layers)
+    train(layers, built, range(1))
+    with pytest.raises(UserError, match=r"\['schedule'\] is of type"):
+        check_resumable(layers, built, {}, Alone())
+
+
+def test_functions_and_objects_that_do_not_change_are_fine(target: Target) -> None:
+    layers = layers_of(1)
+    built: Any = build_optimizer(target(Toy, options={"schedule": Schedule()}), layers)
+    built.helper = lambda: built
+    built.helper.optimizer = built
+    train(layers, built, range(1))
+    check_resumable(layers, built, {}, Alone())
+
+
 def one(toy: Toy, group: dict[str, Any], parameter: nn.Parameter) -> float:
     return 1.0
 

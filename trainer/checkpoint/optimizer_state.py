@@ -92,14 +92,9 @@ def shared_values(optimizer: Optimizer | None) -> Shared:
             )
     return Shared(
         groups,
-        encoded(_values_of(changed_attributes(optimizer)), "the attributes"),
+        encoded(changed_attributes(optimizer), "the attributes"),
         encoded(texts, "the state"),
     )
-
-
-def _values_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes that are values, not functions."""
-    return {key: value for key, value in attributes.items() if not callable(value)}
 
 
 def agreed(everyone: Sequence[Shared]) -> Shared:

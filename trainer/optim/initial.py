@@ -4,19 +4,22 @@ Optimizers keep the number of a step, running sums and the like in their paramet
 These stand beside settings, which come from the configuration and may be others when a run resumes.
 """
 
+import inspect
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Settings = tuple[float, float]  # a group's peak learning rate and weight decay
 INITIAL = "initial_values"  # the optimizer's attribute that has them
 _SEQUENCES = (list, tuple, deque)
 _MAPPINGS = (dict, OrderedDict)
+_DEEPEST = 8
 _SMALL = 1 << 20  # bytes; of larger tensors, the version shows a change
 _ALWAYS_SET = {"params", "lr", "peak"}  # the trainer sets the learning rate in every step
 _OF_TORCH = {"state", "param_groups", "defaults", INITIAL, "_warned_capturable_if_run_uncaptured"}
@@ -28,6 +31,14 @@ class _Version:
 
     tensor: Tensor
     version: int
+
+
+@dataclass(frozen=True)
+class _Object:
+    """An object of a class of its own or a function, with what it held."""
+
+    itself: Any
+    held: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,12 +76,12 @@ def group_settings(optimizer: torch.optim.Optimizer) -> list[Settings]:
 
 
 def changed_attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the attributes that steps have added or changed."""
+    """Return the attributes that steps have added or changed; added functions are no state."""
     before = _initial(optimizer).attributes
     return {
         key: value
         for key, value in own_attributes(optimizer).items()
-        if not (key in before and _same(value, before[key]))
+        if not (_same(value, before[key]) if key in before else callable(value))
     }
 
 
@@ -91,23 +102,37 @@ def own_attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: Any, depth: int = 0) -> Any:
     kind = type(value)
     if kind is Tensor:
         return value.clone() if value.nbytes <= _SMALL else _Version(value, value._version)
+    if depth > _DEEPEST:
+        return value
     if kind in _SEQUENCES:
-        return [_copy(item) for item in value]
+        return [_copy(item, depth + 1) for item in value]
     if kind in _MAPPINGS:
-        return {key: _copy(item) for key, item in value.items()}
+        return {key: _copy(item, depth + 1) for key, item in value.items()}
     if kind in (set, np.ndarray):
         return value.copy()
-    return value  # what does not change, parameters, and objects of the optimizer's own
+    held = _held(value)
+    return value if held is None else _Object(value, _copy(held, depth + 1))
+
+
+def _held(value: Any) -> dict[str, Any] | None:
+    """Return what an object or a function holds; None for values, parameters and what has state elsewhere."""
+    if isinstance(value, FunctionType):
+        return dict(inspect.getclosurevars(value).nonlocals) if value.__closure__ else None
+    if isinstance(value, Tensor | nn.Module | torch.optim.Optimizer | type | MethodType | ModuleType):
+        return None
+    return dict(vars(value)) if hasattr(value, "__dict__") else None
 
 
 def _same(value: Any, before: Any) -> bool:
     """Return whether a value is what `_copy` has copied."""
     if isinstance(before, _Version):
         return value is before.tensor and value._version == before.version
+    if isinstance(before, _Object):
+        return value is before.itself and _same(_held(value), before.held)
     if type(value) in _SEQUENCES:
         return type(before) is list and len(value) == len(before) and all(map(_same, value, before))
     if type(value) in _MAPPINGS:
