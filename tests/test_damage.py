@@ -52,6 +52,28 @@ def test_a_newer_trainer_is_named(checkpoint: Path) -> None:
         Checkpoint(checkpoint).progress()
 
 
+def test_settings_do_not_come_from_a_checkpoint(checkpoint: Path) -> None:
+    values = {
+        "groups": [{"settings": None, "values": {"betas": {"tuple": [0.0, 0.0]}}}],
+        "attributes": {},
+        "state": {},
+    }
+    rewrite(checkpoint, "optimizer.json", json.dumps(values).encode())
+    layers = built(seed=2)
+    with pytest.raises(DamagedError, match=r"optimizer\.json: AdamW keeps nothing there"):
+        Checkpoint(checkpoint).restore(layers, optimizer_of(layers), "adamw")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"groups": 1, "attributes": {}, "state": {}}', "[" * 200_000]
+)
+def test_a_damaged_file_of_the_optimizer(checkpoint: Path, content: str) -> None:
+    rewrite(checkpoint, "optimizer.json", content.encode())
+    layers = built(seed=2)
+    with pytest.raises(DamagedError, match=r"damaged: optimizer\.json: "):
+        Checkpoint(checkpoint).restore(layers, optimizer_of(layers), "adamw")
+
+
 def test_format_1_still_loads(checkpoint: Path, whole: Path) -> None:
     """As it was written before files had the names of their layers."""
     for name in layer_files(checkpoint):

@@ -296,7 +296,7 @@ def one(toy: Toy, group: dict[str, Any], parameter: nn.Parameter) -> float:
     ("optimizer", "words"),
     [
         (optimizer_that(share_a_tensor), "same tensor as that of another parameter"),
-        (optimizer_that(view_the_weight), "first/.*weight.* share memory"),
+        (optimizer_that(view_the_weight), r"(first|last)/.* and .* share memory"),
         (optimizer_that(one, draw), "generator of its own, 'generator'"),
         (optimizer_that(an_object), r"first/weight\['helper'\] is of type types.SimpleNamespace"),
         (optimizer_that(one, an_odd_key), "has the key '7', which is no parameter"),

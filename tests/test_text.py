@@ -1,5 +1,6 @@
 """Text: which files, their order, how they are cut, tokenised once; and all that can be wrong."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -198,7 +199,7 @@ def test_equal_name_size_and_time_elsewhere_is_another_text(
     assert bytes(everything(build(path=str(tmp_path / "two"))))[:6] == b"twotwo"
 
 
-@pytest.mark.parametrize("damage", ["shorten", "lose", "garble"])
+@pytest.mark.parametrize("damage", ["shorten", "lose", "garble", "deepen", "mistype"])
 def test_a_damaged_cache_is_rebuilt(
     folder: Path, tmp_path: Path, build: Callable[..., Data], damage: str
 ) -> None:
@@ -209,8 +210,11 @@ def test_a_damaged_cache_is_rebuilt(
         os.truncate(tokens, 7)
     elif damage == "lose":
         tokens.unlink()
+    elif damage == "mistype":
+        description = json.loads(tokens.with_suffix(".json").read_text())
+        tokens.with_suffix(".json").write_text(json.dumps(description | {"notes": 5}))
     else:
-        tokens.with_suffix(".json").write_text("{")
+        tokens.with_suffix(".json").write_text("{" if damage == "garble" else "[" * 200_000)
     second = build(path=str(folder), pattern="*.txt", context=19)
     assert everything(second) == content
     assert second.fingerprint == first.fingerprint

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from trainer.checkpoint.folders import find_checkpoint
+from trainer.checkpoint.checkpoint import find_checkpoint
 from trainer.config.schema import Config
 from trainer.distributed.failure import print_resume_hint_when_terminated
 from trainer.evaluation import evaluate

@@ -24,13 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from trainer.checkpoint.expected import Expected, first_step
+from trainer.checkpoint.folders import find_checkpoint, remove_old
 from trainer.checkpoint.packing import Packed, not_finite, persistent_buffers, unpack
+from trainer.checkpoint.save import save_checkpoint
 from trainer.checkpoint.schema import DamagedError, Progress, read_manifest, read_progress
 from trainer.checkpoint.shared_state import read_shared
 from trainer.errors import UserError
 from trainer.models.model import Layer
 from trainer.models.names import Name, own_name
 from trainer.pipeline.layer import BuiltLayer
+
+__all__ = ["Checkpoint", "Progress", "Restoration", "find_checkpoint", "remove_old", "save_checkpoint"]
 
 
 @dataclass

@@ -35,6 +35,8 @@ def read_shared(data: bytes, optimizer: torch.optim.Optimizer, expected: Expecte
         attributes, state = _decoded(shared.attributes), _decoded(shared.state)
     except (KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         raise ValueError(f"{error!r}"[:200]) from error
+    if type(optimizer).__module__.startswith("torch.") and shared:  # torch's own keep all in the state
+        raise ValueError(f"{type(optimizer).__name__} keeps nothing there")
     if not attributes.keys() <= own_attributes(optimizer).keys() | expected.attributes:
         raise ValueError(f"this run's optimizer has no attribute {', '.join(attributes)}")
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from trainer.data.files import Source
 from trainer.errors import UserError
 
+_TYPES = ("|u1", "<u2", "<u4")  # of tokens, the smallest first
 _VERSION = 2  # increase it when the same text would give other tokens
 
 
@@ -70,7 +71,9 @@ def describe(folder: Path, key: str) -> Description | None:
     try:
         description = Description(**json.loads((folder / f"{key}.json").read_text()))
         size = (folder / f"{key}.tokens").stat().st_size
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    if description.dtype not in _TYPES or not isinstance(description.notes, list | tuple):
         return None
     return description if size == description.tokens * np.dtype(description.dtype).itemsize else None
 
@@ -118,10 +121,8 @@ def map_tokens(folder: Path, key: str, description: Description) -> NDArray[Any]
 
 
 def _dtype(vocabulary: int) -> np.dtype[Any]:
-    for name in ("|u1", "<u2"):
-        if vocabulary - 1 <= np.iinfo(name).max:
-            return np.dtype(name)
-    return np.dtype("<u4")
+    *small, largest = _TYPES
+    return np.dtype(next((name for name in small if vocabulary - 1 <= np.iinfo(name).max), largest))
 
 
 def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

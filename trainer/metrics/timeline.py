@@ -60,7 +60,7 @@ class StepTimeline:
         """
         try:
             return _step_timeline(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, OverflowError) as error:
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"{path} is not a step's timeline: {error}") from error
 
 

@@ -84,7 +84,7 @@ def _entries(metrics: Path) -> tuple[list[dict[str, Any]], bool]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 return entries, True
             raise UserError(f"{metrics}, line {number}, is not JSON: {error}") from error
