@@ -229,6 +229,7 @@ class Checkpoint:
             state = self._open(name[0]).state_of(name[1], lambda key: expected.device_of(parameter, key))
             if state:
                 expected.check(parameter, state)
+                state = expected.in_order(parameter, state)
         except ValueError as error:
             raise self._damaged(
                 self._file(name[0]), f"the optimizer's state of {name[1]}: {error}"

@@ -49,6 +49,11 @@ class Expected:
             if weights and bool(value.isnan().any()):
                 raise ValueError(f"{key!r} is not finite")
 
+    def in_order(self, parameter: nn.Parameter, found: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Return a saved state in the order of the first step's, which format 1 did not keep."""
+        first = [key for key in self.states.get(parameter, {}) if key in found]
+        return {key: found[key] for key in [*first, *(key for key in found if key not in first)]}
+
     def device_of(self, parameter: nn.Parameter, key: Any) -> torch.device:
         """Return where the optimizer has the tensors of a key; counters of steps may be on the host."""
         first = next(_tensors(self.states.get(parameter, {}).get(key)), None)
