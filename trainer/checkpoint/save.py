@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.folders import PARTIAL, checkpoint_folder, remove
-from trainer.checkpoint.optimizer_state import agreed, layer_state, shared_values
+from trainer.checkpoint.optimizer_state import Shared, agreed, layer_state, shared_values
 from trainer.checkpoint.packing import Packed, gather_shards, not_finite, persistent_buffers, to_bytes
 from trainer.checkpoint.schema import FORMATS, Progress
 from trainer.checkpoint.shared_state import write_shared
@@ -67,19 +67,16 @@ def save_checkpoint(
     final = checkpoint_folder(folder, progress.step)
     writer = _Writer(final.with_name(final.name + PARTIAL))
     described = _write_layers(writer, layers, optimizer, progress.step, replicas)
-    gathered = group.all_gather_objects((writer.files, described, shared, writer.problem))
-    _raise_first([problem for *_, problem in gathered])
-    everywhere = agreed([each for _, _, theirs, _ in gathered for each in theirs])
+    everyone = group.all_gather_objects((writer.files, described, shared))
+    _raise_problem(writer, group)
+    everywhere = agreed([each for *_, theirs in everyone for each in theirs])
     if group.rank == 0:
-        writer.files = {name: entry for theirs, *_ in gathered for name, entry in theirs.items()}
-        ordered = sorted(item for _, theirs, *_ in gathered for item in theirs.items())
-        if everywhere:
-            writer.write("optimizer.json", write_shared(everywhere))
-        writer.write("progress.json", _json(asdict(progress)))
-        manifest = {"format": FORMATS[-1], "layers": [entry for _, entry in ordered], "files": writer.files}
-        writer.write("manifest.json", _json(manifest))
+        for files, theirs, _ in everyone:
+            writer.files |= files
+            described |= theirs
+        _write_rest(writer, described, everywhere, progress)
         writer.attempt("renaming it", lambda: _publish(writer.folder, final))
-    _raise_first(group.all_gather_objects(writer.problem))
+    _raise_problem(writer, group)
     return final
 
 
@@ -104,6 +101,17 @@ def _write_layers(
             shapes = {owned: list(parameter.shape) for owned, parameter in layer.owned()}
             described[layer.index] = {"name": layer.name, "file": name, "parameters": shapes}
     return described
+
+
+def _write_rest(
+    writer: "_Writer", described: dict[int, dict[str, Any]], shared: Shared, progress: Progress
+) -> None:
+    """Write what is no layer's; the manifest last."""
+    if shared:
+        writer.write("optimizer.json", write_shared(shared))
+    writer.write("progress.json", _json(asdict(progress)))
+    layers = [described[index] for index in sorted(described)]
+    writer.write("manifest.json", _json({"format": FORMATS[-1], "layers": layers, "files": writer.files}))
 
 
 def file_name(layer: str) -> str:
@@ -146,7 +154,6 @@ class _Writer:
                 f"the checkpoint {self.folder.with_suffix('')} cannot be saved: {what}: {words}; older ones "
                 "stay as they are, and the run can resume from the newest once this is mended"
             )
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self, name: str, data: bytes) -> None:
         with (self.folder / name).open("wb") as file:
@@ -156,10 +163,13 @@ class _Writer:
         self.files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _raise_first(problems: Sequence[str | None]) -> None:
-    for problem in problems:
-        if problem is not None:
-            raise UserError(problem)
+def _raise_problem(writer: _Writer, group: Communicator) -> None:
+    """Raise what failed, on every rank alike, and remove what was written."""
+    problems = [problem for problem in group.all_gather_objects(writer.problem) if problem is not None]
+    if problems:
+        if group.rank == 0:
+            shutil.rmtree(writer.folder, ignore_errors=True)
+        raise UserError(problems[0])
 
 
 def _storable(pack: Callable[[], _Type]) -> _Type:

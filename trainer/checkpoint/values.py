@@ -178,10 +178,7 @@ def decode(
             copies[content] = tensors[content].to(device, copy=True)
         return copies[content]
     if kind in ("dict", "ordered"):
-        pairs = [
-            (decode(key, tensors, device, copies), decode(item, tensors, device, copies))
-            for key, item in content
-        ]
+        pairs = [[decode(part, tensors, device, copies) for part in pair] for pair in content]
         return dict(pairs) if kind == "dict" else OrderedDict(pairs)
     if kind in _BUILDERS:
         items = [decode(item, tensors, device, copies) for item in content]

@@ -60,6 +60,13 @@ def build_optimizer(
     optimizer: torch.optim.Optimizer = build(config, groups)
     for group in optimizer.param_groups:
         group["peak"] = group["lr"]
+    _start_training(optimizer, config)
+    remember_initial_values(optimizer)
+    return optimizer
+
+
+def _start_training(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> None:
+    """Switch an optimizer that has modes to training."""
     if has_modes(optimizer):
         if config.sharded:
             raise UserError(
@@ -67,8 +74,6 @@ def build_optimizer(
                 "weights than it evaluates, and could switch only its own share: set optimizer.sharded=false"
             )
         optimizer.train()  # type: ignore[attr-defined]
-    remember_initial_values(optimizer)
-    return optimizer
 
 
 def state_per_weight(config: OptimizerConfig) -> int:
