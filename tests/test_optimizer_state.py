@@ -1,5 +1,6 @@
 """Whatever an optimizer keeps, wherever it does, resumes to the last bit, or the first step refuses it."""
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -444,6 +445,23 @@ def test_another_optimizer_by_the_same_name(target: Target, tmp_path: Path) -> N
     again = build_optimizer(target(torch.optim.Adam), layers)
     with pytest.raises(UserError, match="no 'step' in the checkpoint, which this run's optimizer needs"):
         Checkpoint(path).restore(layers, again, "custom")
+
+
+def test_an_optimizer_with_a_lock(target: Target, tmp_path: Path) -> None:
+    """It cannot be copied, and the trial step must not count."""
+
+    class Locked(KEEPING["groups"]):  # type: ignore[misc]
+        def __init__(self, groups: Any, lr: float) -> None:
+            super().__init__(groups, lr, lock=threading.Lock())
+            self.lock = threading.Lock()
+
+    layers = layers_of(1)
+    optimizer = build_optimizer(target(Locked), layers)
+    train(layers, optimizer, range(2))
+    path = save_checkpoint(tmp_path, layers, optimizer, progress(2), Alone())
+    again: Any = build_optimizer(target(Locked), layers)
+    Checkpoint(path).restore(layers, again, "custom")
+    assert again.param_groups[0]["k"] == 2
 
 
 def test_momentum_may_be_new(target: Target, tmp_path: Path) -> None:

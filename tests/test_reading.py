@@ -128,6 +128,18 @@ def test_other_encodings_are_refused(folder: Path, tmp_path: Path, encoding: str
         build(folder, tmp_path)
 
 
+def test_other_encodings_are_refused_of_a_single_file_too(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.txt").write_text("text", encoding="utf-16")
+    with pytest.raises(UserError, match=r"a\.txt is encoded in UTF-16"):
+        build(folder / "a.txt", tmp_path)
+
+
+def test_a_single_file_of_bytes_is_noted(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.txt").write_bytes("without a mark".encode("utf-16-le"))
+    (note,) = build(folder / "a.txt", tmp_path).notes
+    assert note == f"data.path={folder / 'a.txt'} is no text: each of its bytes is a token"
+
+
 def test_bytes_that_are_not_utf8_are_noted(folder: Path, tmp_path: Path, words: str) -> None:
     (folder / "a.txt").write_bytes(TEXT)
     (folder / "b.txt").write_bytes(b"x" * 1_500_000 + "caf\xe9".encode("latin-1") + TEXT)

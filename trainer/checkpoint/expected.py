@@ -107,11 +107,21 @@ def first_step(optimizer: torch.optim.Optimizer | None) -> Expected:
 def _copy(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """Return a copy of an optimizer, of the same parameters; `deepcopy` alone would lose its attributes."""
     probe: torch.optim.Optimizer = object.__new__(type(optimizer))
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in parameters} | {id(optimizer): probe}
     initial = vars(optimizer).get(INITIAL)
-    memo[id(initial)] = initial
-    probe.__dict__.update({name: deepcopy(value, memo) for name, value in vars(optimizer).items()})
+    memo: dict[int, Any] = {id(shared): shared for shared in (*parameters, initial)} | {id(optimizer): probe}
+    attributes = {name: _copied(value, memo) for name, value in vars(optimizer).items()}
+    attributes["param_groups"] = [
+        {key: _copied(value, memo) for key, value in group.items()} for group in optimizer.param_groups
+    ]
+    probe.__dict__.update(attributes)
     return probe
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return deepcopy(value, memo)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):  # a lock, a generator, a stream
+        return value
 
 
 def _check_alike(expected: Any, found: Any, where: str) -> None:

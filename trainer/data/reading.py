@@ -148,6 +148,8 @@ def readable_files(source: Source, *, any_bytes: bool) -> tuple[list[ReadableFil
         raise UserError(
             f"{source.title} has no text: {what}; give files of text, or gzip, bzip2 or xz of them"
         )
+    if any_bytes and single and _problem(source.root, any_bytes=False):
+        return texts, [f"{source.title} is no text: each of its bytes is a token"]
     if not left_out:
         return texts, []
     return texts, [
@@ -204,7 +206,7 @@ def _problem(path: Path, *, any_bytes: bool) -> str | None:
     if begin.startswith(_OTHER_FORMATS) or begin[_TAR] == b"ustar":
         return "a binary file or an archive"
     for mark, encoding in _BOMS.items():
-        if begin.startswith(mark) and not any_bytes:
+        if begin.startswith(mark):
             raise UserError(
                 f"{path} is encoded in {encoding}, as its first bytes, {mark.hex(' ')}, say: make it UTF-8 "
                 f"(iconv -f {encoding} -t UTF-8)"
