@@ -86,7 +86,8 @@ def test_nan_is_shown_and_does_not_hide_the_rest(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", steps=3)
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 4, "loss": math.nan}) + "\n")
-        file.write(json.dumps({"step": 5, "loss": math.inf}) + "\n")
+        file.write(json.dumps({"step": 5, "loss": None}) + "\n")  # as runs write it now
+        file.write(json.dumps({"step": 5, "val_loss": None}) + "\n")
     loss = panel(curves([read_run(path)], ["run"]), "loss")
     assert loss.lines[0].get_ydata().tolist()[:3] == [4, 3, 2]
     assert "x: not finite at 2 steps" in axis_words(loss)

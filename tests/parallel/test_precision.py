@@ -1,6 +1,5 @@
 """Mixed precision on real ranks: bit-identical to one process, also where gradients overflow."""
 
-import math
 import shutil
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def test_a_run_resumed_between_skipped_steps(pools: Pools, tmp_path: Path) -> No
     result = pools.run(2, [*overrides, "layout.stages=2"], tmp_path).check()
     whole = Finished(result, tmp_path / "run")
     skipped = [step["skipped"] for step in whole.steps]
-    assert skipped == [not math.isfinite(norm) for norm in whole.grad_norms]
+    assert skipped == [norm is None for norm in whole.grad_norms]
     assert skipped[:3] == [True, True, True]  # the resumed checkpoint is in the middle of these
     assert skipped[-1] is False
     scales = [step["loss_scale"] for step in whole.steps]

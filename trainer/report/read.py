@@ -64,14 +64,19 @@ def read_run(path: Path) -> RunRecord:
     return RunRecord(
         path=path,
         steps=[entry["step"] for entry in steps],
-        numbers={name: [entry.get(name) for entry in steps] for name in NUMBERS},
+        numbers={
+            name: [_number(entry[name]) if name in entry else None for entry in steps] for name in NUMBERS
+        },
         peak_memory=[entry.get(_MEMORY, []) for entry in steps],
-        validations=[
-            (entry["step"], entry["val_loss"]) for entry in entries if entry.get("val_loss") is not None
-        ],
+        validations=[(each["step"], _number(each["val_loss"])) for each in entries if "val_loss" in each],
         timeline=StepTimeline.load(timeline) if timeline.exists() else None,
         torn=torn,
     )
+
+
+def _number(value: float | None) -> float:
+    """Return a number of the metrics; null stands for one that is not finite."""
+    return math.nan if value is None else value
 
 
 def _entries(metrics: Path) -> tuple[list[dict[str, Any]], bool]:
