@@ -25,14 +25,15 @@ from torch import Tensor, nn
 
 from trainer.checkpoint.expected import Expected, first_step
 from trainer.checkpoint.folders import find_checkpoint, remove_old
-from trainer.checkpoint.packing import Packed, not_finite, persistent_buffers, unpack
+from trainer.checkpoint.packing import Packed, persistent_buffers, unpack
 from trainer.checkpoint.save import save_checkpoint
 from trainer.checkpoint.schema import DamagedError, Progress, read_manifest, read_progress
 from trainer.checkpoint.shared_state import read_shared
 from trainer.errors import UserError
 from trainer.models.model import Layer
-from trainer.models.names import Name, own_name
+from trainer.models.names import Name, own_name, plain_parameters
 from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.not_finite import all_finite
 
 __all__ = ["Checkpoint", "Progress", "Restoration", "find_checkpoint", "remove_old", "save_checkpoint"]
 
@@ -149,7 +150,7 @@ class Checkpoint:
             return found
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for layer in layers:
-            for name, parameter in layer.module.named_parameters():
+            for name, parameter in plain_parameters(layer.module).items():
                 if parameter in held:
                     owner = own_name(layer.name, name, layer.ties)
                     if state := self._state(owner, parameter, expected):
@@ -186,7 +187,7 @@ class Checkpoint:
         kind = "training" if exactly else "weight"
         found: list[tuple[Tensor, Tensor]] = []
         for layer in layers:
-            for name, parameter in layer.module.named_parameters():
+            for name, parameter in plain_parameters(layer.module).items():
                 owner = own_name(layer.name, name, layer.ties)
                 if owner[0] in chosen:
                     saved = self._tensor(owner, kind, parameter, exactly=exactly)
@@ -220,7 +221,7 @@ class Checkpoint:
 
     def _check_finite(self, name: Name, parameter: nn.Parameter, saved: Tensor) -> None:
         """Raise if a weight is not finite; one that does not train may be infinite."""
-        if not_finite(saved) and (parameter.requires_grad or bool(saved.isnan().any())):
+        if not all_finite([saved]) and (parameter.requires_grad or bool(saved.isnan().any())):
             raise self._damaged(self._file(name[0]), f"weight {name[1]} is not finite")
 
     def _state(self, name: Name, parameter: nn.Parameter, expected: Expected) -> dict[Any, Any]:

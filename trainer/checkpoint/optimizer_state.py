@@ -18,6 +18,7 @@ from torch import Tensor
 from trainer.checkpoint.packing import Packed
 from trainer.checkpoint.values import Encoder, NotStorableError, shared_memory
 from trainer.errors import UserError
+from trainer.models.names import plain_parameters
 from trainer.optim.initial import Settings, changed_attributes, changed_in_groups, group_settings
 from trainer.pipeline.layer import BuiltLayer
 
@@ -157,7 +158,7 @@ def _check_states(layers: Sequence[BuiltLayer], optimizer: Optimizer) -> None:
         found: dict[str, Tensor] = {}
         encoder.into(found)
         json.dumps(_encode_layer(layer, optimizer, encoder))
-        weights = {f"weight.{name}": parameter for name, parameter in layer.module.named_parameters()}
+        weights = {f"weight.{name}": parameter for name, parameter in plain_parameters(layer.module).items()}
         tensors |= {f"{layer.name}/{name}": tensor for name, tensor in (weights | found).items()}
     if (pair := shared_memory(tensors)) is not None:
         raise NotStorableError(f"{pair[0]} and {pair[1]} share memory")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoint.values import decode
 from trainer.distributed.world import Communicator
+from trainer.models.names import plain_buffers, plain_name
 
 # A parameter's weight; its weight while it trains, where an optimizer keeps another one; a buffer; the
 # optimizer's state of a parameter.
@@ -118,10 +119,5 @@ def unpack(data: bytes) -> Packed:
 
 def persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return the buffers that belong to a module's state, by name."""
-    saved = module.state_dict(keep_vars=True)
-    return [(name, buffer) for name, buffer in module.named_buffers() if name in saved]
-
-
-def not_finite(tensor: Tensor) -> bool:
-    """Return whether a tensor has a NaN or an infinity."""
-    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    saved = {plain_name(name) for name in module.state_dict(keep_vars=True)}
+    return [(name, buffer) for name, buffer in plain_buffers(module).items() if name in saved]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.checkpoint.folders import PARTIAL, checkpoint_folder, remove
 from trainer.checkpoint.optimizer_state import Shared, agreed, layer_state, shared_values
-from trainer.checkpoint.packing import Packed, gather_shards, not_finite, persistent_buffers, to_bytes
+from trainer.checkpoint.packing import Packed, gather_shards, persistent_buffers, to_bytes
 from trainer.checkpoint.schema import FORMATS, Progress
 from trainer.checkpoint.shared_state import write_shared
 from trainer.checkpoint.values import NotStorableError
@@ -54,7 +54,7 @@ def save_checkpoint(
         The checkpoint's folder.
 
     Raises:
-        UserError: The disk is full, or the folder cannot be written; weights are not finite; the optimizer's
+        UserError: The disk is full, or the folder cannot be written; the optimizer's
             state cannot be saved. Older checkpoints stay as they are.
     """
     shared = [_storable(lambda: shared_values(optimizer))]
@@ -184,22 +184,12 @@ def _state(layer: BuiltLayer, optimizer: torch.optim.Optimizer | None) -> Packed
 
 
 def _pack(layer: BuiltLayer, state: Packed, training: dict[torch.nn.Parameter, Tensor], step: int) -> Packed:
-    """Return the content of a layer's file.
-
-    Raises:
-        UserError: Weights are not finite.
-    """
+    """Return the content of a layer's file."""
     tensors: dict[str, Tensor] = dict(state.tensors)
     for name, parameter in layer.owned():
         tensors[f"weight.{name}"] = parameter
         if parameter in training:
             tensors[f"training.{name}"] = training[parameter]
-        if parameter.requires_grad and not_finite(parameter):
-            raise UserError(
-                f"the weights are not finite after step {step} ({layer.name}/{name} is the first): there is "
-                "nothing to save; older checkpoints stay as they are: resume from one with a smaller "
-                "optimizer.lr, or look for bad samples"
-            )
     buffers = {f"buffer.{name}": buffer for name, buffer in persistent_buffers(layer.module)}
     changes = bool(layer.trained() or buffers)  # the file of a layer that does not is the same at every step
     return Packed(tensors | buffers, state.state, layer.name, step if changes else None)

@@ -8,7 +8,7 @@ from trainer.checkpoint.folders import checkpoint_at
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import UserError
 from trainer.models.model import Model
-from trainer.models.names import choose_layers, own_name
+from trainer.models.names import choose_layers, own_name, plain_parameters
 from trainer.pipeline.layer import BuiltLayer
 
 
@@ -50,7 +50,7 @@ def warm_start(config: CheckpointConfig, layers: Sequence[BuiltLayer], model: Mo
 
 def _check(layer: BuiltLayer, checkpoint: Checkpoint, chosen: Collection[str]) -> None:
     """Raise a UserError unless a chosen layer has exactly the parameters that the checkpoint has for it."""
-    for name, parameter in layer.module.named_parameters():
+    for name, parameter in plain_parameters(layer.module).items():
         owner, owner_name = own_name(layer.name, name, layer.ties)
         if owner in chosen:
             saved = checkpoint.shapes(owner).get(owner_name)

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from trainer.distributed.aside import Send, run_aside
@@ -33,6 +33,11 @@ def plain_name(name: str) -> str:
 def plain_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return a module's parameters by their names as if nothing were compiled."""
     return {plain_name(name): parameter for name, parameter in module.named_parameters()}
+
+
+def plain_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's buffers by their plain names."""
+    return {plain_name(name): buffer for name, buffer in module.named_buffers()}
 
 
 def chooses(pattern: str, name: Name) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.activation import Activation, flatten
+from trainer.models.names import plain_parameters
 from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.recomputation import recomputing
 from trainer.pipeline.tensor_bytes import tensors_in
@@ -65,7 +66,7 @@ class Search:
             inputs: The data's inputs by micro-batch; empty on ranks that read none.
         """
         for layer in self._layers:
-            for name, parameter in layer.module.named_parameters():
+            for name, parameter in plain_parameters(layer.module).items():
                 if not _finite(parameter):
                     self._note(_WEIGHTS, 0, layer.index, f"the weights {layer.name}/{name}")
         for micro_batch, activation in inputs.items():
@@ -84,7 +85,7 @@ class Search:
             for layer in self._layers:
                 hook = layer.module.register_forward_hook(partial(self._forward, layer))
                 hooks.callback(hook.remove)
-                for name, parameter in layer.module.named_parameters():
+                for name, parameter in plain_parameters(layer.module).items():
                     if parameter.requires_grad:
                         watch = partial(self._weight_gradient, layer, name)
                         seen = parameter.register_hook(watch)  # type: ignore[no-untyped-call]

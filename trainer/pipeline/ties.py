@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from trainer.models.model import Layer
+from trainer.models.names import plain_parameters
 from trainer.pipeline.layer import BuiltLayer, dense_gradient
 from trainer.pipeline.stage import Stage
 from trainer.schedule.actions import Tied
@@ -47,10 +48,10 @@ class TiedParameters:
             for tie in layer.ties:
                 pair = stage_by_name[tie.owner], stage_by_name[layer.name]
                 if tie.owner in modules:
-                    owned = modules[tie.owner].get_parameter(tie.owner_parameter)
+                    owned = plain_parameters(modules[tie.owner])[tie.owner_parameter]
                     self._owners[pair] += [owned] if owned.requires_grad else []
                 if layer.name in modules:
-                    used = modules[layer.name].get_parameter(tie.parameter)
+                    used = plain_parameters(modules[layer.name])[tie.parameter]
                     self._uses[pair] += [used] if used.requires_grad else []
 
     def is_owner(self, layer: BuiltLayer) -> bool:

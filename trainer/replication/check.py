@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainer.distributed.world import Communicator, Groups
 from trainer.errors import TrainingError, UserError
+from trainer.models.names import plain_buffers, plain_parameters
 from trainer.pipeline.layer import BuiltLayer
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -70,8 +71,8 @@ def check_equal(layers: Sequence[BuiltLayer], replicas: Communicator, step: int)
 def _named(layers: Sequence[BuiltLayer], *, buffers: bool) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     for layer in layers:
-        of = [*layer.module.named_parameters(), *(layer.module.named_buffers() if buffers else ())]
-        named |= {f"{layer.name}/{name}": tensor.detach() for name, tensor in of}
+        of = {**plain_parameters(layer.module), **(plain_buffers(layer.module) if buffers else {})}
+        named |= {f"{layer.name}/{name}": tensor.detach() for name, tensor in of.items()}
     return named
 
 
@@ -130,7 +131,7 @@ def _ties(layers: Sequence[BuiltLayer]) -> dict[str, tuple[str, str]]:
     return {
         f"{layer.name}/{tie.parameter}": (
             f"{tie.owner}/{tie.owner_parameter}",
-            _exact(layer.module.get_parameter(tie.parameter).detach()),
+            _exact(plain_parameters(layer.module)[tie.parameter].detach()),
         )
         for layer in layers
         for tie in layer.ties
