@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from trainer.command import run_command
 from trainer.config.schema import Config
+from trainer.distributed.notice import listen
 
 if TYPE_CHECKING:
     from trainer.distributed.world import World
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Train as configured on the command line."""
+    listen()
     run_command(_train)
 
 

@@ -16,7 +16,9 @@ from trainer.config.run_dir import place_sweep
 from trainer.config.schema import Config
 from trainer.distributed import environment
 from trainer.distributed.failure import fail
+from trainer.distributed.notice import stop_listening
 from trainer.distributed.oversubscription import request_long_time_slices
+from trainer.errors import StoppedEarly
 
 if TYPE_CHECKING:
     from trainer.distributed.world import World
@@ -33,13 +35,16 @@ def run_command(job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda 
         with_ranks: Whether it needs the other ranks; if not, MPI does not start, and the job gets no world.
         prepare: Sets in each configuration what the job does not need to be given, before the check.
 
-    Exit codes: 0 success; 2 invalid user input; 1 any other failure; 130 interrupted.
+    Exit codes: 0 success; 2 invalid user input; 75 stopped early with everything saved; 1 any other failure;
+    130 interrupted.
     """
     try:
         run_jobs(job, with_ranks=with_ranks, prepare=prepare)
     except SystemExit:
         raise
     except BaseException as error:
+        if not isinstance(error, StoppedEarly):
+            stop_listening()
         fail(error)
 
 

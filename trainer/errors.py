@@ -1,9 +1,10 @@
-"""Errors that the user can fix, and their exit code, on which scripts may rely."""
+"""Errors that the user can fix, ends that are no failure, and their exit codes, on which scripts may rely."""
 
 import difflib
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
+EXIT_SAVED = 75  # EX_TEMPFAIL of sysexits.h: run again to continue
 
 
 class UserError(Exception):
@@ -12,6 +13,10 @@ class UserError(Exception):
 
 class TrainingError(Exception):
     """Training cannot go on, as where replicas differ. The message states what happened and what to do."""
+
+
+class StoppedEarly(Exception):  # noqa: N818  (it is no error)
+    """A signal asked the run to stop, and everything is saved. The message states how to continue."""
 
 
 def suggest(given: object, known: Iterable[str]) -> str:

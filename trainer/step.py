@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.distributed.devices import peak_memory
+from trainer.distributed.requests import Requests
 from trainer.errors import TrainingError
 from trainer.optim.gradients import all_gradients, clear_gradients, clip, global_norm, gradient_norms
 from trainer.optim.learning_rate import learning_rate, set_learning_rates
@@ -78,9 +79,13 @@ class TrainStep:
         run: The run.
         steps: The number of the last step, at which the learning rate's schedule ends.
         observe: Called in every step when the gradients are averaged, before they are clipped.
+
+    Attributes:
+        requests: What ranks ask for at the end of a step, agreed in the step's exchanges.
     """
 
     def __init__(self, run: Run, steps: int, observe: Callable[[], None] = lambda: None) -> None:
+        self.requests = Requests(run.groups.data_parallel.size)
         self._run = run
         self._observe = observe
         self._steps = steps
@@ -156,8 +161,11 @@ class TrainStep:
             return 0, 1
         mine = count_of(run.model.loss, batch.all_targets())
         replicas = run.groups.data_parallel
+        numbers = np.array([mine, *self.requests.for_replicas()], dtype=np.float64)
+        rows = replicas.all_gather(numbers, [len(numbers)] * replicas.size).reshape(replicas.size, -1)
+        self.requests.from_replicas(rows[:, 1:].astype(np.int64))
         total = 0.0
-        for count in replicas.all_gather(np.array([mine]), [1] * replicas.size).tolist():
+        for count in rows[:, 0].tolist():
             total += count
         return total, run.replication.divisor(mine, total)
 
@@ -179,12 +187,14 @@ class TrainStep:
             norms /= run.loss_scale.value
         used, self._cpu_clock = time.process_time() - self._cpu_clock, time.process_time()
         arrived = time.perf_counter() - self._left
-        tail = np.array([loss, count, waited, arrived, used, peak_memory(run.devices)], dtype=np.float64)
+        numbers = [loss, count, waited, arrived, used, peak_memory(run.devices)]
+        tail = np.array([*numbers, *self.requests.for_pipeline()], dtype=np.float64)
         lengths = [owned + len(tail) for owned in self._owned]
         everyone = group.all_gather(np.concatenate([norms, tail]), lengths)
         self._left = time.perf_counter()
         parts: list[NDArray[np.float64]] = np.split(everyone, np.cumsum(lengths)[:-1])
         tails = np.stack([part[-len(tail) :] for part in parts])
+        self.requests.from_pipeline(tails[:, len(numbers) :].astype(np.int64))
         global_count = float(tails[:, 1].sum())  # of one rank; 0 from the others
         all_norms = np.concatenate([part[: -len(tail)] for part in parts])[self._model_order]
         return StepSummary(

@@ -1,14 +1,21 @@
 """Patches for the source of Horovod 0.28.1, which is older than the torch it must work with."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from launch.install.settings import HOROVOD_VERSION, SetupError
 
+SUPERVISOR = Path(__file__).with_name("supervise_mpirun.py")
+
 _STANDARD = "set(CMAKE_CXX_STANDARD 14)"
 _PROJECT = "project(horovod CXX)\n"
 _GLOO_FAILED = "\n        exit_code, timestamp = value\n        if exit_code != 0:\n"
-_SHELL = "['/bin/sh', '-c', mpirun_command]"
+_EXECUTE = "        os.execve('/bin/sh', ['/bin/sh', '-c', mpirun_command], env)\n"
+_SUPERVISE = (
+    "        from horovod.runner.supervise_mpirun import supervise\n        supervise(mpirun_command, env)\n"
+)
+_OPTIONS = "'--allow-run-as-root --tag-output'"
 
 
 def patch_standard(text: str, standard: int, name: str) -> str:
@@ -55,12 +62,21 @@ def patch_exit_code(text: str, name: str) -> str:
 
 
 def patch_signals(text: str, name: str) -> str:
-    """Make `horovodrun` replace itself by mpirun, so that a signal to its process also ends the ranks.
+    """Make `horovodrun` pass signals on, so that the ranks save before they end.
 
     Unpatched, it replaces itself by a shell that waits for mpirun. A signal ends that shell alone, and the
-    ranks keep running.
+    ranks keep running. And mpirun would kill them two seconds after a SIGTERM.
     """
-    return _replace_once(text, _SHELL, "['/bin/sh', '-c', 'exec ' + mpirun_command]", name)
+    return _replace_once(text, _EXECUTE, _SUPERVISE, name)
+
+
+def patch_options(text: str, name: str) -> str:
+    """Leave lines of output as they are, and take slots from `-np` and `-H` alone, as `horovodrun` states.
+
+    Unpatched, it has Open MPI tag every line with `[1,0]<stdout>:`; `--mpi-args=--tag-output` still does. In
+    a Slurm allocation, Open MPI would take a task for a slot: two ranks would not start in a task of 2 CPUs.
+    """
+    return _replace_once(text, _OPTIONS, "'--allow-run-as-root -mca ras ^slurm'", name)
 
 
 def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
@@ -71,11 +87,12 @@ def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
         ),
         "horovod/torch/CMakeLists.txt": lambda text, name: patch_standard(text, standard, name),
         "horovod/runner/gloo_run.py": patch_exit_code,
-        "horovod/runner/mpi_run.py": patch_signals,
+        "horovod/runner/mpi_run.py": lambda text, name: patch_options(patch_signals(text, name), name),
     }
     for name, change in changes.items():
         file = source / name
         file.write_text(change(file.read_text(encoding="utf-8"), name), encoding="utf-8")
+    shutil.copy(SUPERVISOR, source / "horovod" / "runner")
 
 
 def _replace_once(text: str, old: str, new: str, name: str) -> str:

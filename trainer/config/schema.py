@@ -149,7 +149,10 @@ class GenerateConfig:
 class CheckpointConfig:
     """What a run saves, and what it starts from; a run that resumes does not start warm."""
 
-    every: int = not_negative(0, "steps between checkpoints; 0 saves only at the end")
+    every: int = not_negative(0, "steps between checkpoints; 0 saves by time alone, and at the end")
+    minutes: float = not_negative(
+        10.0, "minutes after which a checkpoint is due, whatever the step; 0 saves by steps alone"
+    )
     keep: int = not_negative(2, "newest checkpoints to keep; 0 keeps all of them")
     resume: str = text(
         "auto",

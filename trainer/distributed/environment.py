@@ -43,6 +43,11 @@ def launched(environment: Mapping[str, str] = os.environ) -> bool:
     return _first_number(environment, _RANK) is not None
 
 
+def launched_by_mpirun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether Open MPI's mpirun started this process, or horovodrun by it."""
+    return "OMPI_COMM_WORLD_RANK" in environment
+
+
 def rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return this process's rank according to the launcher, or 0 without one; needs no MPI."""
     return _first_number(environment, (*_RANK, "HOROVOD_RANK")) or 0  # the last: --gloo, which is refused

@@ -1,17 +1,17 @@
-"""How every rank exits when one fails or is terminated: one message, one exit code, no hang."""
+"""How every rank exits when one fails or all stop: one message, one exit code, no hang."""
 
+import contextlib
+import ctypes
 import importlib
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from trainer.distributed import environment
-from trainer.errors import EXIT_USER_ERROR, TrainingError, UserError, notes
+from trainer.errors import EXIT_SAVED, EXIT_USER_ERROR, StoppedEarly, TrainingError, UserError, notes
 
 _INTERRUPTED = 130
 
@@ -23,71 +23,31 @@ _HEAD_START_PER_RANK = 0.25
 _LONGEST_HEAD_START = 8.0
 
 # The message has to pass the launcher's pipes before the launcher ends, which drops what it has not read.
-_DELIVERY = 0.2  # seconds
+DELIVERY = 0.2  # seconds
+
+_POLL = 0.02  # seconds
+_OPEN_MPI = "libmpi.so.40"  # of every Open MPI 4
 
 _resume_hint: Callable[[], str] | None = None
-_hint_printed = threading.Event()
-_signals_reach_a_thread = False
 
 
-def print_resume_hint_when_terminated(resume_hint: Callable[[], str]) -> None:
-    """Have rank 0 print how to resume when a signal terminates the run.
-
-    Ctrl-C under a launcher, a scheduler's time limit and the loss of another rank all reach a rank as
-    SIGTERM, a second or two before SIGKILL (Open MPI 4.1). After printing, the rank still dies of SIGTERM.
-
-    Args:
-        resume_hint: Returns the text; called in a thread when the signal arrives.
-    """
-    global _resume_hint, _signals_reach_a_thread  # noqa: PLW0603  (a process exits once)
-    if environment.rank() != 0:
-        return
+def set_resume_hint(resume_hint: Callable[[], str]) -> None:
+    """Let the message of an interrupted run say how to resume it."""
+    global _resume_hint  # noqa: PLW0603  (a process exits once)
     _resume_hint = resume_hint
-    signal.signal(signal.SIGTERM, _terminate)
-    if not _signals_reach_a_thread:
-        _signals_reach_a_thread = True
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=_forget_signals)
-        threading.Thread(target=_print_hint, args=(read,), name="resume hint", daemon=True).start()
 
 
-def _print_hint(signals: int) -> None:
-    """Print the hint when a signal arrives.
-
-    The main thread would be too late where it is in a long call, such as one that waits for a file system to
-    store a checkpoint: Python calls a signal's handler after that.
-    """
-    while signal.SIGTERM not in os.read(signals, 64):
-        continue
-    # Not through sys.stderr: the main thread may be writing to it.
-    os.write(2, _interrupted("terminated by a signal").encode())
-    _hint_printed.set()
-
-
-def _terminate(number: int, _frame: object) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    _hint_printed.wait(_DELIVERY)
-    time.sleep(_DELIVERY)
-    os.kill(os.getpid(), number)
-
-
-def _forget_signals() -> None:
-    """Leave a child process, such as one that loads data, to die of a signal without a word."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _interrupted(what: str) -> str:
-    return f"trainer: {what}{'' if _resume_hint is None else f'; {_resume_hint()}'}\n"
+def print_at_once(text: str) -> None:
+    """Print a line, from any thread; not through sys.stderr, to which the main thread may be writing."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"trainer: {text}\n".encode(errors="replace"))
 
 
 def fail(error: BaseException) -> NoReturn:
     """Report an error and abort every rank of the run with its exit code.
 
-    A `UserError` prints only its message and exits with 2; any other exception prints its traceback and exits
-    with 1.
+    A `UserError` prints only its message and exits with 2, a `StoppedEarly` likewise with 75; any other
+    exception prints its traceback and exits with 1.
     """
     rank = environment.rank()
     if rank > 0:
@@ -100,7 +60,7 @@ def fail(error: BaseException) -> NoReturn:
     code = exit_code(error)
     if not environment.launched():
         raise SystemExit(code) from None
-    time.sleep(_DELIVERY)
+    time.sleep(DELIVERY)
     _abort(code)
 
 
@@ -108,8 +68,11 @@ def message(error: BaseException, rank: int) -> str:
     """Return the text that a rank prints for an error."""
     if isinstance(error, (UserError, TrainingError)):
         return f"trainer: error: {'; '.join([str(error), *notes(error)])}\n"
+    if isinstance(error, StoppedEarly):
+        return f"trainer: {error}\n"
     if isinstance(error, KeyboardInterrupt):
-        return _interrupted("interrupted")
+        hint = "" if _resume_hint is None else f"; {_resume_hint()}"
+        return f"trainer: interrupted{hint}\n"
     text = "".join(traceback.format_exception(error))
     if sys.version_info < (3, 11):  # which does not print notes
         text += "".join(f"{note}\n" for note in notes(error))
@@ -120,14 +83,43 @@ def exit_code(error: BaseException) -> int:
     """Return the exit code of a run that fails with an error."""
     if isinstance(error, UserError):
         return EXIT_USER_ERROR
+    if isinstance(error, StoppedEarly):
+        return EXIT_SAVED
     return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+def abort_from_thread(code: int) -> NoReturn:
+    """End all ranks, from a thread that is not the main one, whatever the main one does."""
+    end = time.monotonic() + _LONGEST_HEAD_START
+    while environment.launched() and not _mpi_runs() and time.monotonic() < end:
+        time.sleep(_POLL)  # mpirun reports a rank that ends before MPI has started, in ten lines
+    if environment.launched() and _mpi_runs():
+        _abort(code)
+    os._exit(code)
 
 
 def _abort(code: int) -> NoReturn:
     """Abort all ranks at once: a neighbour that waits in a receive would otherwise wait forever."""
     if (mpi := _mpi()) is not None:
+        _abort_silently(code)
         mpi.COMM_WORLD.Abort(code)
     os._exit(code)
+
+
+def _abort_silently(code: int) -> None:
+    """Abort as MPI_Abort does, without its seven lines about itself, where this is Open MPI 4."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        library = ctypes.CDLL(_OPEN_MPI, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        world = ctypes.addressof(ctypes.c_char.in_dll(library, "ompi_mpi_comm_world"))
+        library.ompi_mpi_abort.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        library.ompi_mpi_abort(world, code)
+
+
+def _mpi_runs() -> bool:
+    """Return whether MPI has started, and not ended, without starting it."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    started, ended = (getattr(mpi, name, None) for name in ("Is_initialized", "Is_finalized"))
+    return started is not None and ended is not None and started() and not ended()
 
 
 def _mpi() -> Any:
