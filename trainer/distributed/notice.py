@@ -24,6 +24,7 @@ from trainer.distributed.failure import DELIVERY, abort_from_thread, print_at_on
 from trainer.errors import EXIT_SAVED
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+_HANDLED = (*SIGNALS, signal.SIGCONT)
 
 # Signals that come together are handled together.
 _TOGETHER = 0.05  # seconds
@@ -31,8 +32,9 @@ _TOGETHER = 0.05  # seconds
 _SAME_REQUEST = 0.7  # seconds
 # Where all ranks are signalled, rank 0 speaks for them and ends them within this time.
 _HEAD_START = 0.7  # seconds
-# From SIGTERM, mpirun leaves a rank one second until SIGKILL.
-_BEFORE_KILL = 0.6  # seconds
+# When mpirun ends a job, a rank gets SIGCONT, after one second SIGTERM, and after another SIGKILL.
+_AFTER_CONT = (0.5, 3.0)  # seconds from SIGCONT to SIGTERM
+_BEFORE_KILL = 0.5  # seconds from SIGTERM until this rank says how to resume
 
 
 class _Phase(Enum):
@@ -49,41 +51,39 @@ class _Notice:
         self.phase = _Phase.START_UP
         self.signal = 0
         self.since = 0.0
-        self.seen: set[int] = set()
+        self.continued = 0.0
         self.hint: Callable[[], str] = lambda: "run again"
 
     def handle(self, numbers: set[int]) -> None:
-        """Do what signals ask for that came together.
-
-        mpirun precedes a SIGTERM by SIGCONT: it is about to kill all ranks, as one has failed or as it was
-        itself asked to. Slurm does so too, and gives more time.
-        """
-        self.seen |= numbers
-        by_launcher = numbers >= {signal.SIGTERM, signal.SIGCONT} and environment.launched_by_mpirun()
+        """Do what signals ask for that came together."""
+        now = time.monotonic()
+        shortest, longest = _AFTER_CONT
+        by_mpirun = environment.launched_by_mpirun() and shortest < now - self.continued < longest
+        if signal.SIGCONT in numbers:
+            self.continued = now
         for number in sorted(numbers.intersection(SIGNALS)):  # a request to save first
             if self.phase is _Phase.START_UP:
-                self._end_start_up(number, by_launcher)
+                self._end_start_up(number, by_mpirun)
             elif self.phase is _Phase.STOPPED:
                 if number == signal.SIGTERM:  # another rank has ended the run
                     os._exit(EXIT_SAVED)
             elif self.signal == 0:
-                self.signal, self.since = number, time.monotonic()
-                if by_launcher and self.phase is _Phase.TRAINING:
+                self.signal, self.since = number, now
+                if by_mpirun and number == signal.SIGTERM and self.phase is _Phase.TRAINING:
                     threading.Timer(_BEFORE_KILL, self._announce).start()
-            elif time.monotonic() - self.since > _SAME_REQUEST:
+            elif now - self.since > _SAME_REQUEST:
                 _end(f"{name_of(number)}, a second signal, ends the run at once; {self.hint()}", 128 + number)
 
-    def _end_start_up(self, number: int, by_launcher: bool) -> None:
-        if by_launcher and number == signal.SIGTERM:
+    def _end_start_up(self, number: int, by_mpirun: bool) -> None:
+        if by_mpirun and number == signal.SIGTERM:
             os._exit(128 + number)  # without a word: another rank has failed, and says why
         name = name_of(number)
         _end(f"{name} during start-up, before the first step: nothing is lost, run again", EXIT_SAVED)
 
     def _announce(self) -> None:
-        """Print how to resume, as mpirun is about to kill this rank; not where horovodrun asked to save."""
-        asked = signal.SIGUSR1 in self.seen
-        if self.phase is _Phase.TRAINING and not asked and environment.rank() == 0:
-            print_at_once(f"SIGTERM from the launcher, which ends the run; {self.hint()}")
+        """Print how to resume: another rank has failed, or mpirun itself was asked to end."""
+        if self.phase is _Phase.TRAINING and environment.rank() == 0:
+            print_at_once(f"SIGTERM from mpirun, which ends the run; {self.hint()}")
 
 
 _notice = _Notice()
@@ -94,7 +94,7 @@ def listen() -> None:
     """Handle signals from now on: until `begin_training`, one ends the run at once."""
     global _notice, _listening  # noqa: PLW0603  (a process has one set of handlers)
     _notice = _Notice()
-    for number in (*SIGNALS, signal.SIGCONT):
+    for number in _HANDLED:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _leave_to_thread)
     if not _listening:
@@ -148,7 +148,7 @@ def stop_listening() -> None:
 def _read(signals: int) -> None:
     while True:
         numbers = set(os.read(signals, 64))
-        if numbers.intersection(SIGNALS):
+        if numbers.intersection(_HANDLED):
             time.sleep(_TOGETHER)
             while select.select([signals], [], [], 0)[0]:
                 numbers.update(os.read(signals, 64))
