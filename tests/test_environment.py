@@ -48,7 +48,7 @@ def test_no_launcher() -> None:
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "cores", lambda: 8)
+    monkeypatch.setattr(environment, "cores", lambda variables: 8)
     assert [threads_per_rank("auto", ranks) for ranks in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
     assert threads_per_rank(5, 2) == 5
 

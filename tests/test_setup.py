@@ -109,9 +109,9 @@ class TestCacheKey:
         ]
         assert len(set(keys)) == len(keys)
 
-    @pytest.mark.parametrize("changed", ["horovod_patch.py", "horovod_build.py"])
+    @pytest.mark.parametrize("changed", ["horovod_patch.py", "supervise_mpirun.py", "horovod_build.py"])
     def test_a_change_of_the_patch_or_the_build_changes_the_recipe(self, tmp_path, changed):
-        for name in ("horovod_patch.py", "horovod_build.py"):
+        for name in ("horovod_patch.py", "supervise_mpirun.py", "horovod_build.py"):
             (tmp_path / name).write_bytes((ROOT / "launch" / "install" / name).read_bytes())
         assert cache.recipe(tmp_path) == cache.RECIPE
         assert cache.RECIPE in self.key()
@@ -157,7 +157,11 @@ class TestHorovodPatch:
             "horovod/runner/gloo_run.py": (
                 "\n        exit_code, timestamp = value\n        if exit_code != 0:\n"
             ),
-            "horovod/runner/mpi_run.py": "os.execve('/bin/sh', ['/bin/sh', '-c', mpirun_command], env)\n",
+            "horovod/runner/mpi_run.py": (
+                "    basic_args = '-l' if impi_or_mpich else '--allow-run-as-root --tag-output'\n"
+                "    else:\n"
+                "        os.execve('/bin/sh', ['/bin/sh', '-c', mpirun_command], env)\n"
+            ),
         }.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
@@ -166,7 +170,10 @@ class TestHorovodPatch:
         assert "CMAKE_CXX_STANDARD 17" in main
         assert "CMAKE_INSTALL_RPATH" in main
         assert "CMAKE_CXX_FLAGS_RELWITHDEBINFO" in main
-        assert "'exec ' + mpirun_command" in (tmp_path / "horovod/runner/mpi_run.py").read_text()
+        runner = (tmp_path / "horovod/runner/mpi_run.py").read_text()
+        assert "supervise(mpirun_command, env)" in runner
+        assert "tag-output" not in runner
+        assert (tmp_path / "horovod/runner/supervise_mpirun.py").exists()
 
     def test_gloo_exit_code(self):
         """Only the static launcher's loop changes; the elastic launcher's loop has a deeper indentation."""

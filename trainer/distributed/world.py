@@ -4,6 +4,7 @@ MPI is imported when a `World` is created, not before, so that code without rank
 """
 
 import importlib
+import os
 import pickle
 import platform
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from trainer import __version__
-from trainer.distributed import environment
+from trainer.distributed import environment, launcher
+from trainer.distributed.cores import cores_of_rank
 from trainer.distributed.oversubscription import sleep_in_background_threads
 from trainer.distributed.waiting import WaitMeter, can_be_woken_by, use_wakeup_socket, wake
 from trainer.distributed.wakeup import open_wakeup_socket
@@ -99,17 +101,28 @@ class Communicator:
 
 
 class World(Communicator):
-    """All ranks of the run."""
+    """All ranks of the run.
+
+    Attributes:
+        local_rank: This rank's number on its node.
+        local_size: The number of ranks on the node.
+        cores_of_rank: The cores that each of them has to itself, fewer if several may use a core.
+    """
 
     def __init__(self) -> None:
         # Before Horovod, so that mpi4py initialises MPI with the thread support that both need.
         MPI = importlib.import_module("mpi4py.MPI")  # noqa: N806
         super().__init__(MPI.COMM_WORLD, WaitMeter())
+        launcher.check_size(self.size)
         node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank: int = node.Get_rank()
         self.local_size: int = node.Get_size()
+        self.cores_of_rank = float(len(os.sched_getaffinity(0)))
         if self.local_size > 1:
-            self._enable_wakeups(Communicator(node, self.meter))
+            neighbours = Communicator(node, self.meter)
+            self._enable_wakeups(neighbours)
+            masks = [set(mask) for mask in neighbours.all_gather_objects(sorted(os.sched_getaffinity(0)))]
+            self.cores_of_rank = min(cores_of_rank(masks, rank) for rank in range(len(masks)))
         node.Free()
 
     def _enable_wakeups(self, node: Communicator) -> None:

@@ -1,5 +1,6 @@
 """A run's summary when it starts: one line and a table."""
 
+from trainer.distributed.environment import why_threads
 from trainer.plan.table import stages_table
 from trainer.run import Run
 
@@ -20,9 +21,14 @@ def headline(run: Run) -> str:
         f"{config.model.name}: {layout.world} rank{_s(layout.world)} = "
         f"{layout.replicas} replica{_s(layout.replicas)} x {layout.stages} stage{_s(layout.stages)}{each}, "
         f"schedule {config.schedule}; a step: {config.batch.global_size} samples in {len(sizes)} "
-        f"micro-batch{'es' if len(sizes) != 1 else ''}, {run.threads} thread{_s(run.threads)} per rank, "
+        f"micro-batch{'es' if len(sizes) != 1 else ''}, {_threads(run)}, "
         f"{', '.join(sorted(devices))}{_precision(config.precision)}"
     )
+
+
+def _threads(run: Run) -> str:
+    reason = why_threads(run.config.threads, run.world.local_size, run.threads)
+    return f"{run.threads} thread{_s(run.threads)} per rank{f' ({reason})' if reason else ''}"
 
 
 def _precision(precision: str) -> str:
