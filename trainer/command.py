@@ -16,6 +16,7 @@ from trainer.config.run_dir import place_sweep
 from trainer.config.schema import Config
 from trainer.distributed import environment, launcher
 from trainer.distributed.failure import fail
+from trainer.distributed.limits import prepare_process
 from trainer.distributed.notice import stop_listening
 from trainer.distributed.oversubscription import request_long_time_slices
 from trainer.errors import StoppedEarly
@@ -61,7 +62,8 @@ def run_jobs(job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda _: 
     """
     gc.disable()
     try:
-        launcher.settle()  # [1]
+        prepare_process()  # [1]
+        launcher.settle()
         environment.prepare()
         if environment.shares_cores():
             request_long_time_slices()

@@ -29,7 +29,14 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGHUP,
+    signal.SIGCONT,
+)
 _FIRST_SEED = torch.default_generator.initial_seed()  # torch's default in every process
 
 

@@ -3,13 +3,13 @@
 This module imports only the standard library, so that it can run before those libraries load.
 """
 
-import contextlib
 import ctypes
 import math
 import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -139,6 +139,8 @@ def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
         return
     if shares_cores(environment):
         environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    if _free_shared_memory() < local_size(environment) * _SMALLEST_SEGMENT:  # as in a container
+        environment.setdefault("OMPI_MCA_btl_vader_backing_directory", tempfile.gettempdir())
     _raise_eager_limit(environment)
 
 
@@ -153,11 +155,17 @@ def _raise_eager_limit(environment: MutableMapping[str, str]) -> None:
     asked = environment.get("OMPI_MCA_btl_vader_single_copy_mechanism", "cma")
     if asked == "cma" and reads_memory_of_others():
         return
-    with contextlib.suppress(OSError):
-        free = shutil.disk_usage("/dev/shm").free // (2 * local_size(environment))
-        if free >= _SMALLEST_SEGMENT:
-            environment.setdefault("OMPI_MCA_btl_vader_eager_limit", str(EAGER_LIMIT))
-            environment.setdefault("OMPI_MCA_btl_vader_segment_size", str(min(free, _SEGMENT)))
+    free = _free_shared_memory() // (2 * local_size(environment))
+    if free >= _SMALLEST_SEGMENT:
+        environment.setdefault("OMPI_MCA_btl_vader_eager_limit", str(EAGER_LIMIT))
+        environment.setdefault("OMPI_MCA_btl_vader_segment_size", str(min(free, _SEGMENT)))
+
+
+def _free_shared_memory() -> int:
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return 0
 
 
 def reads_memory_of_others() -> bool:

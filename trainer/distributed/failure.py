@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from trainer.distributed import environment
 from trainer.errors import EXIT_SAVED, EXIT_USER_ERROR, StoppedEarly, TrainingError, UserError, notes
+from trainer.distributed.limits import explain
 
 _INTERRUPTED = 130
 
@@ -76,6 +77,8 @@ def message(error: BaseException, rank: int) -> str:
     text = "".join(traceback.format_exception(error))
     if sys.version_info < (3, 11):  # which does not print notes
         text += "".join(f"{note}\n" for note in notes(error))
+    if (limit := explain(error)) is not None:
+        text += f"trainer: {limit}\n"
     return f"{text}trainer: rank {rank} failed; aborting all ranks\n" if environment.launched() else text
 
 

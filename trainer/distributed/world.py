@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from trainer import __version__
 from trainer.distributed import environment, launcher
 from trainer.distributed.cores import cores_of_rank
+from trainer.distributed.limits import explain
 from trainer.distributed.oversubscription import sleep_in_background_threads
 from trainer.distributed.waiting import WaitMeter, can_be_woken_by, use_wakeup_socket, wake
 from trainer.distributed.wakeup import open_wakeup_socket
@@ -205,7 +206,7 @@ def horovod() -> Any:
     """Return Horovod's module for torch.
 
     Raises:
-        UserError: It is not installed, or was built against another torch or MPI.
+        UserError: It is not installed, was built against another torch or MPI, or there is no memory for it.
     """
     importlib.import_module("mpi4py.MPI")
     rebuild = "`make setup` builds it for this torch (see README.md, Installation)"
@@ -216,6 +217,8 @@ def horovod() -> Any:
     try:
         return importlib.import_module("horovod.torch")
     except (ImportError, OSError) as error:
+        if (limit := explain(error)) is not None:
+            raise UserError(f"Horovod cannot be loaded ({error}): {limit}") from error
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"Horovod was built against another torch or MPI; this torch is {torch.__version__} ({reason}): "
