@@ -110,6 +110,7 @@ def test_user_settings_stay() -> None:
         "OMPI_MCA_btl_tcp_eager_limit": "70000",
         "OMPI_MCA_btl_vader_eager_limit": "4096",
         "OMPI_MCA_btl_vader_segment_size": "4194304",
+        "OMPI_MCA_btl_vader_backing_directory": "/scratch",
     }
     before = dict(variables)
     prepare(variables)

@@ -31,7 +31,7 @@ def test_four_ranks(one: Finished, finished: Trained) -> None:
 
 
 def test_as_users_start_it(one: Finished, tmp_path: Path) -> None:
-    """With horovodrun, which tags every line: only rank 0 prints, and only complete lines."""
+    """With horovodrun: only rank 0 prints, and only complete lines."""
     result = launch(2, [*TEN_EPOCHS, "progress=line"], tmp_path).check()
     assert Finished(result, tmp_path / "run").losses == pytest.approx(one.losses, rel=1e-6)
     assert result.speakers == {0}

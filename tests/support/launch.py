@@ -108,6 +108,10 @@ class Launch:
             self.kill()
         assert path.exists(), f"no {path}:\n{self._read(0)}\n{self._read(1)}"
 
+    def signal_rank(self, rank: int, number: signal.Signals) -> None:
+        """Send a signal to one rank."""
+        os.kill(self.rank(rank), number)
+
     def signal_group(self, number: signal.Signals) -> None:
         """Send a signal to the launcher's process group, as a terminal does."""
         os.killpg(self._process.pid, number)
@@ -176,9 +180,14 @@ def die_with_the_parent() -> None:
 def horovodrun(
     ranks: int, overrides: Sequence[str], *, module: str = "trainer", options: Sequence[str] = ()
 ) -> list[str]:
-    """Return the command with which users start ranks."""
+    """Return the command with which users start ranks, with tags that say which one writes."""
     program = [sys.executable, "-m", module, *overrides]
-    return ["horovodrun", *options, "-np", str(ranks), *program]
+    return ["horovodrun", "--mpi-args=--tag-output", *options, "-np", str(ranks), *program]
+
+
+def alone(overrides: Sequence[str], module: str = "trainer") -> list[str]:
+    """Return the command with which users start one process."""
+    return [sys.executable, "-m", module, *overrides]
 
 
 def launch(
@@ -191,8 +200,7 @@ def launch(
     limit: float = LIMIT,
 ) -> Result:
     """Run a module on some ranks in a folder, and wait for it; one rank needs no launcher."""
-    alone = [sys.executable, "-m", module, *overrides]
-    command = alone if ranks == 1 else horovodrun(ranks, overrides, module=module)
+    command = alone(overrides, module) if ranks == 1 else horovodrun(ranks, overrides, module=module)
     return run(command, folder, env=env, limit=limit)
 
 

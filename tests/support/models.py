@@ -1,10 +1,13 @@
-"""A model that fails, by import path."""
+"""A model, and data, that fail, by import path."""
 
 from functools import partial
 
+import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainer.data.binary import Labelled
 from trainer.data.dataset import Data
 from trainer.models.model import Layer, Model
 from trainer.models.simplenet import BinaryLoss
@@ -29,3 +32,16 @@ class Failing(nn.Module):
 def failing(data: Data, at: int = 3) -> Model:
     layers = (Layer("first", lambda: nn.Linear(10, 10)), Layer("failing", partial(Failing, at)))
     return Model(layers, BinaryLoss())
+
+
+class Unlabelled(Labelled):
+    """Samples whose targets fail."""
+
+    def targets(self, samples: NDArray[np.int64]) -> Tensor:
+        raise KeyError("no label")
+
+
+def unlabelled() -> Data:
+    x = np.random.default_rng(0).standard_normal((40, 10), dtype=np.float32)
+    labels = (x.sum(axis=1) > 0).astype(np.float32)
+    return Data(Labelled(x[:32], labels[:32]), Unlabelled(x[32:], labels[32:]), "unlabelled")

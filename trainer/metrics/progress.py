@@ -34,8 +34,8 @@ def build_display(mode: str, *, rank: int, start: int, steps: int, unit: str) ->
     """Return the display of a rank.
 
     Args:
-        mode: "bar", "line", "off", or "auto": a bar on a terminal, unless a launcher's tags would break it
-            up; otherwise lines.
+        mode: "bar", "line", "off", or "auto": a bar on a terminal, unless a launcher passes on
+            the output; otherwise lines.
         rank: This rank; only rank 0 shows anything.
         start: The number of steps done before.
         steps: The last step.
