@@ -64,7 +64,7 @@ def test_start_up_ends_at_once(busy: str) -> None:
     with running(READY, busy) as process:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate()
-        assert said == "trainer: SIGTERM during start-up, before the first step: nothing is lost, run again\n"
+        assert said == "trainer: SIGTERM before there is anything to save: nothing is lost, run again\n"
         assert process.returncode == 75
 
 

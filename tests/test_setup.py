@@ -157,6 +157,7 @@ class TestHorovodPatch:
             "horovod/runner/gloo_run.py": (
                 "\n        exit_code, timestamp = value\n        if exit_code != 0:\n"
             ),
+            "horovod/runner/launch.py": "def run_commandline():\n    args = parse_args()\n",
             "horovod/runner/mpi_run.py": (
                 "    basic_args = '-l' if impi_or_mpich else '--allow-run-as-root --tag-output'\n"
                 "    else:\n"
@@ -170,6 +171,7 @@ class TestHorovodPatch:
         assert "CMAKE_CXX_STANDARD 17" in main
         assert "CMAKE_INSTALL_RPATH" in main
         assert "CMAKE_CXX_FLAGS_RELWITHDEBINFO" in main
+        assert "before_ranks_start()\n    args" in (tmp_path / "horovod/runner/launch.py").read_text()
         runner = (tmp_path / "horovod/runner/mpi_run.py").read_text()
         assert "supervise(mpirun_command, env)" in runner
         assert "tag-output" not in runner

@@ -66,6 +66,19 @@ def test_signals_are_passed_on(sent: signal.Signals, received: str, group: bool,
         assert process.returncode == 75
 
 
+def test_before_the_ranks_start() -> None:
+    start = "from launch.install.supervise_mpirun import end_at_once_before_ranks_start as e; e()"
+    command = [sys.executable, "-c", f"{start}; print(flush=True); import time; time.sleep(1000)"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate()
+    assert said == "horovodrun: SIGTERM before the ranks started: nothing is lost, run again\n"
+    assert process.returncode == 75
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells mpirun")
 def test_mpirun_does_not_outlive_horovodrun(tmp_path: Path) -> None:
     with horovodrun(tmp_path) as process:

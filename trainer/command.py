@@ -17,7 +17,7 @@ from trainer.config.schema import Config
 from trainer.distributed import environment, launcher
 from trainer.distributed.failure import fail
 from trainer.distributed.limits import prepare_process
-from trainer.distributed.notice import stop_listening
+from trainer.distributed.notice import listen, stop_listening
 from trainer.distributed.oversubscription import request_long_time_slices
 from trainer.errors import StoppedEarly
 
@@ -39,6 +39,7 @@ def run_command(job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda 
     Exit codes: 0 success; 2 invalid user input; 75 stopped early with everything saved; 1 any other failure;
     130 interrupted.
     """
+    listen()
     try:
         run_jobs(job, with_ranks=with_ranks, prepare=prepare)
     except SystemExit:

@@ -23,6 +23,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
+_RUN_AGAIN = 75  # as the trainer's `EXIT_SAVED`
+_TO_SAVE = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PASSED_ON = {
     signal.SIGTERM: signal.SIGUSR1,
     signal.SIGHUP: signal.SIGUSR1,
@@ -32,6 +34,19 @@ _PASSED_ON = {
     signal.SIGQUIT: signal.SIGINT,
 }
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_at_once_before_ranks_start() -> None:
+    """Let a signal end `horovodrun` with one line while it looks for hosts, as there is nothing to save."""
+
+    def end(number: int, _frame: object) -> None:
+        name = signal.Signals(number).name
+        os.write(2, f"horovodrun: {name} before the ranks started: nothing is lost, run again\n".encode())
+        os._exit(_RUN_AGAIN)
+
+    for number in _TO_SAVE:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, end)
 
 
 def supervise(command: str, env: Mapping[str, str]) -> NoReturn:

@@ -85,6 +85,4 @@ def test_start_up(small: list[str], tmp_path: Path) -> None:
     launched.signal_launcher(signal.SIGTERM)
     result = launched.wait(SOON + launched.seconds)
     assert result.code == 75
-    assert (
-        result.err == "trainer: SIGTERM during start-up, before the first step: nothing is lost, run again\n"
-    )
+    assert result.err == "trainer: SIGTERM before there is anything to save: nothing is lost, run again\n"

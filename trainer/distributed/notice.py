@@ -78,7 +78,7 @@ class _Notice:
         if by_mpirun and number == signal.SIGTERM:
             os._exit(128 + number)  # without a word: another rank has failed, and says why
         name = name_of(number)
-        _end(f"{name} during start-up, before the first step: nothing is lost, run again", EXIT_SAVED)
+        _end(f"{name} before there is anything to save: nothing is lost, run again", EXIT_SAVED)
 
     def _announce(self) -> None:
         """Print how to resume: another rank has failed, or mpirun itself was asked to end."""
@@ -91,7 +91,7 @@ _listening = False
 
 
 def listen() -> None:
-    """Handle signals from now on: until `begin_training`, one ends the run at once."""
+    """Handle signals from now on: until `begin_training`, one ends the command at once."""
     global _notice, _listening  # noqa: PLW0603  (a process has one set of handlers)
     _notice = _Notice()
     for number in _HANDLED:
