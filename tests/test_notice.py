@@ -128,6 +128,20 @@ def test_mpirun_ends_the_job_in_start_up() -> None:
         assert process.communicate() == ("", "")
 
 
+def test_one_rank_of_a_node_speaks() -> None:
+    """Where the launcher passes a signal on to all of them."""
+    job = RANK_0 | {"PMIX_NAMESPACE": str(os.getpid())}
+    with (
+        running(READY, "time.sleep(1000)", env=job) as one,
+        running(READY, "time.sleep(1000)", env=job) as two,
+    ):
+        for process in (one, two):
+            process.send_signal(signal.SIGUSR1)
+        said = "".join(process.communicate()[1] for process in (one, two))
+        assert said.count("\n") == 1
+        assert "SIGTERM or SIGUSR1 before there is anything to save" in said  # horovodrun passes on either
+
+
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     """As under nohup."""
     ignore = "signal.signal(signal.SIGHUP, signal.SIG_IGN); notice.listen()"

@@ -26,6 +26,7 @@ _LONGEST_HEAD_START = 8.0
 # The message has to pass the launcher's pipes before the launcher ends, which drops what it has not read.
 DELIVERY = 0.2  # seconds
 
+_PATIENCE = 2.0  # seconds for MPI to start, if it is about to
 _POLL = 0.02  # seconds
 _OPEN_MPI = "libmpi.so.40"  # of every Open MPI 4
 
@@ -93,9 +94,9 @@ def exit_code(error: BaseException) -> int:
 
 def abort_from_thread(code: int) -> NoReturn:
     """End all ranks, from a thread that is not the main one, whatever the main one does."""
-    end = time.monotonic() + _LONGEST_HEAD_START
+    end = time.monotonic() + _PATIENCE
     while environment.launched() and not _mpi_runs() and time.monotonic() < end:
-        time.sleep(_POLL)  # mpirun reports a rank that ends before MPI has started, in ten lines
+        time.sleep(_POLL)  # mpirun has ten lines on a rank that ends before MPI has started
     if environment.launched() and _mpi_runs():
         _abort(code)
     os._exit(code)

@@ -14,6 +14,8 @@ where the main thread is in a long call, such as one that waits for a file syste
 import os
 import select
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,8 +32,6 @@ _HANDLED = (*SIGNALS, signal.SIGCONT)
 _TOGETHER = 0.05  # seconds
 # One request may arrive several times: a scheduler signals the launcher, which forwards it, and the ranks.
 _SAME_REQUEST = 0.7  # seconds
-# Where all ranks are signalled, rank 0 speaks for them and ends them within this time.
-_HEAD_START = 0.7  # seconds
 # When mpirun ends a job, a rank gets SIGCONT, after one second SIGTERM, and after another SIGKILL.
 _AFTER_CONT = (0.5, 3.0)  # seconds from SIGCONT to SIGTERM
 _BEFORE_KILL = 0.5  # seconds from SIGTERM until this rank says how to resume
@@ -166,9 +166,21 @@ def _forget() -> None:
 
 
 def _end(text: str, code: int) -> None:
-    """Print a line, once for all ranks, and end the run."""
-    if environment.rank() > 0:
-        time.sleep(_HEAD_START)
-    print_at_once(text)
-    time.sleep(DELIVERY)
-    abort_from_thread(code)
+    """Print a line, once for all ranks of the node, and end the run."""
+    with socket.socket(socket.AF_UNIX) as taken:
+        if _speaks(taken):
+            print_at_once(text)
+        time.sleep(DELIVERY)
+        abort_from_thread(code)
+
+
+def _speaks(taken: socket.socket) -> bool:
+    """Return whether this rank prints what all have to say: the first that takes a name in the kernel."""
+    job = os.environ.get("PMIX_NAMESPACE")
+    if job is None or sys.platform != "linux":
+        return True
+    try:
+        taken.bind(f"\0trainer-{os.getuid()}-{job}")
+    except OSError:
+        return False
+    return True
