@@ -76,11 +76,11 @@ def test_one_process(small: list[str], tmp_path: Path) -> None:
     assert f"resume from step-{len(steps):08d}" in result.err
 
 
-def test_start_up(small: list[str], tmp_path: Path) -> None:
+def test_start_up(tmp_path: Path) -> None:
     """A slow import of the user's, while which nothing is lost."""
     (tmp_path / "slow.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(1000)\n")
-    custom = ["experiment=none", "model=custom", "model.target=slow:build"]
-    launched = Launch(alone([*small, *custom]), tmp_path)
+    custom = ["experiment=simplenet", "model=custom", "data=binary", "model.target=slow:build"]
+    launched = Launch(alone(custom), tmp_path)
     launched.wait_for("importing")
     launched.signal_launcher(signal.SIGTERM)
     result = launched.wait(SOON + launched.seconds)

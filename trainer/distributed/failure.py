@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from trainer.distributed import environment
-from trainer.errors import EXIT_SAVED, EXIT_USER_ERROR, StoppedEarly, TrainingError, UserError, notes
 from trainer.distributed.limits import explain
+from trainer.errors import EXIT_SAVED, EXIT_USER_ERROR, StoppedEarly, TrainingError, UserError, notes
 
 _INTERRUPTED = 130
 
