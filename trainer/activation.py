@@ -6,7 +6,7 @@ they are first seen: other subclasses of `dict`, other named tuples such as `Pac
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache, partial
@@ -149,11 +149,7 @@ def flatten(activation: Activation) -> tuple[list[Tensor], TreeSpec]:
     """
     if isinstance(activation, Tensor):
         return [activation], 0
-    leaves, tree = pytree.tree_flatten(activation)
-    while new := [type(leaf) for leaf in leaves if not isinstance(leaf, Tensor) and _is_container(leaf)]:
-        for kind in new:
-            _register(kind)
-        leaves, tree = pytree.tree_flatten(activation)
+    leaves, tree = _leaves(activation)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     return tensors, Nest(tree, [_mark(leaf) for leaf in leaves], _registered_in(tree))
 
@@ -161,6 +157,22 @@ def flatten(activation: Activation) -> tuple[list[Tensor], TreeSpec]:
 def unflatten(tensors: Sequence[Tensor], nest: TreeSpec) -> Activation:
     """Return the activation that `flatten` flattened."""
     return tensors[0] if isinstance(nest, int) else nest.filled(tensors)
+
+
+def map_leaves(function: Callable[[Any], Any], activation: Activation) -> Activation:
+    """Return an activation with a function applied to everything that it contains, whatever that is."""
+    leaves, tree = _leaves(activation)
+    return pytree.tree_unflatten([function(leaf) for leaf in leaves], tree)
+
+
+def _leaves(activation: Activation) -> tuple[list[Any], pytree.TreeSpec]:
+    """Flatten an activation, and register the classes that are new."""
+    leaves, tree = pytree.tree_flatten(activation)
+    while new := [type(leaf) for leaf in leaves if not isinstance(leaf, Tensor) and _is_container(leaf)]:
+        for kind in new:
+            _register(kind)
+        leaves, tree = pytree.tree_flatten(activation)
+    return leaves, tree
 
 
 @lru_cache

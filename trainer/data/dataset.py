@@ -1,14 +1,13 @@
 """What a dataset is: numbered samples; the first stage reads their inputs, the last their targets."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils._pytree import tree_map_only
 
-from trainer.activation import Activation, flatten
+from trainer.activation import Activation, flatten, map_leaves
 from trainer.errors import UserError
 
 
@@ -74,8 +73,12 @@ def as_tensors(activation: Activation) -> Activation:
         UserError: It contains something that cannot pass between layers.
     """
     try:
-        tensors = tree_map_only(np.ndarray, torch.from_numpy, activation)
+        tensors = map_leaves(_as_tensor, activation)
         flatten(tensors)
     except TypeError as error:
         raise UserError(f"the data's inputs and targets must be tensors or NumPy arrays: {error}") from error
     return tensors
+
+
+def _as_tensor(leaf: Any) -> Any:
+    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf

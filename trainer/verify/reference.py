@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from trainer.activation import Activation
+from trainer.activation import Activation, map_leaves
 from trainer.checkpoint.warm_start import warm_start
 from trainer.config.schema import Config
 from trainer.data.dataset import Data, Dataset
@@ -79,6 +78,7 @@ class Reference:
         self._buffers_of = ReplicaBuffers(named.values(), replicas)
         self._compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
         self._loss_scale = 2.0**16 if config.precision == "fp16" else 1.0
+        self._last_loss = 0.0
         self._gradients: Named = {}
         self._errors: Named = {}
 
@@ -90,6 +90,7 @@ class Reference:
             samples: The indices of the global batch's samples.
         """
         self._set_mode(training=True)
+        self._buffers_of.begin_step()
         averaging, size = self._config.averaging, self._config.batch.micro_size
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         counts = []
@@ -111,7 +112,8 @@ class Reference:
         self._gradients = self._with_copies(self._unscaled(total.result()))
         self._errors = self._with_copies(self._unscaled(total.errors()))
         self._buffers_of.switch_to(0)
-        return loss / count if count else 0.0
+        self._last_loss = loss / count if count else 0.0
+        return self._last_loss
 
     def take_gradients(self, gradients: Named) -> None:
         """Replace the gradients computed here with the launch's for the next update."""
@@ -121,7 +123,7 @@ class Reference:
     def update(self, step: int) -> float:
         """Clip the gradients and update the weights; return the norm before clipping.
 
-        With precision=fp16 a step whose norm is not finite is skipped, and halves the loss scale. (The scale
+        A step that is not finite may be skipped; with precision=fp16 that halves the loss scale. (The scale
         would double after 2,000 good steps; no verification is that long.)
         """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
@@ -131,20 +133,29 @@ class Reference:
             half = gradient.dtype in (torch.bfloat16, torch.float16)
             squares += float(torch._foreach_norm([gradient], 2, torch.float32 if half else None)[0]) ** 2
         norm = math.sqrt(squares)
-        skipped = self._config.precision == "fp16" and not math.isfinite(norm)
+        skipped = self._skips(norm)
         for statistics in self._statistics:
             statistics.update(skipped=skipped)
         if skipped:
-            self._loss_scale /= 2
+            self._buffers_of.forget_step()
             return norm
         largest = self._config.optimizer.clip
         if largest is not None and norm > largest:
-            for gradient in gradients.values():
-                gradient.mul_(largest / norm)
+            for gradient in gradients.values():  # `mul_` rounds otherwise where they are in half precision
+                torch._foreach_mul_([gradient], largest / norm)
         if self._optimizer is not None:
             set_learning_rates(self._optimizer, self._config.optimizer.lr_schedule, step, self._steps)
             self._optimizer.step()
         return norm
+
+    def _skips(self, norm: float) -> bool:
+        """Return whether the weights stay as they are, because something is not finite."""
+        if self._config.precision == "fp16":
+            if not math.isfinite(norm):
+                self._loss_scale /= 2
+            return not math.isfinite(norm)
+        skips = self._config.train.non_finite == "skip"
+        return skips and not (math.isfinite(norm) and math.isfinite(self._last_loss))
 
     def values(self, kind: str, layer: str | None = None) -> Named:
         """Return every "gradient", "weight" or "buffer" of all layers, or of one, by "layer/name"."""
@@ -237,7 +248,7 @@ class Reference:
             leaf = torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
             return leaf.to(self._device) if isinstance(leaf, Tensor) else leaf
 
-        return tree_map(moved, read(batch))
+        return map_leaves(moved, read(batch))
 
     def _seed(self, purpose: str, place: Place, *rest: str) -> None:
         """Seed every generator for a purpose, at a place in the training or in the validation."""
@@ -248,17 +259,20 @@ class Reference:
     def _converted(self, activation: Activation, dtype: torch.dtype) -> Activation:
         """Return a copy of an activation, contiguous, with float32 and the compute type as `dtype`.
 
-        A copy, because the next layer may write into it.
+        A copy, because the next layer may write into it. Its gradient is contiguous too, as any that crosses
+        a layer's boundary: kernels may add in another order where memory is laid out differently.
         """
 
         def convert(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
             converts = leaf.dtype in (torch.float32, self._compute)
-            return (leaf.to(dtype) if converts else leaf).contiguous().clone()
+            copied = (leaf.to(dtype) if converts else leaf).contiguous().clone()
+            if copied.requires_grad:
+                copied.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
+            return copied
 
-        converted: Activation = tree_map(convert, activation)
-        return converted
+        return map_leaves(convert, activation)
 
     def _unscaled(self, named: Named) -> Named:
         return {name: tensor / self._loss_scale for name, tensor in named.items()}

@@ -25,7 +25,7 @@ class Statistics:
         module = self.module
         for name, buffer in module.named_buffers():
             buffer.copy_(self._before[name])
-        if not self._frozen and not skipped:
+        if self._inputs and not self._frozen and not skipped:  # a custom train() may leave it evaluating
             values = torch.cat(self._inputs, dim=1)
             module.num_batches_tracked += 1
             momentum = module.momentum
@@ -73,6 +73,7 @@ class ReplicaBuffers:
             if not (isinstance(module, _BatchNorm) and module.running_mean is not None)
         ]
         self._of = [self._copies() for _ in range(replicas)]
+        self._before = self._of
         self._now = 0
 
     def switch_to(self, replica: int) -> None:
@@ -80,6 +81,19 @@ class ReplicaBuffers:
         self._of[self._now] = [dict(module._buffers) for module in self._owners]
         self._now = replica
         for module, buffers in zip(self._owners, self._of[replica], strict=True):
+            module._buffers.update(buffers)
+
+    def begin_step(self) -> None:
+        """Copy the buffers of every replica, for a step that may be skipped."""
+        self._before = []
+        for replica in range(len(self._of)):
+            self.switch_to(replica)
+            self._before.append(self._copies())
+
+    def forget_step(self) -> None:
+        """Return the buffers of every replica to what they were when the step began."""
+        self._of = self._before
+        for module, buffers in zip(self._owners, self._of[self._now], strict=True):
             module._buffers.update(buffers)
 
     def _copies(self) -> list[dict[str, Tensor | None]]:
