@@ -150,8 +150,9 @@ class ForwardBuffers:
 
     @contextmanager
     def as_found(self, found: Found) -> Iterator[None]:
-        """Let a forward find what the first one found; discard its changes."""
+        """Let a forward find what the first one found; discard its changes, of weights too."""
         present = [(slot, _get(slot)) for slot, _ in found]
+        weights = [weight.detach().clone() for weight in self._weights] if self.changes_weights else []
         for slot, buffer in found:
             _set(slot, None if buffer is None else buffer.detach().clone())
         try:
@@ -159,6 +160,8 @@ class ForwardBuffers:
         finally:
             for slot, buffer in present:
                 _set(slot, buffer)
+            for weight, values in zip(self._weights, weights, strict=False):
+                weight.data.copy_(values)
 
     def _drop_large_copies(self) -> None:
         watched = self._watched or []

@@ -50,3 +50,11 @@ def dense_gradient(parameter: nn.Parameter) -> Tensor:
     elif parameter.grad.layout is not torch.strided:
         parameter.grad = parameter.grad.to_dense()
     return parameter.grad
+
+
+def limits_weights(layer: nn.Module) -> bool:
+    """Return whether a forward may scale weights, as `nn.Embedding(max_norm=...)` does.
+
+    Doing so twice may give other bits than once, so such a forward is not recomputed.
+    """
+    return any(getattr(module, "max_norm", None) is not None for module in layer.modules())

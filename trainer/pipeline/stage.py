@@ -21,7 +21,7 @@ from trainer.errors import UserError
 from trainer.models.model import Loss
 from trainer.pipeline.forward import LayerForward
 from trainer.pipeline.graph import run_backward
-from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.layer import BuiltLayer, limits_weights
 from trainer.pipeline.loss import LossForward
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
@@ -83,7 +83,10 @@ class Stage:
         self.parts = self.layers if loss_layer is None else (*self.layers, loss_layer)
         self.device = device
         self._on_layer_done = on_layer_done
-        self._recompute = tuple(recompute or [Recompute.NONE] * len(layers))
+        self._recompute = tuple(
+            Recompute.NONE if limits_weights(layer.module) else asked
+            for layer, asked in zip(layers, recompute or [Recompute.NONE] * len(layers), strict=True)
+        )
         self.forwards = [
             LayerForward(
                 layer,
@@ -187,7 +190,7 @@ class Stage:
             if outputs and step in tape.recompute:
                 outputs = [tensor for tensor in tape.recompute.pop(step)()[0] if tensor.requires_grad]
             if outputs and step < len(deferred):
-                self._deferral.backward(self.layers[step].name, outputs, gradients, deferred[step])
+                self._deferral.backward(outputs, gradients, deferred[step])
             elif outputs:
                 run_backward(outputs, gradients)
             # An output that nothing used has a gradient of zero, within a rank as across ranks.

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from trainer.errors import UserError
 from trainer.pipeline.graph import run_backward
 from trainer.pipeline.weight_nodes import WEIGHT_NODES, WeightNode
 
@@ -97,44 +96,43 @@ class Deferral:
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         owners = Counter(parameter for layer in layers for parameter in layer.parameters())
-        # Whether a parameter's gradients are deferred: never if several layers share it, else as its first
-        # backward decided. If one micro-batch were deferred and the next were not, they would not be added in
-        # order.
+        # Whether a parameter's gradients are added in the second part: never if several layers share it, else
+        # as its first backward decided. If one micro-batch's were and the next one's were not, they would not
+        # be added in order.
         self._defers = {parameter: False for parameter, number in owners.items() if number > 1}
 
-    def backward(
-        self, layer: str, outputs: Sequence[Tensor], gradients: Sequence[Tensor], deferred: Deferred
-    ) -> None:
+    def backward(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor], deferred: Deferred) -> None:
         """Run the first part of a layer's backward.
 
         Args:
-            layer: The layer's name.
             outputs: The outputs of its graph.
             gradients: The gradient of each output.
             deferred: Receives the deferred gradients.
-
-        Raises:
-            UserError: The layer uses a weight differently than in an earlier micro-batch.
         """
         plan = _Plan(outputs, self._can_defer)
-        self._decide(layer, plan)
+        postponed = self._decide(plan)
+        before = [parameter.grad for parameter in postponed]
+        for parameter in postponed:
+            parameter.grad = None
         with collecting(deferred):
             plan.run(outputs, gradients)
         deferred += plan.deferred
+        for parameter, gradient in zip(postponed, before, strict=True):
+            deferred.append((parameter, partial(_itself, parameter.grad)))
+            parameter.grad = gradient
 
     def _can_defer(self, leaf: Tensor) -> bool:
         return _is_free_parameter(leaf) and self._defers.get(leaf, True)  # type: ignore[call-overload]
 
-    def _decide(self, layer: str, plan: "_Plan") -> None:
+    def _decide(self, plan: "_Plan") -> list[nn.Parameter]:
+        """Return the parameters whose gradients come now, but must be added later.
+
+        An earlier micro-batch used them otherwise (its sequences had another length, say), and deferred them.
+        """
         for parameter, _ in plan.deferred:
             self._defers[parameter] = True
-        for leaf in plan.immediate:
-            if isinstance(leaf, nn.Parameter) and self._defers.setdefault(leaf, False):
-                raise UserError(
-                    f"layer {layer!r} uses a weight of shape {tuple(leaf.shape)} differently than in an "
-                    "earlier micro-batch, so its backward cannot be split: use a schedule with full "
-                    "backwards (schedule=1f1b)"
-                )
+        parameters = [leaf for leaf in plan.immediate if isinstance(leaf, nn.Parameter)]
+        return [parameter for parameter in parameters if self._defers.setdefault(parameter, False)]
 
 
 class _Plan:
@@ -249,6 +247,10 @@ class _Graph:
         if len(users) == 1 or (None, 0) in users:
             return users
         return sorted(users, key=lambda user: -user[0]._sequence_nr())  # the latest operation first
+
+
+def _itself(gradient: Tensor | None) -> Tensor | None:
+    return gradient
 
 
 def _sum(gradients: Iterable[Gradient]) -> Tensor | None:

@@ -100,7 +100,7 @@ class Trial:
             gradients = [torch.empty_like(tensor) for tensor in outputs]
             if outputs:
                 with first:
-                    deferral.backward("", outputs, gradients, deferred)
+                    deferral.backward(outputs, gradients, deferred)
             del leaves, outputs, gradients
             for parameter in module.parameters():
                 parameter.grad = None
