@@ -14,6 +14,7 @@ from tests.support.blocks import Squares
 from tests.support.one_process import Given, Pipeline
 from trainer.errors import notes
 from trainer.models.model import Layer, Model
+from trainer.pipeline.precision import Precision
 from trainer.pipeline.recomputation import Recompute
 
 WIDTH, SAMPLES, MICRO_BATCHES = 6, 4, 5
@@ -333,3 +334,19 @@ def test_an_error_names_layer_step_and_micro_batch() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         of.train(given(), MICRO_BATCHES)
     assert notes(caught.value) == ["in layer 'bad': micro-batch 10 of step 4"]
+
+
+def test_an_error_of_types_points_to_the_precision() -> None:
+    class Mixes(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.eye(WIDTH, dtype=torch.float64).to(x.device) @ torch.eye(WIDTH)
+
+    layers = (Layer("good", Plain), Layer("bad", Mixes))
+    half = Pipeline(Model(layers, Squares()), [2], precision=Precision(torch.bfloat16))
+    whole = Pipeline(Model(layers, Squares()), [2])
+    found = []
+    for of in (half, whole):
+        with pytest.raises(RuntimeError) as caught:
+            of.train(given(), MICRO_BATCHES)
+        found.append(notes(caught.value)[1:])
+    assert found == [["precision may be the cause: layers compute in half precision; try fp32"], []]

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 # What passes between two layers: a tensor, or tensors and plain values, nested.
@@ -219,12 +220,24 @@ def _register(kind: type) -> None:
     if kind in pytree.SUPPORTED_NODES:
         return
     _ours.append(kind)
-    if issubclass(kind, dict):
+    if issubclass(kind, PackedSequence):
+        pytree.register_pytree_node(kind, _packed_parts, partial(_packed_of, kind))
+    elif issubclass(kind, dict):
         pytree.register_pytree_node(kind, _items, partial(_dict_of, kind))
     elif issubclass(kind, tuple):
         pytree.register_pytree_node(kind, lambda value: (list(value), None), partial(_named_tuple_of, kind))
     else:
         pytree.register_pytree_node(kind, _fields, partial(_dataclass_of, kind))
+
+
+def _packed_parts(value: PackedSequence) -> tuple[list[Any], Any]:
+    # The sizes of its batches stay on the host, where kernels read them: they belong to the structure.
+    return [value.data, value.sorted_indices, value.unsorted_indices], tuple(value.batch_sizes.tolist())
+
+
+def _packed_of(kind: Any, parts: Any, sizes: Any) -> Any:
+    data, *indices = parts
+    return kind(data, torch.tensor(sizes, dtype=torch.int64), *indices)
 
 
 def _items(value: dict[Any, Any]) -> tuple[list[Any], Any]:

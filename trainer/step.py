@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer.distributed.devices import peak_memory
 from trainer.distributed.requests import Requests
-from trainer.errors import TrainingError
+from trainer.errors import TrainingError, add_note
 from trainer.optim.gradients import all_gradients, clear_gradients, clip, global_norm, gradient_norms
 from trainer.optim.learning_rate import learning_rate, set_learning_rates
 from trainer.pipeline.loss import count_of
@@ -246,7 +246,7 @@ class TrainStep:
 
     def _check_replicas(self, step: int) -> None:
         every = self._run.config.train.check_replicas
-        if every and step % every == 0:
+        if every and step % every == 0 and self._run.replication.keeps_equal:
             check_equal(self._run.layers, self._run.groups.data_parallel, step)
 
     def _update(self, step: int, norm: float) -> None:
@@ -256,7 +256,11 @@ class TrainStep:
         clip(all_gradients(run.layers), norm, run.config.optimizer.clip)
         if run.optimizer is not None:
             set_learning_rates(run.optimizer, run.config.optimizer.lr_schedule, step, self._steps)
-            run.optimizer.step()
+            try:
+                run.optimizer.step()
+            except Exception as error:
+                add_note(error, f"in the optimizer's step {step}")
+                raise
         run.replication.after_update()
 
 

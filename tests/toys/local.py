@@ -17,8 +17,12 @@ class Local(Replication):
         self._every = every
         self._updates = 0
 
-    def divisor(self, mine: int, total: int) -> int:
+    def divisor(self, mine: float, total: float) -> float:
         return mine
+
+    @property
+    def keeps_equal(self) -> bool:
+        return False
 
     @torch.no_grad()
     def after_update(self) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from trainer.errors import UserError, add_note, suggest
 from trainer.models.model import Layer
@@ -24,6 +25,12 @@ def build_layer(layers: Sequence[Layer], index: int, seed: int, device: torch.de
     """
     layer = layers[index]
     built = BuiltLayer(index, layer.name, _build(layer, seed), layer.ties)
+    for name, parameter in built.module.named_parameters():
+        if is_lazy(parameter):
+            raise UserError(
+                f"layer {layer.name!r} has a lazy parameter, {name!r}, which gets its shape in the first "
+                "forward: give the layer its sizes (nn.Linear(64, 10) in place of nn.LazyLinear(10))"
+            )
     by_name = {other.name: other for other in layers[:index]}
     for tie in layer.ties:
         owner = _build(by_name[tie.owner], seed)

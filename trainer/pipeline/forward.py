@@ -74,6 +74,8 @@ class LayerForward:
             return self._compute(micro_batch, nest, leaves)
         except Exception as error:
             add_note(error, self._place(micro_batch))  # [6]
+            if self._precision.may_have_caused(error):
+                add_note(error, "precision may be the cause: layers compute in half precision; try fp32")
             raise
 
     def _run_first(self, micro_batch: int, nest: TreeSpec, leaves: Sequence[Tensor]) -> Outputs:

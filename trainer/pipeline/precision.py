@@ -42,6 +42,11 @@ class Precision:
             return nullcontext()
         return torch.autocast(device.type, self.compute, cache_enabled=False)
 
+    def may_have_caused(self, error: Exception) -> bool:
+        """Return whether an error of a layer looks as if types did not fit, which they do in float32."""
+        words = ("dtype", "scalar type", "Half", "BFloat16", "bfloat16", "float16")
+        return self.compute is not torch.float32 and any(word in str(error) for word in words)
+
     def between_layers(self, tensor: Tensor) -> Tensor:
         """Return a layer's output in the type that the next layer takes."""
         convert = tensor.dtype is torch.float32 is not self.compute

@@ -83,6 +83,11 @@ class Replication:
         """Do what follows the optimizer's step, such as an exchange of weights with the other replicas."""
 
     @property
+    def keeps_equal(self) -> bool:
+        """Return whether the replicas' weights are equal after every step; if not, nobody compares them."""
+        return True
+
+    @property
     def gathers_state(self) -> bool:
         """Return whether a checkpoint needs optimizer state from every replica, not from the first alone."""
         return False
