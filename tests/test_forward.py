@@ -234,7 +234,7 @@ def test_another_second_forward_stops_the_run(
     with pytest.raises(RuntimeError, match="run again for the backward, gives other results") as caught:
         of.train(given(), MICRO_BATCHES)
     (note,) = notes(caught.value)
-    assert note.startswith("in layer 'odd': micro-batch ")
+    assert note.startswith("in layer 'odd' of stage 1: micro-batch ")
     assert note.endswith(" of step 3")
 
 
@@ -260,7 +260,7 @@ def test_a_write_that_autograd_does_not_see_is_noticed() -> None:
     of = Pipeline(Model((Layer("odd", WritesIntoMask), Layer("last", Unwraps)), Squares()), [1, 1])
     with pytest.raises(RuntimeError, match="wrote into its input") as caught:
         of.train(first, 3)
-    assert notes(caught.value) == ["in layer 'odd': micro-batch 2 of step 0"]
+    assert notes(caught.value) == ["in layer 'odd' of stage 0: micro-batch 2 of step 0"]
 
 
 def test_data_is_not_written_into() -> None:
@@ -333,7 +333,7 @@ def test_an_error_names_layer_step_and_micro_batch() -> None:
     of.randomness.step, of.randomness.first_micro_batch = 4, 10
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         of.train(given(), MICRO_BATCHES)
-    assert notes(caught.value) == ["in layer 'bad': micro-batch 10 of step 4"]
+    assert notes(caught.value) == ["in layer 'bad' of stage 0: micro-batch 10 of step 4"]
 
 
 def test_an_error_of_types_points_to_the_precision() -> None:

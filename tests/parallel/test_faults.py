@@ -95,7 +95,7 @@ def test_another_second_forward(fault: str, pools: Pools, tmp_path: Path) -> Non
     result = run(pools, tmp_path, fault, "memory.recompute=full", "schedule=zb_h1")
     assert result.code == 1, result.out + result.err
     assert "run again for the backward, gives other results" in result.err
-    assert "in layer 'odd': micro-batch" in result.err
+    assert "in layer 'odd' of stage 1: micro-batch" in result.err
     assert "of step 1" in result.err
     assert steps(tmp_path) == 0
 

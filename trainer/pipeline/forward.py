@@ -34,6 +34,7 @@ class LayerForward:
 
     Args:
         layer: The layer.
+        stage: The number of its stage.
         device: Its device.
         randomness: Seeds what it draws from.
         precision: The precision that it computes in.
@@ -45,6 +46,7 @@ class LayerForward:
     def __init__(
         self,
         layer: BuiltLayer,
+        stage: int,
         device: torch.device,
         *,
         randomness: Randomness,
@@ -55,6 +57,7 @@ class LayerForward:
     ) -> None:
         self.layer = layer
         self.buffers = ForwardBuffers(layer.module, recomputed=recomputed)
+        self._stage = stage
         self._device = device
         self._randomness = randomness
         self._precision = precision
@@ -120,7 +123,7 @@ class LayerForward:
         return self._device.type == "cpu" or step <= _FIRST_STEPS or step % _EVERY == 0
 
     def _place(self, micro_batch: int) -> str:
-        return f"in layer {self.layer.name!r}: {self._randomness.place(micro_batch)}"
+        return f"in layer {self.layer.name!r} of stage {self._stage}: {self._randomness.place(micro_batch)}"
 
 
 def _same_bits(first: Outputs, again: Outputs) -> bool:

@@ -90,6 +90,7 @@ class Stage:
         self.forwards = [
             LayerForward(
                 layer,
+                index,
                 device,
                 randomness=randomness,
                 precision=precision,
