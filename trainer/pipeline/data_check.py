@@ -7,10 +7,8 @@ every rank reads a few samples, inputs and targets, and all compare what they ha
 
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from trainer.activation import Activation, flatten
@@ -21,6 +19,7 @@ from trainer.distributed.world import Communicator
 from trainer.errors import UserError
 from trainer.pipeline.micro_batches import read_samples
 from trainer.pipeline.randomness import Randomness
+from trainer.pipeline.tensor_bytes import bytes_of
 
 _REMEDY = (
     "a number must give the same sample on every rank and every time. A shuffle or a split needs a seed of "
@@ -94,11 +93,5 @@ def _digest(activation: Activation) -> str:
     digest = blake2b(repr(nest).encode(), digest_size=16)
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(bytes_of(tensor))
+        digest.update(bytes_of(tensor.to_dense() if tensor.is_sparse else tensor))
     return digest.hexdigest()
-
-
-def bytes_of(tensor: torch.Tensor) -> Any:
-    """Return a tensor's bytes, for a digest."""
-    plain = tensor.detach().cpu().to_dense() if tensor.is_sparse else tensor.detach().cpu()
-    return plain.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -21,6 +21,7 @@ from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import recomputing
+from trainer.pipeline.tensor_bytes import as_integers
 
 Outputs = tuple[list[Tensor], TreeSpec]
 
@@ -127,18 +128,9 @@ class LayerForward:
 
 
 def _same_bits(first: Outputs, again: Outputs) -> bool:
-    tensors = zip(first[0], again[0], strict=False)
-    return (
-        first[1] == again[1]
-        and len(first[0]) == len(again[0])
-        and all(one.shape == other.shape and torch.equal(_bits(one), _bits(other)) for one, other in tensors)
+    if first[1] != again[1] or len(first[0]) != len(again[0]):
+        return False
+    return all(
+        one.shape == other.shape and torch.equal(as_integers(one), as_integers(other))
+        for one, other in zip(first[0], again[0], strict=True)
     )
-
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """Return a tensor's bits as integers: a NaN equals itself there."""
-    real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-    return real.view(_INTEGERS[real.element_size()])

@@ -1,7 +1,8 @@
-"""Counts the bytes that a program's tensors hold, while it runs."""
+"""The bytes of tensors: how many a program holds while it runs, and what they are."""
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -48,3 +49,18 @@ def tensors_in(values: Any) -> list[Tensor]:
 def memory_of(tensor: Tensor) -> int:
     """Return an identifier that only tensors sharing memory have in common; meta tensors have no address."""
     return int(tensor.untyped_storage()._cdata)
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def as_integers(tensor: Tensor) -> Tensor:
+    """Return a tensor's bits as integers: a NaN equals itself there, and 0 differs from -0."""
+    plain = tensor.detach()
+    real = torch.view_as_real(plain) if plain.is_complex() else plain
+    return real.contiguous().view(_INTEGERS[real.element_size()])
+
+
+def bytes_of(tensor: Tensor) -> Any:
+    """Return a tensor's bytes on the host, for a digest."""
+    return as_integers(tensor.cpu()).reshape(-1).view(torch.uint8).numpy().data

@@ -19,8 +19,7 @@ from trainer.distributed.world import Communicator, Groups
 from trainer.errors import TrainingError, UserError
 from trainer.models.names import plain_buffers, plain_parameters
 from trainer.pipeline.layer import BuiltLayer
-
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from trainer.pipeline.tensor_bytes import as_integers, bytes_of
 
 
 def check_initial(layers: Sequence[BuiltLayer], groups: Groups) -> None:
@@ -77,15 +76,14 @@ def _named(layers: Sequence[BuiltLayer], *, buffers: bool) -> dict[str, Tensor]:
 
 
 def _exact(tensor: Tensor) -> str:
-    bits = _as_integers(tensor.cpu()).reshape(-1).view(torch.uint8)
-    return blake2b(bits.numpy().data, digest_size=16).hexdigest()
+    return blake2b(bytes_of(tensor), digest_size=16).hexdigest()
 
 
 def _sums(tensors: Sequence[Tensor]) -> NDArray[np.int64]:
     """Return a sum of the bits of each tensor, taken as integers; waits for the device once."""
     if not tensors:
         return np.zeros(0, dtype=np.int64)
-    sums = [_as_integers(tensor).sum(dtype=torch.int64) for tensor in tensors]
+    sums = [as_integers(tensor).sum(dtype=torch.int64) for tensor in tensors]
     by_device: dict[torch.device, list[int]] = {}
     for number, each in enumerate(sums):
         by_device.setdefault(each.device, []).append(number)
@@ -93,11 +91,6 @@ def _sums(tensors: Sequence[Tensor]) -> NDArray[np.int64]:
     for numbers in by_device.values():
         found[numbers] = torch.stack([sums[number] for number in numbers]).cpu().numpy()
     return found
-
-
-def _as_integers(tensor: Tensor) -> Tensor:
-    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return real.contiguous().view(_BITS[real.element_size()])
 
 
 def _different(mine: Mapping[str, str], replicas: Communicator) -> list[tuple[str, str]]:
