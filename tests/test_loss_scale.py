@@ -1,12 +1,11 @@
 """The loss scale: exact, halved by an overflow, doubled after a long run of good steps."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
 
-from tests.support.steps import RESULT, SUMMARY
 from trainer.optim.loss_scale import LossScale
 
 
@@ -43,12 +42,3 @@ def test_a_model_that_overflows_by_itself_is_reported() -> None:
     scale = LossScale()
     with pytest.raises(OverflowError, match="use precision=bf16"):
         [scale.accepts(math.nan) for _ in range(100)]
-
-
-def test_a_step_is_skipped_only_where_there_is_a_loss_scale() -> None:
-    scaled = replace(RESULT, loss_scale=2.0)
-    assert not RESULT.skipped
-    assert not scaled.skipped
-    for norm in (math.inf, math.nan):
-        assert replace(scaled, summary=replace(SUMMARY, grad_norm=norm)).skipped
-        assert not replace(RESULT, summary=replace(SUMMARY, grad_norm=norm)).skipped
