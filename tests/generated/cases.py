@@ -44,7 +44,7 @@ class Case:
 
     def command(self) -> str:
         """Return the command that repeats it."""
-        arguments = [*BASE, *(f"{key}={_text(value)}" for key, value in self.overrides.items())]
+        arguments = [*BASE, *(text for key, value in self.overrides.items() for text in _texts(key, value))]
         launcher = f"horovodrun -np {self.ranks} " if self.ranks > 1 else ""
         return f"{launcher}python -m trainer.verify " + " ".join(f"'{argument}'" for argument in arguments)
 
@@ -157,6 +157,13 @@ def _with_fault(drawn: Sketch, overrides: Overrides, replicas: int) -> tuple[str
     if drawn.fault == "mean":
         overrides["batch.micro_size"], overrides["batch.global_size"] = 4, 4 * replicas
     return fault.words if replicas >= fault.replicas else ("anything",)
+
+
+def _texts(key: str, value: Any) -> list[str]:
+    """Return the arguments that set a key."""
+    if key.endswith(".options"):
+        return [f"+{key}.{name}={_text(each)}" for name, each in value.items()]
+    return [f"{key}={_text(value)}"]
 
 
 def _text(value: Any) -> str:

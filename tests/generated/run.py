@@ -58,23 +58,28 @@ class Group:
             folder = Path(tempfile.mkdtemp(dir=self._folder))
             self._pool, self._jobs = Pool(self.ranks, folder), 0
         self._jobs += 1
-        arguments = job(seeds, self.replicas)
         work = Path(tempfile.mkdtemp(dir=self._folder))
         try:
             result = self._pool.run(
-                arguments, work, module="tests.generated.rank", deterministic=True, limit=60.0 + 10.0 * len(seeds)
+                job(seeds, self.replicas),
+                work,
+                module="tests.generated.rank",
+                deterministic=True,
+                limit=60.0 + 10.0 * len(seeds),
             )
         except AssertionError as error:
             result = Result(1, str(error), "", 0.0, (), frozenset())
         outcomes, began = read(result.out)
-        if result.code != 0 and began is not None:
+        assert began is not None or result.code == 0, result.out + result.err
+        if began is not None:
             outcomes.append(_of_failure(began, result))
         return outcomes, result.code != 0
 
 
 def job(seeds: list[int], replicas: int) -> list[str]:
     """Return the arguments of a job that runs these cases."""
-    return [*BASE, f"model.options={{seeds: {seeds}, replicas: {replicas}}}", "optimizer=sgd", "train.steps=1"]
+    asked = [f"+model.options.seeds={seeds}", f"+model.options.replicas={replicas}"]
+    return [*BASE, *asked, "optimizer=sgd", "train.steps=1"]
 
 
 def read(text: str) -> tuple[list[Outcome], int | None]:
