@@ -127,13 +127,18 @@ class Hooked(nn.Module):
         elif kind == "weight":
             self.linear.weight.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
         elif kind == "accumulated":
-            self.linear.weight.register_post_accumulate_grad_hook(lambda weight: weight.grad.mul_(0.5))
+            self.linear.weight.register_post_accumulate_grad_hook(_halve)
 
     def forward(self, x: Tensor, extras: Extras) -> Tensor:
         y = self.linear(x)
         if self.kind == "tensor" and y.requires_grad:
             y.register_hook(lambda gradient: gradient * 2)
         return torch.tanh(y)
+
+
+def _halve(weight: Tensor) -> None:
+    assert weight.grad is not None
+    weight.grad *= 0.5
 
 
 class Cached(nn.Module):
