@@ -123,7 +123,7 @@ class Hooked(nn.Module):
         elif kind == "before":
             self.linear.register_forward_pre_hook(lambda module, given: (given[0] + 0.5,))
         elif kind == "backward":
-            self.linear.register_full_backward_hook(lambda module, into, out: (into[0] * 0.5,))
+            self.linear.register_full_backward_hook(_soften)
         elif kind == "weight":
             self.linear.weight.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
         elif kind == "accumulated":
@@ -134,6 +134,10 @@ class Hooked(nn.Module):
         if self.kind == "tensor" and y.requires_grad:
             y.register_hook(lambda gradient: gradient * 2)
         return torch.tanh(y)
+
+
+def _soften(module: nn.Module, into: tuple[Tensor | None, ...], out: object) -> tuple[Tensor | None, ...]:
+    return tuple(None if gradient is None else gradient * 0.5 for gradient in into)
 
 
 def _halve(weight: Tensor) -> None:
