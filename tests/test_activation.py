@@ -19,6 +19,7 @@ from torch.utils._pytree import register_pytree_node
 
 from tests.support.launch import REPOSITORY
 from trainer.activation import TensorSpec, flatten, spec_of, unflatten
+from trainer.data.dataset import as_tensors
 
 tensors = st.builds(
     torch.zeros,
@@ -174,3 +175,21 @@ def test_plain_values_of_different_types_differ() -> None:
 def test_anything_else_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"not a (ndarray|object|Linear)"):
         flatten(wrong)
+
+
+def test_arrays_become_tensors_in_any_class(tmp_path: Path) -> None:
+    """Also in one that nothing has seen before."""
+
+    @dataclass
+    class Sample:
+        values: Any
+        name: str
+
+    class Entries(dict[str, Any]):
+        pass
+
+    read = as_tensors([Sample(np.ones(2), "one"), Entries(a=Entries(b=np.zeros(3)))])
+    assert isinstance(read[0], Sample)
+    assert torch.equal(read[0].values, torch.ones(2, dtype=torch.float64))
+    assert read[0].name == "one"
+    assert torch.equal(read[1]["a"]["b"], torch.zeros(3, dtype=torch.float64))

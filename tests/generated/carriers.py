@@ -59,7 +59,19 @@ def pack(form: str, x: Any, extras: Extras) -> Any:
     return makers.get(form, lambda: (x, extras))()
 
 
-FORMS = ("tensor", "tuple", "list", "dict", "pair", "record", "frozen", "outputs", "plain", "ordered", "nested")
+FORMS = (
+    "tensor",
+    "tuple",
+    "list",
+    "dict",
+    "pair",
+    "record",
+    "frozen",
+    "outputs",
+    "plain",
+    "ordered",
+    "nested",
+)
 
 
 def unpack(activation: Any) -> tuple[Tensor, Extras]:

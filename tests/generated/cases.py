@@ -1,4 +1,4 @@
-"""The configuration of a number on some ranks: what `python -m trainer.verify` would get on its command line."""
+"""The configuration of a number on some ranks: what `python -m trainer.verify` gets on its command line."""
 
 import random
 from dataclasses import dataclass
@@ -130,7 +130,10 @@ def _optimizer(draw: random.Random) -> Overrides:
     overrides["optimizer.weight_decay"] = draw.choice((0.0, 0.1)) if name != "own" else 0.0
     overrides["optimizer.sharded"] = draw.random() < 0.25
     if draw.random() < 0.25:
-        overrides["optimizer.groups"] = [{"match": "head/*.bias", "lr": 0.1}, {"match": "head", "weight_decay": 0.3}]
+        overrides["optimizer.groups"] = [
+            {"match": "head/*.bias", "lr": 0.1},
+            {"match": "head", "weight_decay": 0.3},
+        ]
     if draw.random() < 0.25:
         overrides["optimizer.lr_schedule.name"] = draw.choice(("cosine", "linear"))
         overrides["optimizer.lr_schedule.warmup"] = 2

@@ -63,7 +63,9 @@ class Samples:
         time = self._time(samples)
         loss = self.drawn.loss
         classes, numbers, weights = (
-            torch.from_numpy(of[samples])[:, :time] if self.drawn.ends_in == "sequence" else torch.from_numpy(of[samples])
+            torch.from_numpy(of[samples])[:, :time]
+            if self.drawn.ends_in == "sequence"
+            else torch.from_numpy(of[samples])
             for of in (self._classes, self._numbers, self._weights)
         )
         if loss in ("masked", "target", "centres"):
@@ -86,7 +88,7 @@ def _factor(source: str) -> float:
     """Return a factor that augments a batch, drawn from a global generator."""
     draws = {
         "torch": lambda: torch.rand(()).item(),
-        "numpy": lambda: np.random.random_sample(),
+        "numpy": np.random.random_sample,
         "random": random.random,
     }
     return 0.5 + draws[source]()

@@ -53,7 +53,7 @@ class Faulty(nn.Module):
         if fault == "own generator in building":
             self.linear.bias.data += float(np.random.default_rng().random())
         elif fault == "rank in building":
-            self.linear.bias.data += float(os.environ.get("OMPI_COMM_WORLD_RANK", 0))
+            self.linear.bias.data += float(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
 
     def forward(self, x: Tensor, extras: Extras) -> Tensor:
         self.calls += 1

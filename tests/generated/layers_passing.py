@@ -1,4 +1,4 @@
-"""Layers about what passes between layers: skips, masks, selected rows, values without gradients, spare ones."""
+"""Layers about what passes between layers: skips, masks, selected rows, what has no gradient or no use."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ class Pass(nn.Module):
             "nothing": lambda: None,
             "number": lambda: 3,
             "fraction": lambda: 0.25,
-            "word": lambda: "word",
+            "word": "word".strip,
             "flag": lambda: True,
             "type": lambda: torch.float32,
             "constant": lambda: x.detach().float().sum(-1),

@@ -62,9 +62,7 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor, extras: Extras) -> Any:
         if self.packed and "lengths" in extras:
             extras["time"] = x.shape[1]
-            packed = pack_padded_sequence(
-                x, extras["lengths"].cpu(), batch_first=True, enforce_sorted=False
-            )
+            packed = pack_padded_sequence(x, extras["lengths"].cpu(), batch_first=True, enforce_sorted=False)
             return self.net(packed)[0]
         y, state = self.net(x)
         extras["state"] = state
@@ -126,7 +124,9 @@ class Drawn(nn.Module):
         super().__init__()
         values = {
             "numpy": lambda: torch.from_numpy(np.random.randn(width, width).astype(np.float32)),
-            "random": lambda: torch.tensor([[random.gauss(0, 1) for _ in range(width)] for _ in range(width)]),
+            "random": lambda: torch.tensor(
+                [[random.gauss(0, 1) for _ in range(width)] for _ in range(width)]
+            ),
             "torch": lambda: torch.nn.init.orthogonal_(torch.empty(width, width)),
         }[source]()
         self.weight = nn.Parameter(values / width**0.5)

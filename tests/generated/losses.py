@@ -18,7 +18,9 @@ def loss(kind: str, classes: int, fault: str) -> Any:
     if fault == "not a scalar":
         return NoScalar()
     made = {"learnt": Learnt, "centres": lambda: Centres(classes), "weighted": Weighted, "entropy": Entropy}
-    return made[kind]() if kind in made else (Classes(kind) if kind in ("masked", "target") else Squares(kind))
+    return (
+        made[kind]() if kind in made else (Classes(kind) if kind in ("masked", "target") else Squares(kind))
+    )
 
 
 class Squares:

@@ -31,7 +31,14 @@ LIMIT = 30.0  # seconds that a case may take
 _TOGETHER = 4.0  # seconds within which an error of one rank must reach all
 _OPTIMIZERS = {"sgd": SGDConfig, "adamw": AdamWConfig, "custom": CustomOptimizerConfig}
 
-EQUAL, DIFFERS, REFUSED, STOPPED, ERROR, PLAIN = "equal", "differs", "refused", "stopped", "error", "plain fails"
+EQUAL, DIFFERS, REFUSED, STOPPED, ERROR, PLAIN = (
+    "equal",
+    "differs",
+    "refused",
+    "stopped",
+    "error",
+    "plain fails",
+)
 
 
 @dataclass
@@ -129,7 +136,8 @@ def _any(drawn: Case) -> bool:
 
 def _refused(drawn: Case, outcome: Outcome) -> Outcome:
     """Judge a refusal: of a mistake it must name the place."""
-    outcome.good = bool(drawn.words) and all(word in outcome.message for word in drawn.words) or _any(drawn)
+    named = bool(drawn.words) and all(word in outcome.message for word in drawn.words)
+    outcome.good = named or _any(drawn)
     return outcome
 
 

@@ -106,7 +106,9 @@ def _of_failure(seed: int, result: Result) -> Outcome:
             alone = Outcome(**json.loads(fields))
             alone.message = f"on one rank alone: {alone.message}"
             return alone
-    return Outcome(seed, HUNG if "TimeoutError" in result.err else ERROR, result.err[-3000:] or result.out[-3000:])
+    return Outcome(
+        seed, HUNG if "TimeoutError" in result.err else ERROR, result.err[-3000:] or result.out[-3000:]
+    )
 
 
 def shapes(ranks: int) -> list[tuple[int, int]]:

@@ -76,7 +76,18 @@ class Sketch:
         )
 
 
-LOSSES = ("squares", "masked", "weighted", "learnt", "centres", "in place", "target", "noise", "entropy", "double")
+LOSSES = (
+    "squares",
+    "masked",
+    "weighted",
+    "learnt",
+    "centres",
+    "in place",
+    "target",
+    "noise",
+    "entropy",
+    "double",
+)
 
 
 def sketch(seed: int, least: int = 1, without: tuple[int, ...] = ()) -> Sketch:
@@ -112,7 +123,9 @@ def sketch(seed: int, least: int = 1, without: tuple[int, ...] = ()) -> Sketch:
         varies=kind == "sequence" and draw.random() < 0.4,
         samples=draw.randint(7, 30),
         layers=tuple(
-            (*layer, form) for i, (layer, form) in enumerate(zip(layers, forms, strict=True)) if i not in without
+            (*layer, form)
+            for i, (layer, form) in enumerate(zip(layers, forms, strict=True))
+            if i not in without
         ),
         ends_in=ends_in,
         classes=draw.randint(2, 4),
@@ -143,7 +156,9 @@ def _layers(draw: random.Random, seed: int, kind: str, number: int) -> tuple[lis
             now = "vector"
             layers.append(("pool", partial(passing.Pool, width, draw.choice(("mean", "last")))))
         else:
-            layers.append(_of(draw, {"vector": VECTOR, "sequence": SEQUENCE, "image": IMAGE}[now])(draw, width, now))
+            layers.append(
+                _of(draw, {"vector": VECTOR, "sequence": SEQUENCE, "image": IMAGE}[now])(draw, width, now)
+            )
     return layers, now
 
 
@@ -182,7 +197,17 @@ EASY: dict[str, Maker] = {
     "dropped": _with(
         "dropped",
         chance.Dropped,
-        kind=("module", "in place", "alpha", "rrelu", "rrelu in place", "functional", "always", "noise", "bernoulli"),
+        kind=(
+            "module",
+            "in place",
+            "alpha",
+            "rrelu",
+            "rrelu in place",
+            "functional",
+            "always",
+            "noise",
+            "bernoulli",
+        ),
     ),
     "in place": _with(
         "in place",
@@ -200,7 +225,9 @@ VECTOR: dict[str, Maker] = EASY | {
     "counter": _with("counter", state.Counter, evaluating=BOTH),
     "codebook": _with("codebook", state.Codebook, size=(2, 4)),
     "normalised": _with(
-        "normalised", state.Normalised, kind=("spectral", "weight", "orthogonal", "old spectral", "old weight")
+        "normalised",
+        state.Normalised,
+        kind=("spectral", "weight", "orthogonal", "old spectral", "old weight"),
     ),
     "hooked": _with(
         "hooked",
@@ -216,7 +243,19 @@ VECTOR: dict[str, Maker] = EASY | {
         "pass",
         passing.Pass,
         what=(
-            *("skip", "skip", "same", "spare", "nothing", "number", "fraction", "word", "flag", "type", "constant"),
+            *(
+                "skip",
+                "skip",
+                "same",
+                "spare",
+                "nothing",
+                "number",
+                "fraction",
+                "word",
+                "flag",
+                "type",
+                "constant",
+            ),
             *("whole", "many", "complex", "double", "empty", "scalar", "view"),
         ),
     ),

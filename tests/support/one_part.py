@@ -1,8 +1,9 @@
-"""A generated layer between two others, by import path: what random models once found, in its smallest form."""
+"""A generated layer between two others, by import path: what random models have found, at its smallest."""
 
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tests.generated.layers_chance import Bounded
@@ -15,13 +16,33 @@ from trainer.models.simplenet import BinaryLoss
 
 WIDTH = 8
 PARTS = {
-    "float64": partial(Typed, WIDTH, "float64"),
     "bfloat16": partial(Typed, WIDTH, "bfloat16"),
     "moving mean": partial(MovingMean, WIDTH, "in place"),
     "fleeting mean": partial(MovingMean, WIDTH, "fleeting"),
     "fixed statistics": partial(BatchNorm, WIDTH, image=False, momentum=0.1, fixed="mode"),
-    "largest norm": partial(Bounded, WIDTH),
+    "largest norm": partial(Bounded, WIDTH, rows=500),
 }
+
+
+class Scaled(nn.Module):
+    """Scales steps in time, in a layer before an LSTM, whose gradient it gets laid out by time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, 2)) * self.scale
+
+
+class Last(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(2, 2, batch_first=True)
+        self.linear = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.lstm(x)[0].flatten(1))
 
 
 class Loud(BinaryLoss):
@@ -39,3 +60,8 @@ def model(data: Data, part: str, factor: float = 1.0) -> Model:
         Layer("last", lambda: nn.Linear(WIDTH, 1)),
     )
     return Model(layers, Loud(factor))
+
+
+def recurrent(data: Data) -> Model:
+    layers = (Layer("first", lambda: nn.Linear(10, WIDTH)), Layer("scaled", Scaled), Layer("last", Last))
+    return Model(layers, BinaryLoss())
