@@ -78,8 +78,8 @@ def case(seed: int, ranks: int, replicas: int, without: tuple[int, ...] = ()) ->
     if draw.random() < 0.4 and layers > 1:
         overrides["layout.boundaries"] = _boundaries(draw, drawn, stages)
     words = _with_fault(drawn, overrides, replicas)
-    if replicas > 1 and not words and any(kind == "bounded" for kind, _, _ in drawn.layers):
-        words = ("changes its weights in its forward", "bounded")
+    if replicas > 1 and not words and any(kind in ("bounded", "clamped") for kind, _, _ in drawn.layers):
+        words = ("changes its weights in its forward",)
     return Case(seed, ranks, replicas, drawn, overrides, words)
 
 

@@ -102,6 +102,19 @@ class Bounded(nn.Module):
         return x + self.table(rows).to(x.dtype)
 
 
+class Clamped(nn.Module):
+    """Clamps its weights before it uses them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, extras: Extras) -> Tensor:
+        with torch.no_grad():
+            self.linear.weight.clamp_(-0.2, 0.2)
+        return self.linear(x)
+
+
 class Table(nn.Module):
     """An embedding of what a tensor is nearest to; its gradients may be sparse."""
 

@@ -11,10 +11,16 @@ from tests.generated.carriers import Extras, pack, unpack
 class Block(nn.Module):
     """A layer: takes any carrier, runs its part, and returns a carrier of its own."""
 
-    def __init__(self, part: nn.Module, form: str) -> None:
+    def __init__(self, part: nn.Module, form: str, hook: str = "none") -> None:
         super().__init__()
         self.part = part
         self.form = form
+        if hook == "before":
+            self.register_forward_pre_hook(lambda module, given: None)
+        elif hook == "after":
+            self.register_forward_hook(lambda module, given, result: result)
+        elif hook == "backward":
+            self.register_full_backward_hook(lambda module, into, out: None)
 
     def forward(self, activation: Any) -> Any:
         x, extras = unpack(activation)
@@ -73,8 +79,9 @@ class Pass(nn.Module):
             "complex": lambda: torch.complex(y.float(), x.float()),
             "double": lambda: y.double() * 2,
             "empty": lambda: y[:0],
-            "scalar": lambda: y.mean(),
+            "scalar": y.mean,
             "view": lambda: y[..., :1],
+            "first": lambda: y[:1],
         }[self.what]()
         return y
 

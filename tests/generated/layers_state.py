@@ -15,6 +15,9 @@ class MovingMean(nn.Module):
         self.how = how
         self.scale = nn.Parameter(torch.ones(width))
         self.register_buffer("mean", None if how == "late" else torch.zeros(width), how != "fleeting")
+        self.other = nn.Module()
+        if how == "shared":
+            self.other.register_buffer("mean", self.mean)
 
     def forward(self, x: Tensor, extras: Extras) -> Tensor:
         new = x.detach().float().reshape(-1, x.shape[-1]).mean(0)
@@ -26,6 +29,8 @@ class MovingMean(nn.Module):
             else:
                 self.mean.mul_(0.9).add_(new, alpha=0.1)
         mean = torch.zeros_like(new) if self.mean is None else self.mean
+        if self.how == "shared":
+            mean = mean + self.other.mean
         return (x - mean.to(x.dtype)) * self.scale.to(x.dtype)
 
 

@@ -45,6 +45,7 @@ class Sketch:
         classes: The size of the head's output.
         loss: The loss.
         fault: The mistake, or "none".
+        hooks: By layer, the hook that it has: "none" mostly.
         ties: Pairs of layers, by index, whose products share their weight.
     """
 
@@ -64,6 +65,7 @@ class Sketch:
     classes: int
     loss: str
     fault: str
+    hooks: tuple[str, ...]
     ties: tuple[tuple[int, int], ...]
 
     def __str__(self) -> str:
@@ -88,6 +90,9 @@ LOSSES = (
     "entropy",
     "double",
 )
+
+
+HOOKS = ("none",) * 15 + ("before", "after", "backward")
 
 
 def sketch(seed: int, least: int = 1, without: tuple[int, ...] = ()) -> Sketch:
@@ -131,6 +136,7 @@ def sketch(seed: int, least: int = 1, without: tuple[int, ...] = ()) -> Sketch:
         classes=draw.randint(2, 4),
         loss="squares" if fault in ("mean", "not a scalar") else loss,
         fault=fault,
+        hooks=tuple(draw.choice(HOOKS) for i in range(len(layers)) if i not in without),
         ties=((ties[0], ties[-1]),) if len(ties) > 1 and draw.random() < 0.5 and not without else (),
     )
 
@@ -179,6 +185,16 @@ def _with(name: str, part: Callable[..., nn.Module], **options: tuple[object, ..
     return make
 
 
+def _rarely(maker: Maker) -> Maker:
+    """Return a maker that mostly makes a plain product."""
+
+    def make(draw: random.Random, width: int, kind: str) -> Made:
+        often = draw.random() < 0.7
+        return ("linear", partial(plain.Linear, width, "tanh")) if often else maker(draw, width, kind)
+
+    return make
+
+
 def _batch_norm(draw: random.Random, width: int, kind: str) -> Made:
     momentum = draw.choice((None, 0.0, 0.1))
     fixed = draw.choice(("no", "no", "plain", "weights", "mode", "both"))
@@ -221,7 +237,7 @@ VECTOR: dict[str, Maker] = EASY | {
     "twice": _with("twice", plain.Twice, kind=("module", "weight", "product")),
     "frozen": _with("frozen", plain.Frozen, every=BOTH),
     "free": _with("free", plain.Free, kind=("strided", "expanded", "view", "same", "tanh")),
-    "mean": _with("mean", state.MovingMean, how=("in place", "replaced", "late", "fleeting")),
+    "mean": _with("mean", state.MovingMean, how=("in place", "replaced", "late", "fleeting", "shared")),
     "counter": _with("counter", state.Counter, evaluating=BOTH),
     "codebook": _with("codebook", state.Codebook, size=(2, 4)),
     "normalised": _with(
@@ -238,7 +254,8 @@ VECTOR: dict[str, Maker] = EASY | {
     "elsewhere": _with("elsewhere", chance.Elsewhere, source=("numpy", "permutation", "depth", "random")),
     "gumbel": _with("gumbel", chance.Dropped, kind=("gumbel",)),
     "table": _with("table", chance.Table, sparse=BOTH),
-    "bounded": _with("bounded", chance.Bounded),
+    "bounded": _rarely(_with("bounded", chance.Bounded)),
+    "clamped": _rarely(_with("clamped", chance.Clamped)),
     "pass": _with(
         "pass",
         passing.Pass,
@@ -256,7 +273,7 @@ VECTOR: dict[str, Maker] = EASY | {
                 "type",
                 "constant",
             ),
-            *("whole", "many", "complex", "double", "empty", "scalar", "view"),
+            *("whole", "many", "complex", "double", "empty", "scalar", "view", "first"),
         ),
     ),
     "use": _with("use", passing.Use, drop=BOTH),
