@@ -42,6 +42,11 @@ class Case:
     overrides: Overrides
     words: tuple[str, ...]
 
+    @property
+    def may_be_refused(self) -> bool:
+        """Return whether some schedules cannot run it, and say so."""
+        return any(kind == "clamped" for kind, _, _ in self.drawn.layers)
+
     def command(self) -> str:
         """Return the command that repeats it."""
         arguments = [*BASE, *(text for key, value in self.overrides.items() for text in _texts(key, value))]

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from tests.generated.carriers import FORMS
 from tests.generated.faults import IN_A_LAYER, Faulty
 from tests.generated.layers_passing import Block, Head
 from tests.generated.losses import loss
-from tests.generated.carriers import FORMS
 from tests.generated.sketch import sketch
 from trainer.data.dataset import Data
 from trainer.models.model import Layer, Model, Tie

@@ -137,7 +137,8 @@ def _any(drawn: Case) -> bool:
 def _refused(drawn: Case, outcome: Outcome) -> Outcome:
     """Judge a refusal: of a mistake it must name the place."""
     named = bool(drawn.words) and all(word in outcome.message for word in drawn.words)
-    outcome.good = named or _any(drawn)
+    allowed = drawn.may_be_refused and "changes its weights in its forward" in outcome.message
+    outcome.good = named or allowed or _any(drawn)
     return outcome
 
 

@@ -26,6 +26,21 @@ class _Slot(NamedTuple):
     path: str
 
 
+class _Copies:
+    """Copies of tensors, one of each: modules that share a buffer share its copy."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, tensor: Tensor | None) -> Tensor | None:
+        """Return the copy of a tensor."""
+        if tensor is None:
+            return None
+        if id(tensor) not in self._made:
+            self._made[id(tensor)] = tensor, tensor.detach().clone()
+        return self._made[id(tensor)][1]
+
+
 Found = list[tuple[_Slot, Tensor | None]]  # buffers as a forward found them
 
 _SMALL = 1 << 20  # bytes of copies that a layer may keep for good
@@ -49,12 +64,12 @@ class _Watched:
     copy: Tensor | None
 
     @classmethod
-    def of(cls, slot: _Slot, *, copy: bool) -> "_Watched":
+    def of(cls, slot: _Slot, copies: _Copies | None) -> "_Watched":
         """Watch a buffer from now on."""
         buffer = _get(slot)
         if buffer is None:
             return cls(slot, None, 0, None)
-        return cls(slot, buffer, buffer._version, buffer.detach().clone() if copy else None)
+        return cls(slot, buffer, buffer._version, None if copies is None else copies.of(buffer))
 
     def changed(self) -> bool:
         """Return whether the buffer has changed, or been replaced."""
@@ -107,23 +122,22 @@ class ForwardBuffers:
     def before(self) -> Found:
         """Prepare for a first forward; return the buffers that it will change, as it finds them."""
         if self._watched is None:
-            self._watched = [_Watched.of(slot, copy=True) for slot in self._slots]
+            copies = _Copies()
+            self._watched = [_Watched.of(slot, copies) for slot in self._slots]
+        anew = _Copies() if self._keeps_copies else None
         for number, watched in enumerate(self._watched):
             if watched.changed():  # between forwards: a checkpoint was loaded, statistics moved
-                self._watched[number] = _Watched.of(watched.slot, copy=self._keeps_copies)
+                self._watched[number] = _Watched.of(watched.slot, anew)
         found = [(slot, _get(slot)) for slot in self._changing]
-        for slot, buffer in found:
-            _set(slot, None if buffer is None else buffer.detach().clone())
+        _give_copies(found)
         self._versions = _versions(self._weights)
         return found
 
     def undo(self, found: Found) -> None:
         """Return the buffers to what `before` found, for a forward that starts again."""
-        for slot, buffer in found:
-            _set(slot, None if buffer is None else buffer.detach().clone())
-        for watched in self._watched or []:
-            if watched.changed() and (watched.buffer is None or watched.copy is not None):
-                _set(watched.slot, None if watched.copy is None else watched.copy.clone())
+        changed = [watched for watched in self._watched or [] if watched.changed()]
+        known = [each for each in changed if each.buffer is None or each.copy is not None]
+        _give_copies([*found, *((each.slot, each.copy) for each in known)])
 
     def after(self, found: Found) -> None:
         """Look at what a first forward has changed; add to `found` what it changed for the first time.
@@ -153,8 +167,7 @@ class ForwardBuffers:
         """Let a forward find what the first one found; discard its changes, of weights too."""
         present = [(slot, _get(slot)) for slot, _ in found]
         weights = [weight.detach().clone() for weight in self._weights] if self.changes_weights else []
-        for slot, buffer in found:
-            _set(slot, None if buffer is None else buffer.detach().clone())
+        _give_copies(found)
         try:
             yield
         finally:
@@ -169,6 +182,12 @@ class ForwardBuffers:
             self._keeps_copies = False
             for each in watched:
                 each.copy = None
+
+
+def _give_copies(found: Found) -> None:
+    copies = _Copies()
+    for slot, buffer in found:
+        _set(slot, copies.of(buffer))
 
 
 def _versions(tensors: Sequence[Tensor]) -> int:

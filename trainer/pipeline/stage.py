@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.activation import Activation, TreeSpec, flatten, unflatten
-from trainer.errors import UserError
+from trainer.errors import UserError, add_note
 from trainer.models.model import Loss
 from trainer.pipeline.forward import LayerForward
 from trainer.pipeline.graph import run_backward
@@ -188,18 +188,37 @@ class Stage:
     ) -> list[Tensor]:
         for step in reversed(range(len(tape.outputs))):
             outputs, leaves = tape.outputs.pop(), tape.leaves.pop()
-            if outputs and step in tape.recompute:
-                outputs = [tensor for tensor in tape.recompute.pop(step)()[0] if tensor.requires_grad]
-            if outputs and step < len(deferred):
-                self._deferral.backward(outputs, gradients, deferred[step])
-            elif outputs:
-                run_backward(outputs, gradients)
+            try:
+                if outputs and step in tape.recompute:
+                    outputs = [tensor for tensor in tape.recompute.pop(step)()[0] if tensor.requires_grad]
+                if outputs and step < len(deferred):
+                    self._deferral.backward(outputs, gradients, deferred[step])
+                elif outputs:
+                    run_backward(outputs, gradients)
+            except RuntimeError as error:
+                if step < len(self.layers):
+                    self._explain(error, self.forwards[step])
+                raise
             # An output that nothing used has a gradient of zero, within a rank as across ranks.
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
             if complete is not None and step < len(self.parts):
                 complete(self.parts[step])
             self._on_layer_done()
         return gradients
+
+    def _explain(self, error: RuntimeError, forward: LayerForward) -> None:
+        """Add the layer's name to an error of its backward.
+
+        Raises:
+            UserError: The layer has changed weights that the backward needs.
+        """
+        add_note(error, f"in the backward of layer {forward.layer.name!r}")
+        if forward.buffers.changes_weights and "modified by an inplace operation" in str(error):
+            raise UserError(
+                f"layer {forward.layer.name!r} changes its weights in its forward, and the backward of another "
+                "micro-batch, whose forward ran before, needs them as they were: change them in the optimizer, or "
+                "use a changed copy (weight.clamp(...), torch.nn.utils.parametrize)"
+            ) from error
 
     def weight_gradients(
         self, micro_batch: int, complete: Callable[[BuiltLayer], None] | None = None

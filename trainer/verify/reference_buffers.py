@@ -97,7 +97,10 @@ class ReplicaBuffers:
             module._buffers.update(buffers)
 
     def _copies(self) -> list[dict[str, Tensor | None]]:
+        """Return copies; modules that share a buffer share its copy."""
+        buffers = [buffer for module in self._owners for buffer in module._buffers.values()]
+        made = {id(buffer): buffer.clone() for buffer in buffers if buffer is not None}
         return [
-            {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+            {name: made.get(id(buffer)) for name, buffer in module._buffers.items()}
             for module in self._owners
         ]
