@@ -215,9 +215,8 @@ class Stage:
         add_note(error, f"in the backward of layer {forward.layer.name!r}")
         if forward.buffers.changes_weights and "modified by an inplace operation" in str(error):
             raise UserError(
-                f"layer {forward.layer.name!r} changes its weights in its forward, and the backward of another "
-                "micro-batch, whose forward ran before, needs them as they were: change them in the optimizer, or "
-                "use a changed copy (weight.clamp(...), torch.nn.utils.parametrize)"
+                f"layer {forward.layer.name!r} changes its weights in its forward, and the backward of an "
+                "earlier micro-batch needs them as they were: change them in the optimizer, or use a changed copy (weight.clamp(...), torch.nn.utils.parametrize)"
             ) from error
 
     def weight_gradients(
