@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from trainer.activation import TreeSpec, flatten, unflatten
+from trainer.errors import UserError, notes
 from trainer.models.simplenet import BinaryLoss
 from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.randomness import Randomness
@@ -201,3 +203,38 @@ def test_layers_that_modify_their_input() -> None:
     expected.sum().backward()
     assert torch.equal(output, expected)
     assert_equal(found, gradients(mine))
+
+
+class Clamped(nn.Linear):
+    """Clamps its weights before it uses them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.weight.clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+def test_a_forward_that_changes_weights_which_a_backward_needs() -> None:
+    stage = build(nn.Linear(4, 8), Clamped(8, 3))
+    for micro_batch in range(2):
+        stage.forward(micro_batch, [torch.ones(5, 4)], 0)
+    with pytest.raises(UserError, match="layer 'layer1' changes its weights in its forward"):
+        stage.backward(0, [torch.ones(5, 3)])
+
+
+class Undifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise RuntimeError("no gradient")
+
+
+def test_an_error_in_a_backward_names_the_layer() -> None:
+    stage = build(nn.Linear(4, 4), Function(Undifferentiable.apply), nn.Linear(4, 4))
+    stage.forward(0, [torch.ones(5, 4)], 0)
+    with pytest.raises(RuntimeError, match="no gradient") as caught:
+        stage.backward(0, [torch.ones(5, 4)])
+    assert "in the backward of layer 'layer1'" in notes(caught.value)

@@ -216,7 +216,8 @@ class Stage:
         if forward.buffers.changes_weights and "modified by an inplace operation" in str(error):
             raise UserError(
                 f"layer {forward.layer.name!r} changes its weights in its forward, and the backward of an "
-                "earlier micro-batch needs them as they were: change them in the optimizer, or use a changed copy (weight.clamp(...), torch.nn.utils.parametrize)"
+                "earlier micro-batch needs them as they were: change them in the optimizer, or use a changed "
+                "copy (weight.clamp(...), torch.nn.utils.parametrize)"
             ) from error
 
     def weight_gradients(
