@@ -224,11 +224,11 @@ def test_a_forward_that_changes_weights_which_a_backward_needs() -> None:
 
 class Undifferentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(_: Any, x: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(_: Any, _gradient: Tensor) -> Tensor:
         raise RuntimeError("no gradient")
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.distributed.world import Communicator, World
 
 LIMIT = 30.0  # seconds that a case may take
+_BETWEEN_COLLECTIONS = 10  # cases
 _TOGETHER = 4.0  # seconds within which an error of one rank must reach all
 _OPTIMIZERS = {"sgd": SGDConfig, "adamw": AdamWConfig, "custom": CustomOptimizerConfig}
 
@@ -72,7 +73,7 @@ def _run(config: Config, world: "World") -> None:
     asked = config.model.options  # type: ignore[attr-defined]
     everyone = Communicator(world.comm.Dup(), world.meter)
     seeds = asked.get("seeds") or range(asked["first"], asked["first"] + asked["count"])
-    for seed in seeds:
+    for number, seed in enumerate(seeds):
         drawn = case(seed, world.size, asked["replicas"], tuple(asked.get("without", ())))
         _say(world, {"began": seed})
         start = time.perf_counter()
@@ -81,7 +82,8 @@ def _run(config: Config, world: "World") -> None:
             outcome = _agreed(outcome, everyone)
         outcome.seconds = round(time.perf_counter() - start, 3)
         _say(world, asdict(outcome))
-        gc.collect()
+        if number % _BETWEEN_COLLECTIONS == 0:
+            gc.collect()
 
 
 def configured(base: Config, drawn: Case) -> Config:

@@ -26,7 +26,10 @@ def build_modules(model: Model, seed: int, device: torch.device) -> dict[str, nn
 
 def seed_generators(seed: int) -> None:
     """Seed torch's, NumPy's and Python's global generators."""
-    torch.manual_seed(seed)
+    # `torch.manual_seed` takes milliseconds, and keeps a traceback of every call until CUDA starts.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
