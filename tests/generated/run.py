@@ -19,7 +19,7 @@ from tests.support.launch import Result
 from tests.support.pool import Pool
 
 _AT_ONCE = 25  # cases of a job
-_JOBS = 3  # after which ranks start anew
+_JOBS = 6  # after which ranks start anew
 HUNG = "hung"
 
 
