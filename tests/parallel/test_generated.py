@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.generated.cases import case
+from tests.generated.rank import DIFFERS, Outcome
 from tests.generated.run import job, read
 from tests.support.pools import Pools
 
@@ -21,10 +22,23 @@ pytestmark = pytest.mark.parallel
     ],
 )
 def test_fixed_numbers(ranks: int, replicas: int, seeds: range, pools: Pools, tmp_path: Path) -> None:
-    arguments = [*job(list(seeds), replicas), f"layout.stages={ranks // replicas}"]
-    result = pools.run(ranks, arguments, tmp_path, module="tests.generated.rank")
-    outcomes, began = read(result.out)
-    assert began is None, result.err
-    assert [outcome.seed for outcome in outcomes] == list(seeds)
-    for outcome in outcomes:
+    for outcome in outcomes(pools, (ranks, replicas), seeds, tmp_path):
         assert outcome.good, f"{outcome}\n{case(outcome.seed, ranks, replicas).command()}"
+
+
+def test_a_mistake_in_the_trainer_is_found(pools: Pools, tmp_path: Path) -> None:
+    found = outcomes(pools, (2, 2), range(202, 204), tmp_path, "averaging_is_a_mean")
+    assert [outcome.verdict for outcome in found] == [DIFFERS, DIFFERS]
+
+
+def outcomes(
+    pools: Pools, shape: tuple[int, int], seeds: range, folder: Path, mutation: str | None = None
+) -> list[Outcome]:
+    """Run cases on some ranks and replicas, perhaps with a mistake of `tests.support.mutations`."""
+    ranks, replicas = shape
+    arguments = [*job(list(seeds), replicas), f"layout.stages={ranks // replicas}"]
+    result = pools.run(ranks, arguments, folder, module="tests.generated.rank", mutation=mutation)
+    found, began = read(result.out)
+    assert began is None, result.err
+    assert [outcome.seed for outcome in found] == list(seeds)
+    return found
