@@ -15,10 +15,17 @@ from torch import nn
 from tests.support.alone import Alone
 from tests.support.thread_ranks import ThreadRank, on_ranks
 from trainer.checkpoint.checkpoint import Checkpoint
+from trainer.checkpoint.optimizer_state import shared_values
 from trainer.checkpoint.resumable import check_resumable
 from trainer.checkpoint.save import save_checkpoint
 from trainer.checkpoint.schema import Progress
-from trainer.config.schema import CustomOptimizerConfig, GroupConfig
+from trainer.config.schema import (
+    AdamWConfig,
+    CustomOptimizerConfig,
+    GroupConfig,
+    OptimizerConfig,
+    SGDConfig,
+)
 from trainer.errors import UserError
 from trainer.models.model import Layer
 from trainer.optim.build import build_optimizer
@@ -472,3 +479,16 @@ def test_momentum_may_be_new(target: Target, tmp_path: Path) -> None:
     again = build_optimizer(target(torch.optim.SGD, options={"momentum": 0.9}), layers)
     Checkpoint(path).restore(layers, again, "custom")
     train(layers, again, range(1, 3))
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(), SGDConfig(momentum=0.9), SGDConfig()])
+def test_the_optimizers_of_a_configuration_keep_all_in_the_state(config: OptimizerConfig) -> None:
+    """Whatever torch's own note about themselves (whether a fused kernel was checked, say) is no state."""
+    layer = BuiltLayer(0, "layer", nn.Linear(3, 3))
+    optimizer = build_optimizer(config, [layer])
+    assert optimizer is not None
+    for parameter in layer.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert not any(shared_values(optimizer).groups.values())
+    assert not shared_values(optimizer).attributes

@@ -22,7 +22,15 @@ _MAPPINGS = (dict, OrderedDict)
 _DEEPEST = 8
 _SMALL = 1 << 20  # bytes; of larger tensors, the version shows a change
 _ALWAYS_SET = {"params", "lr", "peak"}  # the trainer sets the learning rate in every step
-_OF_TORCH = {"state", "param_groups", "defaults", INITIAL, "_warned_capturable_if_run_uncaptured"}
+_OF_TORCH = {
+    "state",
+    "param_groups",
+    "defaults",
+    INITIAL,
+    "_warned_capturable_if_run_uncaptured",
+    "_need_device_dtype_check_for_fused",
+    "_step_supports_amp_scaling",
+}
 
 
 @dataclass(frozen=True)
