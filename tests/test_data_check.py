@@ -95,3 +95,14 @@ def test_no_validation_samples() -> None:
 def test_what_is_no_tensor() -> None:
     words = refusal(lambda rank: (Samples(lambda numbers: object()), Samples()))
     assert "must be tensors or NumPy arrays" in words
+
+
+def test_samples_that_cannot_be_read() -> None:
+    def unlabelled(numbers: Any) -> Any:
+        raise KeyError("no label")
+
+    words = refusal(lambda rank: (Samples(), Samples(targets=unlabelled)))
+    assert words.startswith(
+        "the targets of validation samples 0, 1, 2, 3 cannot be read: KeyError: 'no label'"
+    )
+    assert "(test_data_check.py, line " in words

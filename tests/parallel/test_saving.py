@@ -34,7 +34,14 @@ def test_not_by_time(small: list[str], pools: Pools, tmp_path: Path) -> None:
 def test_before_validation(every: int, saved: list[int], pools: Pools, tmp_path: Path) -> None:
     """Validation is the first to run code that training does not: what fails there must cost nothing."""
     custom = ["data=custom", "data.target=tests.support.models:unlabelled", "model=simplenet"]
-    often = [f"eval.every={every}", f"checkpoint.every={every}", "run.dir=run", "threads=1", "device=cpu"]
+    often = [
+        f"eval.every={every}",
+        f"checkpoint.every={every}",
+        "run.dir=run",
+        "eval.samples=8",
+        "threads=1",
+        "device=cpu",
+    ]
     result = pools.run(1, [*STEPS, *custom, *often, "batch.global_size=8"], tmp_path)
     assert result.code == 1
     assert "KeyError: 'no label'" in result.err

@@ -47,11 +47,11 @@ def test_a_logger_sees_every_event_on_every_rank(pools: Pools, tmp_path: Path) -
             "begin 0 of 3",
             f"step 1 {losses[0]}",
             f"step 2 {losses[1]}",
-            f"validation 2 {validation[0]}",
             "checkpoint 2 step-00000002 True",
+            f"validation 2 {validation[0]}",
             f"step 3 {losses[2]}",
-            f"validation 3 {validation[1]}",
             "checkpoint 3 step-00000003 True",
+            f"validation 3 {validation[1]}",
             "end",
         ]
     with (run.folder / "metrics.csv").open() as file:

@@ -5,8 +5,10 @@ that every rank seeds differently, the two no longer belong together, and nothin
 every rank reads a few samples, inputs and targets, and all compare what they have read.
 """
 
+import traceback
 from collections.abc import Mapping
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +34,9 @@ def check_data(data: Data, config: Config, world: Communicator) -> None:
     """Compare what the ranks read; every rank calls this.
 
     Raises:
-        UserError: There are no training samples, a second reading differs from the first, or ranks differ;
-            in the last case on every rank alike.
+        UserError: There are no training samples, some cannot be read, a second reading differs from the
+        first,
+            or ranks differ; in the last case on every rank alike.
     """
     parts = {"training": data.training, "validation": data.validation}
     _agree({f"the number of {name} samples": str(len(part)) for name, part in parts.items()}, world)
@@ -61,16 +64,29 @@ def _read(part: Dataset, name: str, samples: NDArray[np.int64], seed: int) -> di
     """Return the digests of some samples' inputs and targets, by what they are of.
 
     Raises:
-        UserError: A second reading differs.
+        UserError: They cannot be read, or a second reading differs.
     """
     seen = {}
     for kind, read in (("inputs", part.inputs), ("targets", part.targets)):
         what = f"the {kind} of {name} samples {', '.join(map(str, samples[:4].tolist()))}"
-        once, twice = (_digest(read_samples(read, [samples], Randomness(seed))[0]) for _ in range(2))
+        try:
+            once, twice = (_digest(read_samples(read, [samples], Randomness(seed))[0]) for _ in range(2))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{what} cannot be read: {type(error).__name__}: {error}{_place(error)}"
+            ) from error
         if once != twice:
             raise UserError(f"{what}, read twice, differ: {_REMEDY}")
         seen[what] = once
     return seen
+
+
+def _place(error: Exception) -> str:
+    """Return where an error comes from, such as " (my_data.py, line 41)"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def _agree(seen: Mapping[str, str], world: Communicator) -> None:
