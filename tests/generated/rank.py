@@ -82,8 +82,14 @@ def _run(config: Config, world: "World") -> None:
             outcome = _agreed(outcome, everyone)
         outcome.seconds = round(time.perf_counter() - start, 3)
         _say(world, asdict(outcome))
+        if asked["replicas"] > 1 and _within_a_step(outcome):
+            raise RuntimeError("all-reduces may be pending: the next case needs new processes")
         if number % _BETWEEN_COLLECTIONS == 0:
             gc.collect()
+
+
+def _within_a_step(outcome: Outcome) -> bool:
+    return outcome.verdict in (ERROR, PLAIN) or ": micro-batch" in outcome.message
 
 
 def configured(base: Config, drawn: Case) -> Config:

@@ -70,7 +70,7 @@ class Group:
         except AssertionError as error:
             result = Result(1, str(error), "", 0.0, (), frozenset())
         outcomes, began = read(result.out)
-        assert began is not None or result.code == 0, result.out + result.err
+        assert outcomes or began is not None or result.code == 0, result.out + result.err
         if began is not None:
             outcomes.append(_of_failure(began, result))
         return outcomes, result.code != 0
