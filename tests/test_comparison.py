@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from trainer.config.schema import AveragingConfig
 from trainer.verify.comparison import Comparison
+from trainer.verify.replica_sum import ReplicaSum
 
 
 def compared(
@@ -93,3 +95,21 @@ def test_infinities_and_nans_equal_their_own_kind() -> None:
 
 def test_an_infinite_bound_allows_any_value() -> None:
     assert not compared([math.inf, math.nan, 9.0], [1.0, math.inf, 1.0], [math.inf] * 3)[1]
+
+
+def test_complex_numbers_differ_in_either_part() -> None:
+    one, other = torch.tensor([1 + 1j]), torch.tensor([1 + 1.5j])
+    for allowed, failures in ((0.1, 1), (1.0, 0)):
+        comparison = Comparison()
+        comparison.tensor(1, "weight", "gradient", seen=one, expected=other, allowed=torch.tensor([allowed]))
+        assert len(comparison.failures()) == failures
+
+
+def test_bound_of_compressed_sums_of_bfloat16() -> None:
+    """The sum is rounded to bfloat16 in the launch once, and in the reference with every addition."""
+    total = ReplicaSum(AveragingConfig(compression="fp16"), replicas=4)
+    parts = [torch.tensor([number], dtype=torch.bfloat16) for number in (1.0, 2**-8, 2**-8, 2**-8)]
+    for part in parts:
+        total.add({"weight": part})
+    launch = sum(part.half() for part in parts).bfloat16()
+    assert (launch - total.result()["weight"]).abs() <= total.errors()["weight"]

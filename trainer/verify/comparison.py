@@ -84,6 +84,9 @@ class Comparison:
         seen, expected = one_nan(seen.detach().cpu()), one_nan(expected.detach().cpu())
         if _same_bits(seen, expected):
             return
+        if seen.is_complex():  # the bound is for each part
+            seen, expected = torch.view_as_real(seen), torch.view_as_real(expected)
+            allowed = None if allowed is None else allowed[..., None]
         difference = (seen.double() - expected.double()).abs()
         bound = torch.zeros(()) if allowed is None else allowed.detach().cpu().double()
         # inf - inf and inf / inf would give NaN.

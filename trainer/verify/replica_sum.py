@@ -59,7 +59,8 @@ class ReplicaSum:
             error = magnitude * (self._replicas * 2.0**-17)
             return error.fill_(torch.inf) if self._skips and not error.isfinite().all() else error
         if self._config.compression == "fp16":  # 11 binary digits; the smallest number is 2 ** -24
-            error = magnitude * ((self._replicas + 1) * 2.0**-11) + self._replicas * 2.0**-24
+            own = self._replicas * torch.finfo(magnitude.dtype).eps  # bfloat16 has only 8 digits
+            error = magnitude * ((self._replicas + 1) * 2.0**-11 + own) + self._replicas * 2.0**-24
             fits = magnitude + error < torch.finfo(torch.float16).max
             return error.where(fits, torch.inf) if self._skips else error
         # Twice u; bfloat16 is added in float32, and rounded once.
