@@ -53,7 +53,7 @@ def horovodrun(folder: Path) -> Iterator[subprocess.Popen[str]]:
         (signal.SIGTERM, "SIGUSR1"),
         (signal.SIGHUP, "SIGUSR1"),
         (signal.SIGUSR1, "SIGUSR1"),
-        (signal.SIGUSR2, "SIGUSR2"),
+        (signal.SIGUSR2, "SIGUSR1"),
         (signal.SIGINT, "SIGINT"),
     ],
 )

@@ -2,11 +2,10 @@
 
 Part of the patch of Horovod: `launch/install/horovod_patch.py` adds this file to its source as it is, so it
 needs the standard library alone. Open MPI 4.1 kills the ranks two seconds after a SIGTERM to mpirun, but
-passes a SIGUSR1 on to them and leaves them alone:
+passes a SIGUSR1 on to them and leaves them alone. So does MPICH, but a SIGUSR2 ends it:
 
     to horovodrun, or its process group     to mpirun    the ranks
-    SIGTERM, SIGUSR1, SIGHUP                SIGUSR1      get SIGUSR1
-    SIGUSR2                                 SIGUSR2      get SIGUSR2
+    SIGTERM, SIGUSR1, SIGUSR2, SIGHUP       SIGUSR1      get SIGUSR1
     SIGINT (Ctrl-C), SIGQUIT                SIGINT       are terminated
     SIGKILL                                 SIGINT       are terminated
 
@@ -29,7 +28,7 @@ _PASSED_ON = {
     signal.SIGTERM: signal.SIGUSR1,
     signal.SIGHUP: signal.SIGUSR1,
     signal.SIGUSR1: signal.SIGUSR1,
-    signal.SIGUSR2: signal.SIGUSR2,
+    signal.SIGUSR2: signal.SIGUSR1,
     signal.SIGINT: signal.SIGINT,
     signal.SIGQUIT: signal.SIGINT,
 }
