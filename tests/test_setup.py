@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,7 @@ class TestHorovodPatch:
             ),
             "horovod/runner/launch.py": "def run_commandline():\n    args = parse_args()\n",
             "horovod/runner/mpi_run.py": (
+                "        elif 'MPICH' in output:\n            return _MPICH_IMPL\n"
                 "    basic_args = '-l' if impi_or_mpich else '--allow-run-as-root --tag-output'\n"
                 "    else:\n"
                 "        os.execve('/bin/sh', ['/bin/sh', '-c', mpirun_command], env)\n"
@@ -175,6 +177,8 @@ class TestHorovodPatch:
         runner = (tmp_path / "horovod/runner/mpi_run.py").read_text()
         assert "supervise(mpirun_command, env)" in runner
         assert "tag-output" not in runner
+        assert "'-l'" not in runner
+        assert "elif 'MPICH' in output or 'HYDRA build details' in output:\n" in runner
         assert (tmp_path / "horovod/runner/supervise_mpirun.py").exists()
 
     def test_gloo_exit_code(self):
@@ -267,6 +271,25 @@ class TestMpi:
         executable(tmp_path / "mpirun", "echo 'mpirun (Open MPI) 4.1.6'")
         with pytest.raises(InputError, match="no mpicxx on PATH"):
             mpi.find_system({"PATH": str(tmp_path)})
+
+    def test_a_library_of_mpich_by_another_name_gets_that_of_its_abi(self, tmp_path):
+        """Debian's MPICH is libmpich.so.12; mpi4py needs a library that says that it is libmpi.so.12."""
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "lib").mkdir()
+        executable(tmp_path / "bin" / "python", "exit 1")  # which does not find libmpi.so.12
+        code = "int MPI_Get_version(int *version, int *minor) { return *version = 4; }"
+        mpich = tmp_path / "libmpich.so.12"
+        compiler = ["cc", "-xc", "-shared", "-fPIC", f"-Wl,-soname,{mpich.name}", "-", "-o", str(mpich)]
+        subprocess.run(compiler, input=code, text=True, check=True)
+        executable(tmp_path / "bin" / "mpicxx", f'exec c++ "$@" -x none {mpich}')
+        env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+        mpi.provide_mpich_abi(mpi.Mpi("mpich", "4.0.2", system=True), tmp_path, env)
+        made = tmp_path / "lib" / "libmpi.so.12"
+        load = f"import ctypes; ctypes.CDLL({str(made)!r}).MPI_Get_version; ctypes.CDLL('libmpi.so.12')"
+        env["LD_LIBRARY_PATH"] = str(tmp_path)
+        subprocess.run([sys.executable, "-c", load], env=env, check=True)
+        mpi.provide_mpich_abi(mpi.PYPI_MPI, tmp_path, env)
+        assert not made.exists()
 
     def test_unknown_launcher(self):
         with pytest.raises(InputError, match="printed 'srun 23', expected Open MPI 4"):

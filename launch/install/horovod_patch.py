@@ -20,7 +20,8 @@ _BEFORE_RANKS = (
     "    from horovod.runner.supervise_mpirun import end_at_once_before_ranks_start\n"
     "    end_at_once_before_ranks_start()\n"
 )
-_OPTIONS = "'--allow-run-as-root --tag-output'"
+_OPTIONS = "'-l' if impi_or_mpich else '--allow-run-as-root --tag-output'"
+_IS_MPICH = "        elif 'MPICH' in output:\n"
 
 
 def patch_standard(text: str, standard: int, name: str) -> str:
@@ -83,10 +84,22 @@ def patch_start(text: str, name: str) -> str:
 def patch_options(text: str, name: str) -> str:
     """Leave lines of output as they are, and take slots from `-np` and `-H` alone, as `horovodrun` states.
 
-    Unpatched, it has Open MPI tag every line with `[1,0]<stdout>:`; `--mpi-args=--tag-output` still does. In
-    a Slurm allocation, Open MPI would take a task for a slot: two ranks would not start in a task of 2 CPUs.
+    Unpatched, it has Open MPI tag every line with `[1,0]<stdout>:`; `--mpi-args=--tag-output` still does, and
+    `--mpi-args=-l` with MPICH. In a Slurm allocation, Open MPI would take a task for a slot: two ranks would
+    not start in a task of 2 CPUs.
     """
-    return _replace_once(text, _OPTIONS, "'--allow-run-as-root -mca ras ^slurm'", name)
+    return _replace_once(
+        text, _OPTIONS, "'' if impi_or_mpich else '--allow-run-as-root -mca ras ^slurm'", name
+    )
+
+
+def patch_mpich(text: str, name: str) -> str:
+    """Make `horovodrun` know MPICH, whose `mpirun --version` speaks of Hydra, its process manager.
+
+    Unpatched, it looks for the name in capitals, which is there by chance, in the options of some builds.
+    """
+    known = "        elif 'MPICH' in output or 'HYDRA build details' in output:\n"
+    return _replace_once(text, _IS_MPICH, known, name)
 
 
 def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
@@ -98,7 +111,9 @@ def patch(source: Path, standard: int, folders: tuple[str, ...]) -> None:
         "horovod/torch/CMakeLists.txt": lambda text, name: patch_standard(text, standard, name),
         "horovod/runner/gloo_run.py": patch_exit_code,
         "horovod/runner/launch.py": patch_start,
-        "horovod/runner/mpi_run.py": lambda text, name: patch_options(patch_signals(text, name), name),
+        "horovod/runner/mpi_run.py": lambda text, name: patch_mpich(
+            patch_options(patch_signals(text, name), name), name
+        ),
     }
     for name, change in changes.items():
         file = source / name

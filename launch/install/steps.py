@@ -57,6 +57,7 @@ def set_up(plan: Plan) -> None:
     chosen_gpu = _choose_gpu(plan, torch)
     env.constraints.write_text(f"torch=={torch.distribution}\n", encoding="utf-8")
     _install_tools(plan, env)
+    mpi.provide_mpich_abi(chosen_mpi, plan.venv, env.variables())
     wheel = _horovod_wheel(plan, env, torch, chosen_mpi, chosen_gpu)
     env.pip_install(
         "install Horovod", ["--no-deps", "--no-index", "--force-reinstall", str(wheel)], "horovod-install"
@@ -171,6 +172,7 @@ import horovod.torch as hvd
 print(MPI.Get_library_version().replace("\\0", "").splitlines()[0])
 assert hvd.mpi_built(), "Horovod was built without MPI"
 """
+_NAMES = {"openmpi": "Open MPI", "mpich": "MPICH"}
 
 
 def _verify(env: Environment, chosen_mpi: Mpi, wheel: Path) -> None:
@@ -185,9 +187,10 @@ def _verify(env: Environment, chosen_mpi: Mpi, wheel: Path) -> None:
             f"To rebuild Horovod, delete {wheel.parent} and try again."
         )
     library = done.stdout.strip().splitlines()[-1]
-    if chosen_mpi.name == "openmpi" and chosen_mpi.version not in library:
+    if chosen_mpi.name in _NAMES and chosen_mpi.version not in library:
         raise SetupError(
-            f"Horovod was built with Open MPI {chosen_mpi.version}, but mpi4py loads another MPI: {library}\n"
+            f"Horovod was built with {_NAMES[chosen_mpi.name]} {chosen_mpi.version}, but mpi4py loads "
+            f"another MPI: {library}\n"
             "Set MPI4PY_LIBMPI to the full path of the right libmpi.so, or load its module, and try again."
         )
 
