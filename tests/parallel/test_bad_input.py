@@ -147,9 +147,10 @@ def test_warm_start_of_another_width(trained: Trained, run_small: Ranks, tmp_pat
 
 
 ONE_RANK_DIFFERS = """
-import os, sys
+import sys
 from trainer.__main__ import main
-if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+from trainer.distributed.environment import rank
+if rank() == 1:
     sys.argv.append("optimizer.lr=0.5")
 main()
 """

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -24,7 +25,7 @@ _GRACE = 10.0  # seconds within which ranks must exit after the launcher
 _MARK = "TRAINER_TEST_LAUNCH"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _C_LIBRARY = ctypes.CDLL(None)  # loaded early, as a forked child must not load anything
-_TAG = re.compile(r"^\[(?:\d+,)?(\d+)\]<(?:stdout|stderr)>:", re.MULTILINE)
+_TAG = re.compile(r"^\[(?:\d+,)?(\d+)\](?:<(?:stdout|stderr)>:| )", re.MULTILINE)  # Open MPI's; MPICH's
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,10 @@ class Launch:
 
     def rank(self, rank: int) -> int:
         """Return a rank's process id."""
-        wanted = {_MARK: self._number, "OMPI_COMM_WORLD_RANK": str(rank)}
-        (found,) = _processes(wanted)
+        names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")  # Open MPI's, MPICH's
+        (found,) = {
+            process for name in names for process in _processes({_MARK: self._number, name: str(rank)})
+        }
         return found
 
     def wait_for(self, text: str, limit: float = LIMIT) -> None:
@@ -182,7 +185,16 @@ def horovodrun(
 ) -> list[str]:
     """Return the command with which users start ranks, with tags that say which one writes."""
     program = [sys.executable, "-m", module, *overrides]
-    return ["horovodrun", "--mpi-args=--tag-output", *options, "-np", str(ranks), *program]
+    return ["horovodrun", f"--mpi-args={_tag_option()}", *options, "-np", str(ranks), *program]
+
+
+@cache
+def _tag_option() -> str:
+    """Return the option with which this environment's mpirun tags lines."""
+    asked = subprocess.run(
+        ["mpirun", "--version"], env=_environment(), capture_output=True, text=True, check=True
+    )
+    return "-l" if "HYDRA" in asked.stdout else "--tag-output"  # HYDRA: MPICH
 
 
 def alone(overrides: Sequence[str], module: str = "trainer") -> list[str]:

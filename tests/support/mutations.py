@@ -3,7 +3,6 @@
 A mutation returns a context manager that patches the trainer on entry and reverts the patch on exit.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from trainer import run, step
+from trainer.distributed import environment
 from trainer.optim.gradients import global_norm, gradient_norms
 from trainer.pipeline import build
 from trainer.pipeline.randomness import Randomness
@@ -107,7 +107,7 @@ def weights_follow_the_rank() -> Patch:
     derive = build.derive
 
     def of_the_rank(*purpose):
-        return derive(*purpose, os.environ["OMPI_COMM_WORLD_RANK"])
+        return derive(*purpose, environment.rank())
 
     return unchecked(patch.object(build, "derive", of_the_rank))
 
