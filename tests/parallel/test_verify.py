@@ -168,7 +168,12 @@ def custom(*overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("what", "ranks", "overrides", "found"),
     [
-        ("calls", 1, ["layout.stages=1", "memory.recompute=full"], "gives other results when it runs again"),
+        (
+            "calls",
+            1,
+            ["layout.stages=2", "layout.devices_per_rank=2", "layout.boundaries=[1]"],
+            "gives other results when it runs again",
+        ),
         (
             "process",
             2,
