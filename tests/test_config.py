@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tests.support.configs import CONF, composed, valid
 from trainer.config.check import check
-from trainer.config.compose import explain, typed
+from trainer.config.compose import _as_named_now, explain, known_keys, typed
 from trainer.config.schema import Config, GPTConfig, GroupConfig, TextConfig, flat
 from trainer.errors import UserError, suggest
 
@@ -269,3 +269,18 @@ def test_a_model_of_a_recipe_points_to_it(monkeypatch: pytest.MonkeyPatch) -> No
 def test_suggestions() -> None:
     assert suggest("1b1f", ["gpipe", "1f1b"]) == "; did you mean 1f1b?"
     assert suggest("zzz", ["gpipe", "1f1b"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "now"),
+    [
+        ("optimizer.rate.warmup=0", "optimizer.lr_schedule.warmup=0"),
+        ("++optimizer.rate.final=0.1", "++optimizer.lr_schedule.final=0.1"),
+        ("optimizer.lr=1e-3", "optimizer.lr=1e-3"),
+        ("--multirun", "--multirun"),
+    ],
+)
+def test_keys_of_earlier_versions_are_understood(given: str, now: str) -> None:
+    assert _as_named_now(given) == now
+    if "rate." in given:
+        assert now.lstrip("+").partition("=")[0] in known_keys()

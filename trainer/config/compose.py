@@ -66,6 +66,7 @@ def compose(prepare: Callable[[schema.Config], None] = lambda _: None) -> Compos
         HydraException, OmegaConfBaseException: The command line is; see `explain`.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, to be reported in our words
+    sys.argv[1:] = [_as_named_now(word) for word in sys.argv[1:]]
     nodes: list[DictConfig] = []
     of_sweep = False
 
@@ -84,6 +85,19 @@ def compose(prepare: Callable[[schema.Config], None] = lambda _: None) -> Compos
         prepare(config)
         check(config)
     return Composed(configs, record)
+
+
+# Keys of earlier versions, which scripts may still give.
+_RENAMED = {"optimizer.rate.": "optimizer.lr_schedule."}
+
+
+def _as_named_now(word: str) -> str:
+    """Return an override with the key that it has today."""
+    signs = word[: len(word) - len(word.lstrip("+~"))]
+    for old, new in _RENAMED.items():
+        if word[len(signs) :].startswith(old):
+            return f"{signs}{new}{word[len(signs) + len(old) :]}"
+    return word
 
 
 def _only_rank_0_speaks(collect: Callable[[], None]) -> None:
