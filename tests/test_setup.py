@@ -242,6 +242,16 @@ class TestGpu:
         assert flags["HOROVOD_NCCL_LIB"] == "/link"
         assert "HOROVOD_GPU_OPERATIONS" not in horovod_build.flags(None, Path("/link"), 2)
 
+    def test_a_build_without_nccl_knows_the_toolkit_too(self, tmp_path):
+        """Horovod compiles for a torch with CUDA, and looked for the headers beside a script called nvcc."""
+        home = cuda_toolkit(tmp_path / "cuda", "13.0")
+        (home / "include").mkdir()
+        (home / "include" / "cuda_runtime.h").touch()
+        env = {"PATH": str(home / "bin")}
+        expected = {"CUDA_HOME": str(home), "HOROVOD_CUDA_HOME": str(home)}
+        assert horovod_build.toolkit(CUDA_TORCH, env) == expected
+        assert horovod_build.toolkit(CPU_TORCH, env) == {}
+
     def test_a_toolkit_of_another_cuda_is_refused(self, tmp_path):
         env = {"CUDA_HOME": str(cuda_toolkit(tmp_path, "12.8"))}
         with pytest.raises(InputError, match=r"uses CUDA 13\.0, but .* is CUDA 12\.8\. Set CUDA_HOME"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.install import horovod_patch
 from launch.install.environment import Environment, explain_pip
-from launch.install.gpu import Gpu
+from launch.install.gpu import Gpu, find_cuda_home
 from launch.install.mpi import Mpi
 from launch.install.progress import StepFailedError, cmake_percent, run_step
 from launch.install.settings import HOROVOD_VERSION, SetupError
@@ -52,6 +52,16 @@ def flags(gpu: Gpu | None, nccl_link: Path, jobs: int) -> dict[str, str]:
     return chosen
 
 
+def toolkit(torch: TorchFacts, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that say where CUDA is, for a build without NCCL.
+
+    Horovod compiles its copies between GPU and host memory all the same where torch has CUDA and there is an
+    nvcc, even if that is a script in a folder without CUDA's headers, such as /usr/local/bin/nvcc.
+    """
+    home = find_cuda_home(env) if torch.cuda else None
+    return {name: str(home) for name in ("CUDA_HOME", "HOROVOD_CUDA_HOME") if home}
+
+
 def default_jobs() -> int:
     """Return how many compilers to run: one a core that this process may use, as memory allows."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -72,7 +82,8 @@ def build(
     if gpu:
         nccl_link.mkdir()
         (nccl_link / "libnccl.so").symlink_to(gpu.nccl_library.resolve())
-    env = _clean(environment.variables()) | flags(gpu, nccl_link, jobs)
+    env = _clean(environment.variables())
+    env |= ({} if gpu else toolkit(torch, env)) | flags(gpu, nccl_link, jobs)
     _check_compiler(env, torch)
     command = [
         str(environment.python),
