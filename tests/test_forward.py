@@ -233,9 +233,10 @@ def test_another_second_forward_stops_the_run(
     of.randomness.step = 3
     with pytest.raises(RuntimeError, match="run again for the backward, gives other results") as caught:
         of.train(given(), MICRO_BATCHES)
-    (note,) = notes(caught.value)
-    assert note.startswith("in layer 'odd' of stage 1: micro-batch ")
-    assert note.endswith(" of step 3")
+    place, direction = notes(caught.value)
+    assert place.startswith("in layer 'odd' of stage 1: micro-batch ")
+    assert place.endswith(" of step 3")
+    assert direction == "in the backward of layer 'odd'"
 
 
 class WritesIntoMask(Base):
