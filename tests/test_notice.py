@@ -154,6 +154,8 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
 def test_child_process_dies_without_a_word() -> None:
     """One that loads data is terminated when training ends."""
     code = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, in a process with threads
 child = os.fork()
 if child == 0:
     print("ready", flush=True)
