@@ -151,6 +151,17 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         assert process.returncode == 0
 
 
+def test_a_signal_that_the_launcher_blocks() -> None:
+    """As MPICH leaves SIGTERM, which `horovodrun` blocks for mpirun, blocked in the ranks."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with running(TRAINING, READY, UNTIL_NOTICED) as process:
+            process.send_signal(signal.SIGTERM)
+            assert process.communicate() == ("SIGTERM\n", "")
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
 def test_child_process_dies_without_a_word() -> None:
     """One that loads data is terminated when training ends."""
     code = """

@@ -97,6 +97,8 @@ def listen() -> None:
     for number in _HANDLED:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _leave_to_thread)
+    # horovodrun starts mpirun with SIGTERM blocked; Open MPI unblocks it for the ranks, MPICH does not.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
     if not _listening:
         _listening = True
         read, write = os.pipe()
