@@ -6,8 +6,7 @@ first stage reads, its *signature*:
 
     [1] At the start of a step the first stage sends every rank the signatures of all micro-batches.
     [2] A message is preceded by a header with its structure, as long as the structure may vary.
-    [3] Once a channel has carried a few messages of a signature, all with one structure, both ends take it
-    for
+    [3] Once a channel has carried a few messages of a signature, all of one structure, both ends take it for
         granted: receives are posted ahead, without headers.
     [4] Where two messages of a signature differ, the values of the samples decide (selected tokens, packed
         sequences): such a channel keeps its headers.
@@ -27,46 +26,20 @@ from torch import Tensor
 from trainer.activation import ActivationSpec, TreeSpec, spec_of
 from trainer.distributed.waiting import WaitMeter
 from trainer.errors import TrainingError
+from trainer.pipeline.structures import TRIALS, Key, Structures
 from trainer.pipeline.wires.wire import Arrival, ControlWire, Sending, Wire
 from trainer.schedule.actions import RECEIVE_OF, RECEIVES, Action, Kind
 
 _SIGNATURES_TAG = 0
 _POSTED_AHEAD = 2  # receives per channel; more would hold memory that 1F1B saves
-_TRIALS = 8  # messages of one signature, after which their structure counts as known
 _KINDS = tuple(kind for kind in Kind if kind in RECEIVES)
 
 _End = tuple[Kind, int, int]  # the kind of this rank's end of a channel, its stage, the other end's stage
-_Key = tuple[str, int]  # the mode, and the number of the signature
 
 
 def number_of_tags(stages: int) -> int:
     """Return how many tags the messages between n stages use, counted from 0."""
     return 1 + len(_KINDS) * stages * stages
-
-
-class _Structures:
-    """The structures of a channel's messages, by key; both ends have seen the same ones.
-
-    Attributes:
-        known: Those that are taken for granted.
-    """
-
-    def __init__(self) -> None:
-        self.known: dict[_Key, ActivationSpec] = {}
-        self._seen: dict[_Key, list[ActivationSpec]] = {}  # equal ones
-        self._varies = False
-
-    def see(self, key: _Key, structure: ActivationSpec) -> None:
-        """Note the structure of a message that had a header."""
-        seen = self._seen.setdefault(key, [])
-        self._varies |= bool(seen) and seen[0] != structure
-        seen.append(structure)
-
-    def begin(self) -> None:
-        """Take for granted what has been seen often enough; only between steps, when both ends are even."""
-        for key, seen in list(self._seen.items()):
-            if len(seen) >= _TRIALS and not self._varies:
-                self.known[key] = self._seen.pop(key)[0]
 
 
 @dataclass(slots=True)
@@ -85,7 +58,7 @@ class _Outlet:
     sends: deque[Sending]
     target: int
     tag: int
-    structures: _Structures = field(default_factory=_Structures)
+    structures: Structures = field(default_factory=Structures)
 
 
 @dataclass(slots=True)
@@ -106,7 +79,7 @@ class _Inlet:
     source: int
     tag: int
     device: torch.device
-    structures: _Structures = field(default_factory=_Structures)
+    structures: Structures = field(default_factory=Structures)
     expected: deque[Action] = field(default_factory=deque)
     posted: deque[tuple[ActivationSpec, Arrival]] = field(default_factory=deque)
 
@@ -186,7 +159,7 @@ class Messages:
         elif known != structure:
             raise TrainingError(
                 f"the last layer of stage {action.stage} handed on {known.tensors} for every input of this "
-                f"shape so far, and now {structure.tensors} ({action}). The ranks rely on it after {_TRIALS} "
+                f"shape so far, and now {structure.tensors} ({action}). The ranks rely on it after {TRIALS} "
                 "messages: let the layer vary its shape from the start, or pad to one shape"
             )
         outlet.sends.append(outlet.wire.send(tensors, outlet.target, outlet.tag))
@@ -229,7 +202,7 @@ class Messages:
 
         self._meter.wait(all_done)
 
-    def _structures(self) -> Iterator[_Structures]:
+    def _structures(self) -> Iterator[Structures]:
         """Yield those of every channel's end here."""
         for outlet in self._outlets.values():
             yield outlet.structures
@@ -306,7 +279,7 @@ class Messages:
         self._meter.wait(probe)
         return found[0]
 
-    def _key(self, action: Action) -> _Key:
+    def _key(self, action: Action) -> Key:
         """Return what determines a message's structure within its channel."""
         return self._mode, self._signatures[action.micro_batch] if action.micro_batch >= 0 else -1
 
