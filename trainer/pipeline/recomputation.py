@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from trainer.pipeline.kernel_mode import KernelMode
-from trainer.pipeline.tensor_bytes import memory_of, tensors_in
+from trainer.pipeline.tensor_bytes import memory_of, tensors_in, written_by
 from trainer.seeds import default_generator
 
 T = TypeVar("T")
@@ -140,11 +140,10 @@ class _SaveResults(KernelMode):
 
     def run(self, kernel: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a kernel, and save its results if it is slow."""
-        if kernel._schema.is_mutable:
-            for tensor in _written(kernel, args, kwargs):
-                result = self._by_memory.pop(memory_of(tensor), None)
-                if result is not None:
-                    result.values = tree_map_only(Tensor, torch.clone, result.values)
+        for tensor in written_by(kernel, args, kwargs):
+            result = self._by_memory.pop(memory_of(tensor), None)
+            if result is not None:
+                result.values = tree_map_only(Tensor, torch.clone, result.values)
         returned = kernel(*args, **kwargs)
         if is_slow(kernel):
             values = tree_map_only(Tensor, torch.detach, returned)
@@ -194,11 +193,3 @@ def _generator_after(
             return None
         given = default_generator(device)
     return given, given.get_state()
-
-
-def _written(operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the tensors that an operation writes into."""
-    arguments = operation._schema.arguments
-    given = {argument.name: value for argument, value in zip(arguments, args, strict=False)} | kwargs
-    written = [argument.name for argument in arguments if argument.is_write]
-    return tensors_in([given.get(name) for name in written])

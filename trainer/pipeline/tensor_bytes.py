@@ -1,5 +1,6 @@
 """The bytes of tensors: how many a program holds while it runs, and what they are."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,6 +45,20 @@ class LiveBytes(KernelMode):
 def tensors_in(values: Any) -> list[Tensor]:
     """Return the tensors in nested tuples, lists and dicts."""
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def written_by(kernel: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors that a kernel writes into."""
+    written = _written_places(kernel)
+    if not written:  # as of nearly all
+        return []
+    return tensors_in([args[place] if place < len(args) else kwargs.get(name) for place, name in written])
+
+
+@cache
+def _written_places(kernel: OpOverload) -> list[tuple[int, str]]:
+    """Return the places and names of the arguments that a kernel writes into."""
+    return [(i, argument.name) for i, argument in enumerate(kernel._schema.arguments) if argument.is_write]
 
 
 def memory_of(tensor: Tensor) -> int:

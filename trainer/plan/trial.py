@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from trainer.activation import ActivationSpec, TreeSpec, flatten, spec_of, unfla
 from trainer.models.names import plain_parameters
 from trainer.pipeline.kernel_mode import KernelMode
 from trainer.pipeline.recomputation import Recompute
-from trainer.pipeline.tensor_bytes import LiveBytes, memory_of, tensors_in
+from trainer.pipeline.tensor_bytes import LiveBytes, memory_of, tensors_in, written_by
 from trainer.pipeline.weight_gradients import Deferral, Deferred
 from trainer.plan.layer_cost import FLOPS_PER_BYTE, LayerCost
 from trainer.plan.saved_activations import saved_bytes
@@ -162,9 +162,7 @@ class Work(KernelMode):
     def run(self, kernel: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a kernel, and count its operations, or its bytes."""
         self.dynamic |= _depends_on_values(kernel, args)
-        for place, name in _written(kernel):
-            given = args[place] if place < len(args) else kwargs.get(name)
-            self.writes |= any(memory_of(tensor) in self._watched for tensor in tensors_in(given))
+        self.writes |= any(memory_of(tensor) in self._watched for tensor in written_by(kernel, args, kwargs))
         result = kernel(*args, **kwargs)
         packet = kernel.overloadpacket
         if packet in flop_registry:
@@ -200,13 +198,6 @@ def _run(module: nn.Module, nest: TreeSpec, copied: bool, leaves: Sequence[Tenso
 def _outputs(module: nn.Module, nest: TreeSpec, copied: bool, *leaves: Tensor) -> list[Tensor]:
     """Return a layer's outputs as a stage keeps them."""
     return [tensor.contiguous() for tensor in _run(module, nest, copied, leaves)]
-
-
-@lru_cache
-def _written(kernel: OpOverload) -> list[tuple[int, str]]:
-    """Return the places and names of the arguments that a kernel writes into."""
-    arguments = enumerate(kernel._schema.arguments)
-    return [(i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
 def _depends_on_values(kernel: OpOverload, args: tuple[Any, ...]) -> bool:
