@@ -7,7 +7,7 @@ import importlib
 import os
 import pickle
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -163,14 +163,25 @@ class World(Communicator):
             UserError: On every rank alike. Names a fact, both values, and the ranks that differ from rank 0.
         """
         everyone = self.all_gather_objects({key: str(value) for key, value in facts.items()})
-        for key, value in everyone[0].items():
-            different = [rank for rank, theirs in enumerate(everyone) if theirs.get(key) != value]
-            if different:
-                raise UserError(
-                    f"the ranks differ in their {what}: {key} is {value!r} on rank 0 but "
-                    f"{everyone[different[0]].get(key)!r} on rank{'s' * (len(different) > 1)} "
-                    f"{', '.join(map(str, different))}: start every rank from the same files and command"
-                )
+        for key, ranks in differing(everyone):
+            raise UserError(
+                f"the ranks differ in their {what}: {key} is {everyone[0][key]!r} on rank 0 but "
+                f"{everyone[ranks[0]].get(key)!r} on {listed('rank', ranks)}: start every rank from the same "
+                "files and command"
+            )
+
+
+def differing(everyone: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, list[int]]]:
+    """Yield the keys whose values, given by rank, differ, with the ranks that differ from rank 0."""
+    for key, value in everyone[0].items():
+        ranks = [rank for rank, theirs in enumerate(everyone) if theirs.get(key) != value]
+        if ranks:
+            yield key, ranks
+
+
+def listed(noun: str, numbers: Sequence[int]) -> str:
+    """Return such as "rank 1" or "ranks 1, 2"."""
+    return f"{noun}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 class Groups:

@@ -17,7 +17,7 @@ from trainer.activation import Activation, flatten
 from trainer.config.schema import Config
 from trainer.data.dataset import Data, Dataset
 from trainer.data.order import Order
-from trainer.distributed.world import Communicator
+from trainer.distributed.world import Communicator, differing, listed
 from trainer.errors import UserError
 from trainer.pipeline.micro_batches import read_samples
 from trainer.pipeline.randomness import Randomness
@@ -35,8 +35,7 @@ def check_data(data: Data, config: Config, world: Communicator) -> None:
 
     Raises:
         UserError: There are no training samples, some cannot be read, a second reading differs from the
-        first,
-            or ranks differ; in the last case on every rank alike.
+            first, or ranks differ; in the last case on every rank alike.
     """
     parts = {"training": data.training, "validation": data.validation}
     _agree({f"the number of {name} samples": str(len(part)) for name, part in parts.items()}, world)
@@ -91,14 +90,13 @@ def _place(error: Exception) -> str:
 
 def _agree(seen: Mapping[str, str], world: Communicator) -> None:
     everyone = world.all_gather_objects(dict(seen))
-    for what, value in everyone[0].items():
-        others = [rank for rank, theirs in enumerate(everyone) if theirs.get(what) != value]
-        if others:
-            values = "" if len(value) > _SHORT else f" ({value} there, {everyone[others[0]].get(what)} here)"
-            raise UserError(
-                f"the ranks read different data: {what} differ between rank 0 and rank"
-                f"{'s' * (len(others) > 1)} {', '.join(map(str, others))}{values}: {_REMEDY}"
-            )
+    for what, ranks in differing(everyone):
+        value, other = everyone[0][what], everyone[ranks[0]].get(what)
+        values = "" if len(value) > _SHORT else f" ({value} there, {other} here)"
+        raise UserError(
+            f"the ranks read different data: {what} differ between rank 0 and {listed('rank', ranks)}"
+            f"{values}: {_REMEDY}"
+        )
 
 
 _SHORT = 12  # letters: a number, not a digest

@@ -4,10 +4,10 @@ Gradients are averaged, weights are not: replicas that begin with different weig
 differ, never meet again, and the loss does not tell.
 
 before the first step     weights and buffers, to the bit
-every so many steps       a sum of the weights' bits, which takes a pass over them
+every n steps             a sum of the weights' bits, which takes a pass over them
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.distributed.world import Communicator, Groups
+from trainer.distributed.world import Communicator, Groups, differing, listed
 from trainer.errors import TrainingError, UserError
 from trainer.models.names import plain_buffers, plain_parameters
 from trainer.pipeline.layer import BuiltLayer
@@ -93,18 +93,10 @@ def _sums(tensors: Sequence[Tensor]) -> NDArray[np.int64]:
     return found
 
 
-def _different(mine: Mapping[str, str], replicas: Communicator) -> list[tuple[str, str]]:
-    """Return the names of values that are not equal on all replicas, with the replicas that differ."""
-    everyone = replicas.all_gather_objects(dict(mine))
-    different = []
-    for name, value in everyone[0].items():
-        others = [number for number, theirs in enumerate(everyone) if theirs.get(name) != value]
-        if others:
-            listed = ", ".join(map(str, others))
-            different.append(
-                (name, f"differs between replica 0 and replica{'s' * (len(others) > 1)} {listed}")
-            )
-    return different
+def _different(mine: Mapping[str, str], replicas: Communicator) -> Iterator[tuple[str, str]]:
+    """Yield the names of values that are not equal on all replicas, with the replicas that differ."""
+    for name, others in differing(replicas.all_gather_objects(dict(mine))):
+        yield name, f"differs between replica 0 and {listed('replica', others)}"
 
 
 def _different_ties(layers: Sequence[BuiltLayer], group: Communicator) -> list[tuple[str, str]]:
