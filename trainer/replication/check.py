@@ -37,12 +37,21 @@ def check_initial(layers: Sequence[BuiltLayer], groups: Groups) -> None:
         "np.random.default_rng(), the time, the rank, a file that differs): draw them from the global "
         "generators of torch, NumPy or Python, which are seeded for every layer, or give the generator a seed"
     )
-    if groups.data_parallel.size > 1:
-        exact = {name: _exact(tensor) for name, tensor in _named(layers, buffers=True).items()}
+    ties = _ties(layers, groups.model_parallel)
+    replicated, tied = groups.data_parallel.size > 1, {*ties, *ties.values()}
+    named = _named(layers, buffers=True)
+    exact = {name: _exact(tensor) for name, tensor in named.items() if replicated or name in tied}
+    if replicated:
         for name, ranks in _different(exact, groups.data_parallel):
             raise UserError(f"the replicas begin with different weights: {name} {ranks}: {remedy}")
-    for name, use in _different_ties(layers, groups.model_parallel):
-        raise UserError(f"the tied parameter {use} does not begin with the weights of {name}: {remedy}")
+    if ties:
+        mine = {name: digest for name, digest in exact.items() if name in tied}
+        everywhere = _merged(groups.model_parallel.all_gather_objects(mine))
+        for use, owner in ties.items():
+            if everywhere[use] != everywhere.get(owner):
+                raise UserError(
+                    f"the tied parameter {use} does not begin with the weights of {owner}: {remedy}"
+                )
 
 
 def check_equal(layers: Sequence[BuiltLayer], replicas: Communicator, step: int) -> None:
@@ -99,25 +108,15 @@ def _different(mine: Mapping[str, str], replicas: Communicator) -> Iterator[tupl
         yield name, f"differs between replica 0 and {listed('replica', others)}"
 
 
-def _different_ties(layers: Sequence[BuiltLayer], group: Communicator) -> list[tuple[str, str]]:
-    """Return the owners and the uses of tied parameters that are not equal within the group."""
-    everyone = group.all_gather_objects(_ties(layers))
-    uses = {use: found for theirs in everyone for use, found in theirs.items()}
-    if not uses:
-        return []
-    owners = {owner for owner, _ in uses.values()}
-    named = _named(layers, buffers=False)
-    digests = group.all_gather_objects({name: _exact(named[name]) for name in owners if name in named})
-    owned = {name: digest for theirs in digests for name, digest in theirs.items()}
-    return [(owner, use) for use, (owner, digest) in uses.items() if owned.get(owner) != digest]
-
-
-def _ties(layers: Sequence[BuiltLayer]) -> dict[str, tuple[str, str]]:
-    return {
-        f"{layer.name}/{tie.parameter}": (
-            f"{tie.owner}/{tie.owner_parameter}",
-            _exact(plain_parameters(layer.module)[tie.parameter].detach()),
-        )
+def _ties(layers: Sequence[BuiltLayer], group: Communicator) -> dict[str, str]:
+    """Return the owner of each tied parameter of the group, by its use."""
+    mine = {
+        f"{layer.name}/{tie.parameter}": f"{tie.owner}/{tie.owner_parameter}"
         for layer in layers
         for tie in layer.ties
     }
+    return _merged(group.all_gather_objects(mine))
+
+
+def _merged(everyone: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    return {key: value for theirs in everyone for key, value in theirs.items()}
