@@ -4,7 +4,7 @@ import numpy as np
 
 from trainer.distributed.layout import micro_batch_sizes, share
 from trainer.optim.modes import evaluating
-from trainer.pipeline.loss import count_of
+from trainer.pipeline.loss import added, count_of
 from trainer.pipeline.micro_batches import MicroBatches, split_batch
 from trainer.run import Run
 from trainer.schedule.assemble import evaluation_schedule
@@ -42,12 +42,6 @@ def evaluate(run: Run, samples: int) -> float | None:
 def _mean(run: Run, losses: list[float], counts: list[float]) -> float:
     """Return the mean over all ranks, summed in micro-batch order; only last stages contribute."""
     everyone = run.world.all_gather_objects((losses, counts))
-    total = 0.0
-    for theirs, _ in everyone:
-        for loss in theirs:  # not the builtin `sum`, which uses compensated summation from Python 3.12 on
-            total += loss
-    count = 0.0
-    for _, theirs in everyone:
-        for part in theirs:
-            count += part
+    total = added(loss for theirs, _ in everyone for loss in theirs)
+    count = added(part for _, theirs in everyone for part in theirs)
     return total / count if count else 0.0

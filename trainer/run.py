@@ -19,6 +19,7 @@ from trainer.optim.loss_scale import LossScale
 from trainer.pipeline.build import build_layer
 from trainer.pipeline.data_check import check_data
 from trainer.pipeline.engine import Engine
+from trainer.pipeline.forward import LayerForward
 from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.micro_batches import read_samples
 from trainer.pipeline.precision import COMPUTE_TYPES, Precision
@@ -163,6 +164,11 @@ class Run:
         return local, connect(self.groups.model_parallel, rank_of, device_of, self.meter)
 
     @property
+    def forwards(self) -> list[LayerForward]:
+        """Return the forwards of this rank's layers."""
+        return [forward for stage in self.stages.values() for forward in stage.forwards]
+
+    @property
     def holds_first_stage(self) -> bool:
         """Return whether this rank reads inputs."""
         return 0 in self.stages
@@ -194,8 +200,7 @@ class Run:
 
 def changing_buffers(run: Run) -> list[str]:
     """Return, as "layer/name", the saved buffers that forwards have changed; every rank calls this."""
-    forwards = [forward for stage in run.stages.values() for forward in stage.forwards]
-    mine = [f"{forward.layer.name}/{name}" for forward in forwards for name in forward.buffers.changing]
+    mine = [f"{forward.layer.name}/{name}" for forward in run.forwards for name in forward.buffers.changing]
     return sorted({name for theirs in run.world.all_gather_objects(mine) for name in theirs})
 
 

@@ -14,7 +14,7 @@ from trainer.distributed.requests import Requests
 from trainer.errors import TrainingError, add_note
 from trainer.optim.gradients import all_gradients, clear_gradients, clip, global_norm, gradient_norms
 from trainer.optim.learning_rate import learning_rate, set_learning_rates
-from trainer.pipeline.loss import count_of
+from trainer.pipeline.loss import added, count_of
 from trainer.pipeline.micro_batches import MicroBatches, split_batch
 from trainer.pipeline.not_finite import Search
 from trainer.pipeline.stage import refuse_changed_weights
@@ -164,20 +164,15 @@ class TrainStep:
         numbers = np.array([mine, *self.requests.for_replicas()], dtype=np.float64)
         rows = replicas.all_gather(numbers, [len(numbers)] * replicas.size).reshape(replicas.size, -1)
         self.requests.from_replicas(rows[:, 1:].astype(np.int64))
-        total = 0.0
-        for count in rows[:, 0].tolist():
-            total += count
+        total = added(rows[:, 0].tolist())
         return total, run.replication.divisor(mine, total)
 
     def _total_loss(self, losses: Mapping[int, Tensor]) -> float:
         """Return the global batch's sum, added in the order of micro-batches; 0 without the last stage."""
-        total = 0.0
-        if losses:
-            mine = np.array([losses[i].item() for i in range(len(losses))], dtype=np.float64)
-            # Not by the builtin `sum`, which compensates from Python 3.12 on.
-            for loss in self._run.groups.data_parallel.all_gather(mine, self._run.plan.shares).tolist():
-                total += loss
-        return total
+        if not losses:
+            return 0.0
+        mine = np.array([losses[i].item() for i in range(len(losses))], dtype=np.float64)
+        return added(self._run.groups.data_parallel.all_gather(mine, self._run.plan.shares).tolist())
 
     def _exchange(self, loss: float, count: float, waited: float) -> StepSummary:
         """Exchange the gradients' norms, and each rank's numbers, within the pipeline."""
@@ -211,12 +206,11 @@ class TrainStep:
         """Run the forwards and backwards, and average; return the losses by micro-batch."""
         run = self._run
         clear_gradients(run.layers)
-        for stage in run.stages.values():
-            for forward in stage.forwards:
-                forward.buffers.begin_step()
+        for forward in run.forwards:
+            forward.buffers.begin_step()
         losses = run.engine.train(self._actions, batch, scale)
         if run.groups.data_parallel.size > 1:
-            refuse_changed_weights(run.stages.values())
+            refuse_changed_weights(run.forwards)
         return losses
 
     def _skips(self, step: int, summary: StepSummary, batch: MicroBatches, scale: float) -> bool:
@@ -240,9 +234,8 @@ class TrainStep:
     def _forget_step(self) -> None:
         """Discard what the step's forwards have left in buffers."""
         self._run.statistics.forget()
-        for stage in self._run.stages.values():
-            for forward in stage.forwards:
-                forward.buffers.forget_step()
+        for forward in self._run.forwards:
+            forward.buffers.forget_step()
 
     def _check_replicas(self, step: int) -> None:
         every = self._run.config.train.check_replicas

@@ -1,8 +1,10 @@
 """The loss of the last stage, run as a layer is: seeded, free to write into its inputs, named in errors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +115,11 @@ def _scalar(total: object) -> Tensor:
 def _rows(part: Activation, rows: slice) -> Activation:
     tensors, nest = flatten(part)
     return unflatten([tensor.detach()[rows] for tensor in tensors], nest)
+
+
+def added(numbers: Iterable[float]) -> float:
+    """Return a sum, added in order; from Python 3.12 on, the builtin `sum` compensates: other bits."""
+    return reduce(add, numbers, 0.0)
 
 
 def count_of(loss: Loss, targets: Sequence[Activation]) -> float:

@@ -240,18 +240,17 @@ class Stage:
             self._on_layer_done()
 
 
-def refuse_changed_weights(stages: Iterable[Stage]) -> None:
+def refuse_changed_weights(forwards: Iterable[LayerForward]) -> None:
     """Refuse layers that have changed their weights in a forward: replicas would do so differently.
 
     Raises:
         UserError: There is one.
     """
-    for stage in stages:
-        for forward in stage.forwards:
-            if forward.buffers.changes_weights:
-                raise UserError(
-                    f"layer {forward.layer.name!r} changes its weights in its forward, as "
-                    "nn.Embedding(max_norm=...) does. Replicas see different samples, so their weights would "
-                    "no longer be equal: train with one replica (layout.stages=<number of ranks>), or limit "
-                    "the weights where the layer uses them"
-                )
+    for forward in forwards:
+        if forward.buffers.changes_weights:
+            raise UserError(
+                f"layer {forward.layer.name!r} changes its weights in its forward, as "
+                "nn.Embedding(max_norm=...) does. Replicas see different samples, so their weights would no "
+                "longer be equal: train with one replica (layout.stages=<number of ranks>), or limit the "
+                "weights where the layer uses them"
+            )
