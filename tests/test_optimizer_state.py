@@ -484,11 +484,9 @@ def test_momentum_may_be_new(target: Target, tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [AdamWConfig(), SGDConfig(momentum=0.9), SGDConfig()])
 def test_the_optimizers_of_a_configuration_keep_all_in_the_state(config: OptimizerConfig) -> None:
     """Whatever torch's own note about themselves (whether a fused kernel was checked, say) is no state."""
-    layer = BuiltLayer(0, "layer", nn.Linear(3, 3))
-    optimizer = build_optimizer(config, [layer])
+    layers = layers_of(1)
+    optimizer = build_optimizer(config, layers)
     assert optimizer is not None
-    for parameter in layer.module.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
+    train(layers, optimizer, range(1))
     assert not any(shared_values(optimizer).groups.values())
     assert not shared_values(optimizer).attributes

@@ -1,8 +1,8 @@
 """Activations as pytrees: a flat list of tensors and a spec. No other code knows that they may be nested.
 
 The nesting is torch's own (`torch.utils._pytree`): tuples, lists, dicts, named tuples and every class that is
-registered there, such as the outputs of Hugging Face's models. Three more kinds of class are registered when
-they are first seen: other subclasses of `dict`, other named tuples such as `PackedSequence`, and dataclasses.
+registered there, such as the outputs of Hugging Face's models. More kinds of class are registered when they
+are first seen: other subclasses of `dict`, other named tuples, dataclasses, and `PackedSequence`.
 """
 
 import dataclasses

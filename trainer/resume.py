@@ -147,7 +147,7 @@ def save(run: Run, folder: RunFolder, step: int, samples_seen: int) -> Path:
 
 def _check_finite(run: Run, step: int) -> None:
     """Raise a TrainingError unless all weights are finite: no checkpoint is removed for one that is not."""
-    mine = [layer.name for layer in run.layers if not all_finite(list(layer.module.parameters()))]
+    mine = [layer.name for layer in run.layers if not all_finite(layer.module.parameters())]
     everyone = run.world.all_gather_objects(mine)
     for rank, names in enumerate(everyone):
         if names:

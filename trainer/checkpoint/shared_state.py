@@ -10,7 +10,7 @@ from trainer.checkpoint.expected import Expected
 from trainer.checkpoint.optimizer_state import Shared
 from trainer.checkpoint.schema import read_json
 from trainer.checkpoint.values import decode
-from trainer.optim.initial import Settings, group_settings, own_attributes
+from trainer.optim.initial import ALWAYS_SET, Settings, group_settings, own_attributes
 
 _PARTS = {"groups", "attributes", "state"}
 
@@ -74,7 +74,7 @@ def _values_of(shared: Shared, key: Settings, expected: Expected) -> dict[str, A
             "differ: resume with the learning rates and weight decays of the run that saved it"
         )
     found = _decoded(values)
-    if {"params", "lr", "peak"} & found.keys():
+    if ALWAYS_SET & found.keys():
         raise ValueError("it has values that belong to the configuration")
     expected.check_group(key, found)
     return {name: expected.placed(key, name, value) for name, value in found.items()}

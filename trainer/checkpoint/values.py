@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.pipeline.tensor_bytes import bytes_of
+
 # The types of tensors that safetensors can hold.
 _DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.bool}
 _DTYPES |= {torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.int32, torch.int16, torch.int8}
@@ -191,8 +193,7 @@ def decode(
 
 
 def _inline(tensor: Tensor) -> dict[str, Any]:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    data = base64.b64encode(flat.numpy().tobytes()).decode()
+    data = base64.b64encode(bytes_of(tensor)).decode()
     return {"inline": [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), data]}
 
 

@@ -55,7 +55,7 @@ def fail(error: BaseException) -> NoReturn:
     if rank > 0:
         if environment.launched():
             _mpi()
-        time.sleep(min(_HEAD_START + _HEAD_START_PER_RANK * rank, _LONGEST_HEAD_START))
+        give_head_start(rank)
     sys.stdout.flush()
     sys.stderr.write(message(error, rank))
     sys.stderr.flush()
@@ -64,6 +64,11 @@ def fail(error: BaseException) -> NoReturn:
         raise SystemExit(code) from None
     time.sleep(DELIVERY)
     _abort(code)
+
+
+def give_head_start(rank: int) -> None:
+    """Wait while lower ranks report what all ranks raise; the first of them ends this one."""
+    time.sleep(min(_HEAD_START + _HEAD_START_PER_RANK * rank, _LONGEST_HEAD_START))
 
 
 def message(error: BaseException, rank: int) -> str:

@@ -8,9 +8,9 @@ none                    a shell of a job, or of one that has ended: its variable
 import os
 import socket
 import stat
-import time
 from collections.abc import Mapping, MutableMapping
 
+from trainer.distributed.failure import give_head_start
 from trainer.errors import UserError
 
 # Variables that say how many processes a launcher started. Those of Slurm and torchrun count with others.
@@ -37,11 +37,6 @@ _OF_OPEN_MPI = (
 _SERVER = "PMIX_SERVER_URI"
 _PATIENCE = 1.0  # seconds for a server on this machine to answer
 
-# The ranks that another launcher started do not know of each other: the first reports, and its end ends them.
-_HEAD_START = 2.0  # seconds
-_HEAD_START_PER_RANK = 0.25
-_LONGEST_HEAD_START = 8.0
-
 
 def settle(environment: MutableMapping[str, str] = os.environ) -> None:
     """Forget a launcher that did not start this process, so that it starts as a single one.
@@ -62,7 +57,7 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> None:
         environment.pop(name, None)
     if claim is not None:
         if rank > 0:
-            time.sleep(min(_HEAD_START + _HEAD_START_PER_RANK * rank, _LONGEST_HEAD_START))
+            give_head_start(rank)  # the end of the first ends the others, which MPI does not join
         raise _refusal(*claim)
 
 

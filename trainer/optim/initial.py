@@ -21,7 +21,7 @@ _SEQUENCES = (list, tuple, deque)
 _MAPPINGS = (dict, OrderedDict)
 _DEEPEST = 8
 _SMALL = 1 << 20  # bytes; of larger tensors, the version shows a change
-_ALWAYS_SET = {"params", "lr", "peak"}  # the trainer sets the learning rate in every step
+ALWAYS_SET = {"params", "lr", "peak"}  # the trainer sets the learning rate in every step
 _OF_TORCH = {
     "state",
     "param_groups",
@@ -70,7 +70,7 @@ def changed_in_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         {
             key: value
             for key, value in group.items()
-            if key not in _ALWAYS_SET and not (key in before and _same(value, before[key]))
+            if key not in ALWAYS_SET and not (key in before and _same(value, before[key]))
         }
         for group, before in zip(optimizer.param_groups, befores, strict=False)
     ]

@@ -5,7 +5,7 @@ the update, tell whether there is something to find. The step is the same when i
 weights and random numbers are.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +70,7 @@ class Search:
                 if not _finite(parameter):
                     self._note(_WEIGHTS, 0, layer.index, f"the weights {layer.name}/{name}")
         for micro_batch, activation in inputs.items():
-            if not all(map(_finite, flatten(activation)[0])):
+            if not all_finite(flatten(activation)[0]):
                 self._note(_FORWARD, micro_batch, -1, "the data's inputs")
         with self._watching():
             losses = train()
@@ -97,7 +97,7 @@ class Search:
         micro_batch = self._forwards.get(run, 0)  # both kinds of forwards come in the order of micro-batches
         self._forwards[run] = micro_batch + 1
         tensors = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
-        if not recomputing() and not all(map(_finite, tensors)):
+        if not recomputing() and not all_finite(tensors):
             self._note(_FORWARD, micro_batch, layer.index, f"the output of layer {layer.name!r}")
         for tensor in tensors:
             if tensor.requires_grad:
@@ -127,6 +127,6 @@ def _finite(tensor: Tensor) -> bool:
     return not inexact or bool(torch.isfinite(values).all())
 
 
-def all_finite(tensors: Sequence[Tensor]) -> bool:
+def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether every number of some tensors is finite."""
     return all(map(_finite, tensors))

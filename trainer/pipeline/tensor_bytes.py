@@ -77,5 +77,5 @@ def as_integers(tensor: Tensor) -> Tensor:
 
 
 def bytes_of(tensor: Tensor) -> Any:
-    """Return a tensor's bytes on the host, for a digest."""
+    """Return a tensor's bytes on the host, in row-major order."""
     return as_integers(tensor.cpu()).reshape(-1).view(torch.uint8).numpy().data

@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Iterator
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.models.names import plain_name, plain_parameters
 from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.tensor_bytes import bytes_of
 from trainer.run import Run
 from trainer.verify.comparison import one_nan
 
@@ -83,5 +83,4 @@ def _is_statistic(layer: BuiltLayer, value: Tensor) -> bool:
 
 def sha256(tensor: Tensor) -> str:
     """Return the digest of a tensor's bits; all NaNs count as the same."""
-    data = one_nan(tensor.cpu()).contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(data.data).hexdigest()
+    return hashlib.sha256(bytes_of(one_nan(tensor.cpu()))).hexdigest()
