@@ -9,21 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.support.models import NoLoss
 from trainer.activation import Activation
 from trainer.models.model import Layer, Model
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.costs import FLOPS_PER_BYTE, LayerCost, layer_costs
 from trainer.plan.partition import partition
-
-
-class NoLoss:
-    """A placeholder: a model must have a loss, which is not costed."""
-
-    def count(self, target: Activation) -> int:
-        raise NotImplementedError
-
-    def __call__(self, output: Activation, target: Activation) -> Tensor:
-        raise NotImplementedError
 
 
 def costs(inputs: Activation, *builds: Callable[[], nn.Module]) -> list[LayerCost]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.test_costs import NoLoss
+from tests.support.models import NoLoss
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.names import Parameters

@@ -10,8 +10,8 @@ from safetensors.torch import load, save
 from torch import nn
 
 from tests.support.alone import Alone
+from tests.support.checkpoints import PROGRESS, built, equal, numbers, optimizer_of, train
 from tests.support.damage import DAMAGES, edit_json, layer_files, rewrite
-from tests.test_checkpoint import PROGRESS, built, equal, numbers, optimizer_of, train
 from trainer.checkpoint.checkpoint import Checkpoint
 from trainer.checkpoint.folders import all_checkpoints, candidates, remove_old
 from trainer.checkpoint.save import file_name, save_checkpoint

@@ -1,4 +1,4 @@
-"""A model, and data, that fail, by import path."""
+"""Models, data and a loss that fail."""
 
 from functools import partial
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainer.activation import Activation
 from trainer.data.binary import Labelled
 from trainer.data.dataset import Data
 from trainer.models.model import Layer, Model
@@ -47,3 +48,13 @@ def unlabelled() -> Data:
     x = np.random.default_rng(0).standard_normal((40, 10), dtype=np.float32)
     labels = (x.sum(axis=1) > 0).astype(np.float32)
     return Data(Labelled(x[:32], labels[:32]), Unlabelled(x[32:], labels[32:]), "unlabelled")
+
+
+class NoLoss:
+    """A placeholder: a model must have a loss, which is not costed."""
+
+    def count(self, target: Activation) -> int:
+        raise NotImplementedError
+
+    def __call__(self, output: Activation, target: Activation) -> Tensor:
+        raise NotImplementedError
