@@ -25,10 +25,10 @@ SLOW = [
 ]
 
 
-def test_five_runs_of_three_replicas(pools: Pools, small: list[str], tmp_path: Path) -> None:
+def test_three_runs_of_three_replicas(pools: Pools, small: list[str], tmp_path: Path) -> None:
     files = [override for override in small if override != "experiment=small"]
     runs = []
-    for number in range(5):
+    for number in range(3):
         overrides = [*files, *SLOW, f"run.dir=run{number}"]
         result = pools.run(3, overrides, tmp_path).check()
         runs.append(Finished(result, tmp_path / f"run{number}"))

@@ -28,7 +28,7 @@ OWN_SCHEDULE = Path(__file__).parents[1] / "fixtures" / "own_schedule.txt"
             ["layout.stages=3", "schedule=zb_h1", "memory.recompute=full"],
             id="3 stages, zb_h1, recomputed",
         ),
-        pytest.param(5, ["layout.stages=5"], id="5 stages, 1f1b"),
+        pytest.param(4, ["layout.stages=4"], id="4 stages, 1f1b"),
         pytest.param(1, ["layout.devices_per_rank=3"], id="3 stages in one process"),
         pytest.param(2, ["layout.devices_per_rank=2", "layout.stages=4"], id="2 ranks of 2 devices each"),
     ],

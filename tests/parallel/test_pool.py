@@ -51,7 +51,7 @@ def test_exception_on_one_rank(own: Pools, tmp_path: Path) -> None:
 
 def test_killed_rank(own: Pools, tmp_path: Path) -> None:
     pool = pool_of(own)
-    killer = Timer(5.0, os.kill, (pool.process(1), signal.SIGKILL))
+    killer = Timer(2.0, os.kill, (pool.process(1), signal.SIGKILL))
     killer.start()
     result = own.run(2, [*SIMPLE, *ENDLESS], tmp_path)
     killer.join()

@@ -72,8 +72,8 @@ def test_interrupted_again_and_again(
         for later in (run / "checkpoints").iterdir():
             if later.name > f"step-{step:08d}":
                 shutil.rmtree(later)
-    overrides = [*small, *GPT, *LONG, "layout.stages=5"]
-    resumed = Finished(pools.run(5, overrides, tmp_path).check(), run)
+    overrides = [*small, *GPT, *LONG, "layout.stages=4"]
+    resumed = Finished(pools.run(4, overrides, tmp_path).check(), run)
     assert "resumed after step 9" in resumed.result.out
     assert [step["step"] for step in resumed.steps] == list(range(1, 15))
     assert resumed.losses == whole.losses

@@ -1,6 +1,7 @@
 """A signal lets the step finish; the run saves, exits with 75, and continues as if it had never stopped."""
 
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,20 +14,27 @@ pytestmark = pytest.mark.parallel
 
 SOON = 20.0  # seconds
 STEPS = ["train.steps=40", "eval.every=0", "checkpoint.every=0", "generate.tokens=0"]
-REPLICAS = "layout.stages=2"  # of four ranks
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What continues a run, what trains without interruption, and what makes both small."""
+
+    pools: Pools
+    trained: Trained
+    small: list[str]
 
 
 @pytest.fixture
-def runs(pools: Pools, trained: Trained) -> tuple[Pools, Trained]:
-    """Return what continues a run, and what trains without interruption."""
-    return pools, trained
+def runs(pools: Pools, trained: Trained, small: list[str]) -> Runs:
+    return Runs(pools, trained, small)
 
 
-def stop(launched: Launch, target: str, number: signal.Signals) -> Result:
+def stop(launched: Launch, target: str, number: signal.Signals, last_rank: int) -> Result:
     """Signal a run in the middle, and wait for its end."""
     launched.wait_for("step 1/40")
     if target == "rank":
-        launched.signal_rank(3, number)
+        launched.signal_rank(last_rank, number)
     elif target == "group":
         launched.signal_group(number)
     else:
@@ -35,20 +43,21 @@ def stop(launched: Launch, target: str, number: signal.Signals) -> Result:
 
 
 @pytest.mark.parametrize(
-    ("target", "number"),
+    ("replicas", "target", "number"),
     [
-        ("launcher", signal.SIGTERM),
-        ("group", signal.SIGTERM),
-        ("rank", signal.SIGTERM),
-        ("launcher", signal.SIGUSR1),
+        (2, "launcher", signal.SIGTERM),
+        (1, "group", signal.SIGTERM),
+        (2, "rank", signal.SIGTERM),
+        (1, "launcher", signal.SIGUSR1),
     ],
 )
 def test_stopped_run_continues_with_the_same_bits(
-    target: str, number: signal.Signals, small: list[str], runs: tuple[Pools, Trained], tmp_path: Path
+    replicas: int, target: str, number: signal.Signals, runs: Runs, tmp_path: Path
 ) -> None:
-    pools, trained = runs
-    launched = Launch(horovodrun(4, [*small, *GPT, *STEPS, REPLICAS, "progress=line"]), tmp_path)
-    result = stop(launched, target, number)
+    """It had two stages, and continues with one."""
+    ranks, overrides = 2 * replicas, [*STEPS, "layout.stages=2"]
+    launched = Launch(horovodrun(ranks, [*runs.small, *GPT, *overrides, "progress=line"]), tmp_path)
+    result = stop(launched, target, number, ranks - 1)
     assert result.code == 75, result.err
     assert not result.left_over
     assert "---" not in result.err  # Open MPI's own words on exit codes
@@ -57,8 +66,8 @@ def test_stopped_run_continues_with_the_same_bits(
     assert "which is saved; rerun with run.dir=run to resume from step-000000" in line
     stopped = len(Finished(result, tmp_path / "run").steps)
     assert 1 <= stopped < 40
-    rest = pools.run(2, [*small, *GPT, *STEPS, "layout.stages=1"], tmp_path).check()
-    resumed, whole = Finished(rest, tmp_path / "run"), trained(4, *STEPS, REPLICAS)
+    rest = runs.pools.run(replicas, [*runs.small, *GPT, *STEPS, "layout.stages=1"], tmp_path).check()
+    resumed, whole = Finished(rest, tmp_path / "run"), runs.trained(ranks, *overrides)
     assert f"resumed after step {stopped}" in rest.out
     assert resumed.losses == whole.losses
     assert resumed.layer_files(40) == whole.layer_files(40)

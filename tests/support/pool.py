@@ -19,7 +19,7 @@ from tests.support.jobs import SOCKET, Hello, Job, Line, Report
 from tests.support.launch import LIMIT, Launch, Result, horovodrun
 
 _START_LIMIT = 90.0  # seconds
-_GRACE = 5.0  # seconds within which all ranks must raise an error that one has raised
+_GRACE = 3.0  # seconds within which all ranks must raise an error that one has raised
 _MODULE = "tests.support.pool_rank"
 
 
@@ -149,8 +149,10 @@ class Pool:
                     fields = self._lines[key.data].read()
                     if fields is None:
                         return reports, key.data
-                    reports[key.data] = Report(**fields)
-                    if reports[key.data].error is not None:
+                    report = reports[key.data] = Report(**fields)
+                    if report.error is not None and not report.of_input:
+                        return reports, None  # the pool ends whatever the others do, which may be to wait
+                    if report.error is not None:
                         until = min(until, time.monotonic() + _GRACE)
                 if not ready:
                     assert any(report.error is not None for report in reports.values()), self._unfinished(job)
