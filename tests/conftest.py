@@ -2,6 +2,7 @@
 
 import gc
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from hypothesis import settings
 # The same cases in every run: a failure comes from the change under test, not from chance.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# Under nohup, or in the background of a script, these are ignored: what tests start would ignore them too.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 # One thread in every test: tests compare bits, and more threads would add in a different order.
 torch.set_num_threads(1)

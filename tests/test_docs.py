@@ -149,6 +149,7 @@ def own_code(page: Path, folder: Path) -> list[list[str]]:
     ("page", "module", "last_line"),
     [
         ("README.md", "trainer", "step 2  validation loss"),
+        ("docs/any-module.md", "trainer", "step 2  validation loss"),
         ("docs/tutorial.md", "trainer.verify", "the layout does not change the training"),
     ],
 )

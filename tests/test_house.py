@@ -21,6 +21,7 @@ ORDER = [
     "data",
     "models",
     "pipeline",
+    "cut",
     "replication",
     "optim",
     "checkpoint",

@@ -84,7 +84,7 @@ class Run:
         check_data(self.data, config, world)
         self.order = Order(len(self.data.training), config.train.seed)
         seed_generators(derive(config.train.seed, "model"))
-        self.model = freeze(build_model(config.model, self.data), config.train.freeze)
+        self.model = freeze(build_model(config.model, self.data, config.loss), config.train.freeze)
         check_groups(config.optimizer.groups, self.model)
         recipe = resolve(config.schedule)
         world.agree("schedule", {recipe.name: recipe.digest})

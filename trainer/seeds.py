@@ -1,6 +1,7 @@
 """Seeds derived from the purpose of a random number, so they do not depend on layout or execution order."""
 
 import random
+from collections.abc import Callable
 from hashlib import blake2b
 
 import numpy as np
@@ -35,3 +36,19 @@ def default_generator(device: torch.device) -> torch.Generator:
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or 0]
     return torch.default_generator
+
+
+def generator_states(device: torch.device = _CPU) -> Callable[[], None]:
+    """Note the states of the generators that `seed_generators` seeds; return what restores them."""
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    generator = default_generator(device) if device.type == "cuda" else None
+    device_state = None if generator is None else generator.get_state()
+
+    def restore() -> None:
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        if generator is not None and device_state is not None:
+            generator.set_state(device_state)
+
+    return restore

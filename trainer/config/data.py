@@ -49,6 +49,16 @@ class BinaryConfig(DataConfig):
     seed: int = not_negative(0, "seed of the features and of the rule")
 
 
+@choice("data", build="trainer.data.digits:digits")
+@dataclass
+class DigitsConfig(DataConfig):
+    """Handwritten digits: 1,797 images of 8 x 8, which scikit-learn brings along."""
+
+    name: str = "digits"
+    validation: float = true_share(0.2, "share of the images of each digit that is held out for validation")
+    seed: int = not_negative(0, "seed of the choice of these")
+
+
 @choice("data", build="trainer.data.custom:load", prepare="trainer.data.custom:prepare")
 @dataclass
 class CustomDataConfig(CustomConfig, DataConfig):

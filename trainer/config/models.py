@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from trainer.config.custom import CustomConfig
-from trainer.config.fields import below_one, one_of, plain, positive
+from trainer.config.fields import below_one, one_of, plain, positive, text
 from trainer.config.registry import choice
 
 
@@ -39,6 +39,22 @@ class SimpleNetConfig(ModelConfig):
     name: str = "simplenet"
     features: int = positive(10, "input features; `data.features` must be equal")
     hidden: int = positive(20, "hidden units")
+
+
+@choice("model", build="trainer.cut.build:module")
+@dataclass
+class ModuleConfig(CustomConfig, ModelConfig):
+    """Any `nn.Module`, as it is: `target(**options)` returns it; it is cut at the entries of its blocks."""
+
+    name: str = "module"
+    blocks: list[str] = text(
+        [],
+        "paths of the parts to cut between, such as `[layer1,layer2]`; a list stands for its entries",
+        "a list of paths, such as [layer1,layer2]",
+    )
+    output: str | None = plain(
+        None, "which entry or attribute of the module's output the loss takes; null takes all of it"
+    )
 
 
 @choice("model", build="trainer.models.custom:custom")

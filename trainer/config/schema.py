@@ -11,9 +11,15 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from trainer.config.data import BinaryConfig, CustomDataConfig, DataConfig, TextConfig
+from trainer.config.data import BinaryConfig, CustomDataConfig, DataConfig, DigitsConfig, TextConfig
 from trainer.config.fields import auto_or_positive, not_negative, one_of, plain, positive, size, text
-from trainer.config.models import CustomModelConfig, GPTConfig, ModelConfig, SimpleNetConfig
+from trainer.config.models import (
+    CustomModelConfig,
+    GPTConfig,
+    ModelConfig,
+    ModuleConfig,
+    SimpleNetConfig,
+)
 from trainer.config.optimizers import (
     AdamWConfig,
     CustomOptimizerConfig,
@@ -36,14 +42,17 @@ __all__ = [
     "CustomModelConfig",
     "CustomOptimizerConfig",
     "DataConfig",
+    "DigitsConfig",
     "EvalConfig",
     "GPTConfig",
     "GenerateConfig",
     "GroupConfig",
     "LRScheduleConfig",
     "LayoutConfig",
+    "LossConfig",
     "MemoryConfig",
     "ModelConfig",
+    "ModuleConfig",
     "OptimizerConfig",
     "PlanConfig",
     "RunConfig",
@@ -88,6 +97,16 @@ class AveragingConfig:
 
     op: str = one_of("average", ("average", "adasum"), "how gradients are combined")
     compression: str = one_of("none", ("none", "fp16"), "`fp16` sends gradients as float16")
+
+
+@dataclass
+class LossConfig:
+    """The loss, where it is not the model's own."""
+
+    target: str | None = plain(
+        None, "a loss, by import path, such as `torch.nn:MSELoss`; null takes the model's own"
+    )
+    options: dict[str, Any] = plain({}, "keyword arguments for the target")
 
 
 @dataclass
@@ -217,6 +236,7 @@ class Config:
     )
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = MISSING
     update: UpdateConfig = MISSING
     batch: BatchConfig = field(default_factory=BatchConfig)

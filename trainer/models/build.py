@@ -2,19 +2,21 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from trainer.config.check import check_part
 from trainer.config.registry import chosen, import_builder
-from trainer.config.schema import ModelConfig
+from trainer.config.schema import LossConfig, ModelConfig
 from trainer.data.dataset import Data
 from trainer.errors import UserError
+from trainer.models.losses import build_loss
 from trainer.models.model import LOSS, Layer, Model
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # safe as a file name
 
 
-def build_model(config: ModelConfig, data: Data) -> Model:
-    """Return the configured model for this data.
+def build_model(config: ModelConfig, data: Data, loss: LossConfig | None = None) -> Model:
+    """Return the configured model for this data, with the configured loss, if there is one.
 
     Raises:
         UserError: No model has a configuration of this class, a value is out of range or does not fit the
@@ -23,6 +25,8 @@ def build_model(config: ModelConfig, data: Data) -> Model:
     choice = chosen("model", config)
     check_part(config, "model.")
     model: Model = import_builder(choice.build)(config, data)
+    own = None if loss is None else build_loss(loss)
+    model = model if own is None else replace(model, loss=own)
     check_model(model)
     return model
 

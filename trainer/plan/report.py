@@ -35,7 +35,7 @@ def report(config: Config, given: Sequence[str]) -> str:
         UserError: No layout fits, or the one that was asked for is none.
     """
     data = example_data(config.data, config.plan.vocabulary)
-    model = freeze(build_model(config.model, data), config.train.freeze)
+    model = freeze(build_model(config.model, data, config.loss), config.train.freeze)
     check_groups(config.optimizer.groups, model)
     costs = model_costs(config, model, data)
     hardware = _hardware(config)

@@ -1,0 +1,59 @@
+"""Networks that are not lists of layers train on several stages as in one process, to the bit."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.pools import Pools
+from tests.support.verifying import EQUAL, verify
+
+pytestmark = pytest.mark.parallel
+
+BASE = [
+    "experiment=none",
+    "model=module",
+    "data=custom",
+    "data.target=tests.fixtures.networks:data",
+    "batch.global_size=14",
+    "batch.micro_size=4",
+    "eval.samples=5",
+    "verify.steps=2",
+    "optimizer.lr=0.01",
+    "threads=1",
+    "device=cpu",
+]
+NETWORKS = {
+    "residual": ("residual", "[layer1,layer2,layer3]", "digits", []),
+    "skips": ("UNet", "[down,middle,up]", "images", ["loss.target=torch.nn:MSELoss"]),
+    "between blocks": ("Recurrent", "[rnns]", "frames", []),
+    "a mask": ("Tokens", "[blocks]", "masked", ["model.output=logits"]),
+}
+WAYS = {
+    "1f1b, bf16": ["precision=bf16"],
+    "zb_h1, full recomputation": ["schedule=zb_h1", "memory.recompute=full"],
+    "selective recomputation": ["memory.recompute=selective"],
+}
+
+
+def network(name: str) -> list[str]:
+    target, blocks, kind, others = NETWORKS[name]
+    return [
+        *BASE,
+        f"model.target=tests.fixtures.networks:{target}",
+        f"model.blocks={blocks}",
+        f"+data.options.kind={kind}",
+        *others,
+    ]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_three_stages(name: str, way: str, pools: Pools, tmp_path: Path) -> None:
+    result = verify(pools, 3, [*network(name), "layout.stages=3", *WAYS[way]], tmp_path)
+    assert EQUAL in result.check().out
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_two_replicas_that_interleave(name: str, pools: Pools, tmp_path: Path) -> None:
+    overrides = ["layout.stages=2", "schedule=zb_v"]
+    assert EQUAL in verify(pools, 4, [*network(name), *overrides], tmp_path).check().out

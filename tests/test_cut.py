@@ -1,0 +1,290 @@
+"""A model that is cut computes what it computed whole, to the bit: its outputs and every gradient."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.fixtures.networks import Recurrent, Tokens, UNet, data, residual
+from tests.support.models import NoLoss
+from trainer.activation import flatten, unflatten
+from trainer.cut.answers import call
+from trainer.cut.model import cut
+from trainer.cut.parts import tensors
+from trainer.cut.weights import RecordedWeights
+from trainer.data.dataset import as_tensors
+from trainer.errors import UserError
+from trainer.models.model import Model
+from trainer.pipeline.build import build_layer
+from trainer.pipeline.layer import BuiltLayer
+
+CPU = torch.device("cpu")
+TWO = np.arange(2)
+
+
+@dataclass(frozen=True)
+class Case:
+    make: Callable[[], nn.Module]
+    blocks: Sequence[str]
+    kind: str
+    result: Callable[[Any], Any] = lambda output: output
+    rounds: bool = False  # three gradients of one tensor are added in another order
+
+    @property
+    def inputs(self) -> Any:
+        return as_tensors(data(self.kind).training.inputs(TWO))
+
+    def cut(self) -> Model:
+        return cut(self.make, self.blocks, self.inputs, NoLoss(), self.result)
+
+
+def logits(output: Any) -> Any:
+    return output["logits"]
+
+
+CASES = {
+    "residual": Case(residual, ["layer1", "layer2", "layer3"], "digits"),
+    "skips": Case(UNet, ["down", "middle", "up"], "images"),
+    "inner parts": Case(UNet, ["down.0.conv1", "down.1", "middle.conv2", "up"], "images", rounds=True),
+    "between blocks": Case(lambda: Recurrent(dropout=0.0), ["rnns"], "frames"),
+    "ties": Case(Tokens, ["blocks"], "tokens", logits),
+    "a mask": Case(Tokens, ["blocks"], "masked", logits),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+def built(model: Model) -> list[BuiltLayer]:
+    return [build_layer(model.layers, index, 0, CPU) for index in range(len(model.layers))]
+
+
+def whole(case: Case, layers: Sequence[BuiltLayer]) -> nn.Module:
+    """Return the model as it is, with the layers' weights."""
+    state: dict[str, Tensor] = {}
+    for layer in layers:
+        state |= layer.module.state_dict()
+    model = case.make()
+    model.load_state_dict(state)
+    return model
+
+
+def without_dropout(*modules: nn.Module) -> None:
+    """Each layer has a seed of its own, so dropout differs from that of the whole model."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+            if isinstance(part, nn.MultiheadAttention):
+                part.dropout = 0.0
+
+
+Tape = list[tuple[list[Tensor], list[Tensor]]]  # every layer's inputs and outputs
+
+
+def forward(layers: Sequence[BuiltLayer], activation: Any) -> tuple[Any, Tape]:
+    """Run the layers, each with a graph of its own."""
+    tape = []
+    for layer in layers:
+        tensors, nest = flatten(activation)
+        leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+        activation = layer.module(unflatten(leaves, nest))
+        tape.append((leaves, flatten(activation)[0]))
+    return activation, tape
+
+
+def backward(tape: Tape, gradient: Tensor) -> None:
+    gradients: list[Tensor | None] = [gradient]
+    for leaves, outputs in reversed(tape):
+        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
+        torch.autograd.backward([output for output, _ in pairs], [g for _, g in pairs])
+        gradients = [leaf.grad for leaf in leaves]
+
+
+def test_outputs_and_gradients(case: Case) -> None:
+    layers = built(case.cut())
+    model = whole(case, layers)
+    without_dropout(model, *(layer.module for layer in layers))
+    expected = case.result(call(model, case.inputs))
+    gradient = torch.randn_like(expected)
+    expected.backward(gradient)
+    for _ in range(2):  # the second time, blocks may be called alone
+        for layer in layers:
+            layer.module.zero_grad()
+        output, tape = forward(layers, case.inputs)
+        assert torch.equal(output, expected)
+        backward(tape, gradient)
+        equal = partial(torch.allclose, rtol=1e-4, atol=1e-4) if case.rounds else torch.equal
+        for name, parameter in model.named_parameters():
+            assert equal(gradient_of(name, layers), parameter.grad), name
+
+
+def gradient_of(name: str, layers: Sequence[BuiltLayer]) -> Tensor:
+    """Return a parameter's gradient: the sum over the layers that use it, in the order of their backwards."""
+    total: Tensor | None = None
+    for layer in reversed(layers):
+        uses = {tie.owner_parameter: tie.parameter for tie in layer.ties}
+        parameters = dict(layer.module.named_parameters(remove_duplicate=False))
+        use = parameters.get(uses.get(name, name))
+        if use is not None and use.grad is not None:
+            total = use.grad if total is None else total + use.grad
+    assert total is not None
+    return total
+
+
+def test_only_what_a_layer_needs_has_memory(case: Case) -> None:
+    model = case.make()
+    layers = built(case.cut())
+    owned = {name for layer in layers for name, _ in layer.owned()}
+    assert owned == {name for name, _ in model.named_parameters()}
+    for layer in layers:
+        held = {id(tensor) for _, tensor in layer.module.named_parameters()}
+        unneeded = [p for p in layer.module.part.model.parameters() if id(p) not in held]
+        assert all(p.is_meta or p.untyped_storage().nbytes() <= 8 for p in unneeded)  # stand-ins are a number
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_those_of_the_constructors(name: str) -> None:
+    """Drawn one after another under one seed, they have the bits of the model that is built whole."""
+    make = CASES[name].make
+    recorded = RecordedWeights(make)
+    torch.manual_seed(5)
+    values = recorded.values([path for path, _ in tensors(recorded.skeleton)])
+    torch.manual_seed(5)
+    for path, tensor in tensors(make()):
+        assert torch.equal(values[path], tensor), path
+
+
+class Initialised(nn.Module):
+    """Constructors that do more than fill a fresh tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 5)
+        self.linear.bias.data = F.pad(torch.ones(3), (1, 1))
+        self.register_buffer("table", torch.arange(6.0).outer(torch.tensor([1.0, 2.0])), persistent=False)
+        self.drawn = nn.Parameter(torch.from_numpy(np.random.RandomState(0).randn(3)))
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+        self.plain = torch.full((2,), 3.0)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)  # last: torch may draw more than once
+        self.linear.weight.data.mul_(0.5)
+        with torch.no_grad():
+            self.linear.weight[2].zero_()
+            self.linear.weight[:, 1] += 1.0
+
+
+def test_unusual_constructors() -> None:
+    recorded = RecordedWeights(Initialised)
+    assert all(tensor.is_meta for path, tensor in tensors(recorded.skeleton) if path != "drawn")
+    torch.manual_seed(5)
+    values = recorded.values([path for path, _ in tensors(recorded.skeleton)])
+    torch.manual_seed(5)
+    for path, tensor in tensors(Initialised()):
+        if path == "linear.weight":  # drawn from the same distribution
+            assert 0.002 < values[path][3, 2:].std() < 0.02
+            assert not values[path][2, 2:].any()
+        else:
+            assert torch.equal(values[path], tensor), path
+    some = recorded.values(["linear.bias", "table"])
+    assert sorted(some) == ["linear.bias", "table"]
+
+
+def test_what_crosses() -> None:
+    crossing = built(CASES["skips"].cut())[0].module.part.cuts.crossing
+    assert [[str(source) for source in each.sources] for each in crossing] == [
+        [],
+        ["block.0.0"],
+        ["block.0.0", "block.1.0"],
+        ["block.0.0"],
+        [],
+    ]
+    masked = built(CASES["a mask"].cut())[0].module.part.cuts.crossing
+    assert [each.inputs for each in masked] == [(0, 1), (0, 1), (0, 1)] or all(1 in e.inputs for e in masked)
+
+
+def test_a_block_is_called_alone_where_nothing_is_around_it() -> None:
+    def alone(name: str) -> list[bool]:
+        layers = built(CASES[name].cut())
+        forward(layers, CASES[name].inputs)
+        return [any(layer.module._direct.values()) for layer in layers[1:-1]]
+
+    assert all(alone("residual"))
+    assert all(alone("ties"))
+    assert not any(alone("between blocks"))
+    assert not any(alone("a mask"))
+
+
+class Wrong(nn.Module):
+    """Forwards that cannot be cut, by name."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.blocks = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = {"again": (0, 1, 0), "order": (1, 0, 2), "skipped": (0, 1)}.get(self.how, (0, 1, 2))
+        kept = F.dropout(x, 0.5) if self.how == "random" else x
+        for index in order:
+            if self.how == "value" and x.sum() > 0:
+                x = -x
+            x = self.blocks[index](x)
+        return x + self.blocks[2](kept) if self.how == "later" else x + kept
+
+
+REFUSED = {
+    "again": "blocks.0 is called again behind blocks.1",
+    "order": "blocks.1 is called before blocks.0: name the blocks in the order of their calls",
+    "skipped": "blocks.2 is never called",
+    "later": "blocks.2 is called again behind blocks.2",
+    "value": "does not run without numbers (test_cut.py:",
+    "random": "random numbers that the forward draws between blocks are read again behind blocks.2",
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_refusals(how: str) -> None:
+    with pytest.raises(UserError, match=re.escape(REFUSED[how])) as caught:
+        cut(lambda: Wrong(how), ["blocks"], torch.randn(2, 6), NoLoss())
+    assert "\n" not in str(caught.value)
+
+
+NAMES = {
+    "blokcs": "model.blocks=blokcs: the model has no such part; did you mean blocks?; it has blocks",
+    "": "model.blocks is empty: name the parts to cut between; it has blocks",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_that_are_not_there(name: str) -> None:
+    with pytest.raises(UserError, match=re.escape(NAMES[name])):
+        cut(lambda: Wrong(""), [name] if name else [], torch.randn(2, 6), NoLoss())
+
+
+def test_parts_within_parts() -> None:
+    with pytest.raises(UserError, match=re.escape("down.0.conv1 is a part of down.0, which is a block too")):
+        cut(UNet, ["down", "down.0.conv1"], CASES["skips"].inputs, NoLoss())
+    with pytest.raises(UserError, match="names middle twice"):
+        cut(UNet, ["middle", "middle"], CASES["skips"].inputs, NoLoss())
+
+
+def test_batches_of_other_sizes_and_evaluation() -> None:
+    case = CASES["a mask"]
+    layers = built(case.cut())
+    model = whole(case, layers)
+    for mode in (False, True):
+        without_dropout(model.train(mode), *(layer.module.train(mode) for layer in layers))
+        for size, length in ((1, 6), (3, 4), (2, 6)):
+            read = as_tensors(data("masked").training.inputs(np.arange(size)))
+            inputs = {name: tensor[:, :length] for name, tensor in read.items()}
+            with torch.no_grad():
+                assert torch.equal(forward(layers, inputs)[0], logits(model(**inputs)))

@@ -1,0 +1,243 @@
+"""One forward on the meta device tells what crosses every cut, and which part of the model uses which weight.
+
+    segment 0      from the start to the entry of block 0
+    segment k      block k - 1, and what follows it to the entry of block k
+    segment n      the last block, and what follows it
+
+Blocks, modules outside of them that hold parameters, and modules that draw random numbers are opaque: what
+they return is a source. Everything else hangs on sources, and on shapes. A segment needs the sources that it
+reads; those of earlier segments have to cross the cut. What hangs on nothing but shapes (causal masks,
+rotary angles) is computed anew in every segment.
+"""
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from trainer.activation import Activation
+from trainer.cut.answers import Answer, answering, call, on_meta
+from trainer.cut.blocks import outer_modules
+from trainer.cut.flow import NONE, Flow, Source, Sources
+from trainer.errors import UserError
+from trainer.pipeline.tensor_bytes import tensors_in
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """What a forward does between its blocks.
+
+    Attributes:
+        blocks: The paths of the blocks, in the order of their calls.
+        outer: The paths of the other modules whose outputs are sources.
+        calls: Every call of an outer module, in order: its index in `outer`, and the segment.
+        arguments: For every block, what each tensor among its arguments hangs on.
+        reads: For every segment, what it reads.
+    """
+
+    blocks: tuple[str, ...]
+    outer: tuple[str, ...]
+    calls: tuple[tuple[int, int], ...]
+    arguments: tuple[tuple[Sources, ...], ...]
+    reads: tuple[Sources, ...]
+
+    @property
+    def segments(self) -> int:
+        """Return the number of segments: of layers."""
+        return len(self.blocks) + 1
+
+    def modules(self, segment: int) -> list[str]:
+        """Return the paths of the modules that a segment calls."""
+        block = [self.blocks[segment - 1]] if segment else []
+        called = [self.outer[index] for index, where in self.calls if where == segment]
+        return list(dict.fromkeys([*block, *called]))
+
+    def weights(self, segment: int) -> list[str]:
+        """Return the paths of the parameters that a segment's code reads outside of modules."""
+        return sorted(source.name for source in self.reads[segment] if source.kind == "weight")
+
+    @cached_property
+    def crossing(self) -> tuple["Crossing", ...]:
+        """Return what crosses the entry of every block."""
+        return tuple(map(self._crossing, range(len(self.blocks))))
+
+    def _crossing(self, block: int) -> "Crossing":
+        later = NONE.union(*self.reads[block + 1 :])
+        arguments = {
+            i for i, sources in enumerate(self.arguments[block]) if any(s.kind != "input" for s in sources)
+        }
+        computed = NONE.union(*(s for i, s in enumerate(self.arguments[block]) if i not in arguments))
+        return Crossing(
+            arguments=tuple(sorted(arguments)),
+            sources=tuple(sorted(source for source in later if self._before(source, block))),
+            inputs=tuple(sorted({s.number for s in later | computed if s.kind == "input"})),
+        )
+
+    def _before(self, source: Source, block: int) -> bool:
+        """Return whether a source was computed before the entry of a block."""
+        if source.kind == "block":
+            return source.number < block
+        return source.kind == "call" and self.calls[source.number][1] <= block
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """What crosses the entry of a block.
+
+    Attributes:
+        arguments: The indices, among the tensors of the block's arguments, of those that hang on more than
+            the model's inputs.
+        sources: Outputs of earlier blocks and calls that are read later.
+        inputs: The indices of the model's inputs that are read later.
+    """
+
+    arguments: tuple[int, ...]
+    sources: tuple[Source, ...]
+    inputs: tuple[int, ...]
+
+
+def analyse(
+    model: nn.Module, blocks: Sequence[str], inputs: Activation, result: Callable[[Any], Any]
+) -> Cuts:
+    """Run a model's forward on the meta device, and return what its blocks exchange.
+
+    Args:
+        model: On the meta device, except for constants; it stays as it is.
+        blocks: The paths of its blocks.
+        inputs: An example of the model's inputs.
+        result: What of its output is used.
+
+    Raises:
+        UserError: The model cannot be cut there; says why.
+    """
+    outer = outer_modules(model, blocks)
+    first = _Analysis(model, tuple(blocks), outer).run(inputs, result)
+    if not first.draws:
+        return first.cuts
+    return _Analysis(model, tuple(blocks), (*outer, *sorted(first.draws))).run(inputs, result).cuts
+
+
+class _Analysis:
+    def __init__(self, model: nn.Module, blocks: tuple[str, ...], outer: tuple[str, ...]) -> None:
+        self._model = model
+        self._flow = Flow(dict(model.named_parameters()))
+        self._cuts = Cuts(blocks, outer, (), (), ())
+        self._reads: list[Sources] = [NONE]
+        self._inside = 0  # of opaque modules
+        self.draws: set[str] = set()  # the paths of leaf modules outside that draw random numbers
+
+    @property
+    def cuts(self) -> Cuts:
+        """Return what was found."""
+        return self._cuts
+
+    def run(self, inputs: Activation, result: Callable[[Any], Any]) -> "_Analysis":
+        """Run the forward, check what it does, and return this."""
+        cuts, flow = self._cuts, self._flow
+        meta = on_meta(inputs)
+        for number, tensor in enumerate(tensors_in(meta)):
+            flow.mark(tensor, "input", number)
+        answers: dict[nn.Module, Answer] = {}
+        for name, module in self._model.named_modules():
+            if next(module.children(), None) is None:
+                answers[module] = partial(self._leaf, name)
+        for index, path in enumerate(cuts.outer):
+            answers[self._model.get_submodule(path)] = partial(self._call, index)
+        for number, path in enumerate(cuts.blocks):
+            answers[self._model.get_submodule(path)] = partial(self._block, number)
+        with answering(answers), torch.device("meta"), torch.no_grad(), flow:
+            try:
+                output = result(call(self._model, meta))
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(_without_numbers(error)) from error
+        self._read(tensors_in(output))
+        self._cuts = replace(self._cuts, reads=tuple(self._reads))
+        self._check()
+        return self
+
+    def _block(self, number: int, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        cuts = self._cuts
+        expected = len(cuts.arguments)
+        if number < expected:
+            raise UserError(
+                f"{cuts.blocks[number]} is called again behind {cuts.blocks[expected - 1]}: the model cannot "
+                "be cut at a block that a forward calls more than once"
+            )
+        if number > expected:
+            raise UserError(
+                f"{cuts.blocks[number]} is called before {cuts.blocks[expected]}: name the blocks in the "
+                "order of their calls; the model cannot be cut at one that is never called (layer drop?)"
+            )
+        given = tensors_in((args, kwargs))
+        self._read(given)
+        of_each = tuple(self._flow.of([tensor]) for tensor in given)
+        self._cuts = replace(cuts, arguments=(*cuts.arguments, of_each))
+        self._reads.append(NONE)
+        self._flow.segment += 1
+        output = self._opaque(own, args, kwargs)
+        self._flow.mark(output, "block", number)
+        return output
+
+    def _call(self, index: int, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._inside:
+            return own(*args, **kwargs)
+        cuts = self._cuts
+        self._read(tensors_in((args, kwargs)))
+        output = self._opaque(own, args, kwargs)
+        self._flow.mark(output, "call", len(cuts.calls))
+        self._cuts = replace(cuts, calls=(*cuts.calls, (index, self._flow.segment)))
+        return output
+
+    def _leaf(self, name: str, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._flow.drew = False
+        output = own(*args, **kwargs)
+        if self._flow.drew:
+            self.draws.add(name)
+        return output
+
+    def _opaque(self, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._inside += 1
+        with _disable_current_modes():
+            output = own(*args, **kwargs)
+        self._inside -= 1
+        return output
+
+    def _read(self, tensors: Sequence[Tensor]) -> None:
+        self._reads[-1] |= self._flow.of(tensors)
+
+    def _check(self) -> None:
+        cuts = self._cuts
+        if len(cuts.arguments) < len(cuts.blocks):
+            raise UserError(f"{cuts.blocks[len(cuts.arguments)]} is never called: it cannot be cut at")
+        if self.draws:
+            return  # the next analysis takes them as calls
+        for segment, reads in enumerate(cuts.reads):
+            if any(source.kind == "random" and source.number < segment for source in reads):
+                raise UserError(
+                    "random numbers that the forward draws between blocks are read again behind "
+                    f"{cuts.blocks[segment - 1]}, where they would be drawn anew: draw them in a module of "
+                    "their own (nn.Dropout in place of F.dropout)"
+                )
+
+
+def _without_numbers(error: Exception) -> str:
+    """Return the message of a forward that fails on the meta device, with the line that it fails in."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = str(Path(__file__).parents[1])
+    torchs = str(Path(torch.__file__).parent)
+    own = [frame for frame in frames if not frame.filename.startswith((ours, torchs))]
+    where = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "in torch"
+    return (
+        f"the model's forward cannot be analysed, because it does not run without numbers ({where}: "
+        f"{type(error).__name__}: {str(error).splitlines()[0][:150] if str(error) else ''}): what it does "
+        "outside of model.blocks may depend on shapes, but not on values; make that part a block, or give it "
+        "with the data"
+    )

@@ -1,0 +1,70 @@
+"""The ordered list of layers that the trainer takes, from any module."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.activation import Activation
+from trainer.cut.analysis import Cuts, analyse
+from trainer.cut.blocks import find_blocks
+from trainer.cut.layer import CutLayer, Inputs
+from trainer.cut.parts import Part, tensors
+from trainer.cut.weights import RecordedWeights
+from trainer.models.model import Layer, Loss, Model, Tie
+
+
+def cut(
+    make: Callable[[], nn.Module],
+    blocks: Sequence[str],
+    inputs: Activation,
+    loss: Loss,
+    result: Callable[[Any], Any] = lambda output: output,
+) -> Model:
+    """Return a module as a list of layers: what comes before the first block, then one layer a block.
+
+    Args:
+        make: Builds the module.
+        blocks: The paths of its blocks; a `ModuleList` or `Sequential` stands for its children.
+        inputs: An example of its inputs: a tensor, a tuple, or a dict of keyword arguments.
+        loss: The loss.
+        result: What of its output the loss takes.
+
+    Raises:
+        UserError: It cannot be cut there.
+    """
+    weights = RecordedWeights(make)
+    skeleton = weights.skeleton.train()
+    cuts = analyse(skeleton, find_blocks(skeleton, blocks, "model.blocks"), inputs, result)
+    structure = Inputs.of(inputs)
+
+    def build(segment: int) -> nn.Module:
+        part = Part.of(skeleton, cuts, segment)
+        if torch.get_default_device().type != "meta":
+            part.fill(weights.values([path for path, _ in part.own()]))
+        return CutLayer(part, structure, result)
+
+    names = ["first", *cuts.blocks]
+    ties = _ties(skeleton, cuts)
+    layers = tuple(Layer(name, partial(build, segment), ties[segment]) for segment, name in enumerate(names))
+    return Model(layers, loss)
+
+
+def _ties(skeleton: nn.Module, cuts: Cuts) -> list[tuple[Tie, ...]]:
+    """Return, by segment, the parameters that an earlier segment uses too: the first to do so owns them."""
+    names = ["first", *cuts.blocks]
+    owners: dict[int, tuple[str, str]] = {}
+    every = dict(tensors(skeleton))
+    ties: list[tuple[Tie, ...]] = []
+    for segment, name in enumerate(names):
+        mine: dict[int, str] = {}
+        inside = tuple(f"{path}." for path in cuts.modules(segment))
+        for path, tensor in every.items():
+            uses = path.startswith(inside) or path in cuts.weights(segment)
+            if uses and isinstance(tensor, nn.Parameter):
+                mine.setdefault(id(tensor), path)
+        ties.append(tuple(Tie(path, *owners[key]) for key, path in mine.items() if key in owners))
+        owners |= {key: (name, path) for key, path in mine.items() if key not in owners}
+    return ties

@@ -1,0 +1,67 @@
+"""Handwritten digits, as scikit-learn brings them along: real images that need no download."""
+
+import hashlib
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.config.schema import DigitsConfig
+from trainer.data.dataset import Data
+from trainer.errors import UserError
+
+_CLASSES = 10
+_BRIGHTEST = 16.0
+
+
+class Images:
+    """Images and their classes."""
+
+    def __init__(self, images: NDArray[np.float32], classes: NDArray[np.int64]) -> None:
+        self._images = images
+        self._classes = classes
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._classes)
+
+    def inputs(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return float32 images [samples, channels, height, width], from 0 to 1."""
+        return self._images[samples]
+
+    def targets(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the classes [samples]."""
+        return self._classes[samples]
+
+
+def digits(config: DigitsConfig) -> Data:
+    """Return the digits; of each, the same share is held out.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    try:
+        datasets: Any = import_module("sklearn.datasets")
+    except ModuleNotFoundError as error:
+        raise UserError("data=digits needs scikit-learn: pip install 'trainer[images]'") from error
+    bunch = datasets.load_digits()
+    images = (bunch.images / _BRIGHTEST).astype(np.float32)[:, None]
+    classes = bunch.target.astype(np.int64)
+    held_out = _held_out(classes, config)
+    digest = hashlib.sha256(images.tobytes() + classes.tobytes() + held_out.tobytes())
+    return Data(
+        training=Images(images[~held_out], classes[~held_out]),
+        validation=Images(images[held_out], classes[held_out]),
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _held_out(classes: NDArray[np.int64], config: DigitsConfig) -> NDArray[np.bool_]:
+    """Return which images are held out, chosen at random within each class."""
+    generator = np.random.default_rng(config.seed)
+    held_out = np.zeros(len(classes), dtype=np.bool_)
+    for digit in range(_CLASSES):
+        (mine,) = np.nonzero(classes == digit)
+        held_out[generator.permutation(mine)[: round(config.validation * len(mine))]] = True
+    return held_out
