@@ -113,3 +113,19 @@ def test_bound_of_compressed_sums_of_bfloat16() -> None:
         total.add({"weight": part})
     launch = sum(part.half() for part in parts).bfloat16()
     assert (launch - total.result()["weight"]).abs() <= total.errors()["weight"]
+
+
+def test_adasum_of_bfloat16_may_be_rounded_once() -> None:
+    """The reference rounds after each pair, and Horovod at the end."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(64, generator=generator).bfloat16() for _ in range(4)]
+    total = ReplicaSum(AveragingConfig(op="adasum"), replicas=4)
+    for part in parts:
+        total.add({"w": part})
+    exact = ReplicaSum(AveragingConfig(op="adasum"), replicas=4)
+    for part in parts:
+        exact.add({"w": part.float()})
+    once = exact.result()["w"].bfloat16()
+    difference = (total.result()["w"] - once).abs()
+    assert difference.max() > 0
+    assert (difference <= total.errors()["w"]).all()

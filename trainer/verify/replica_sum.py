@@ -56,7 +56,8 @@ class ReplicaSum:
 
     def _rounding(self, magnitude: Tensor) -> Tensor:
         if self._config.op == "adasum":  # dot products over a full parameter amplify rounding
-            error = magnitude * (self._replicas * 2.0**-17)
+            eps = torch.finfo(magnitude.dtype).eps  # bfloat16 is combined in float32, and rounded once
+            error = magnitude * (self._replicas * (2.0**-17 + eps))
             return error.fill_(torch.inf) if self._skips and not error.isfinite().all() else error
         if self._config.compression == "fp16":  # 11 binary digits; the smallest number is 2 ** -24
             own = self._replicas * torch.finfo(magnitude.dtype).eps  # bfloat16 has only 8 digits
