@@ -19,10 +19,9 @@ pytestmark = pytest.mark.parallel
         pytest.param(1, ["layout.devices_per_rank=3", "schedule=gpipe"], "to the last bit", id="3 stages"),
         pytest.param(4, ["layout.stages=2"], "to the last bit", id="2 replicas x 2 stages"),
         pytest.param(4, ["layout.stages=2", "schedule=zb_h1"], "to the last bit", id="2 x 2, zb_h1"),
-        pytest.param(3, ["layout.stages=1"], "within rounding", id="3 replicas"),
-        pytest.param(
-            3, ["layout.stages=1", "optimizer.sharded=true"], "within rounding", id="3 replicas, sharded"
-        ),
+        # Whether these round otherwise depends on the order in which the MPI adds.
+        pytest.param(3, ["layout.stages=1"], "", id="3 replicas"),
+        pytest.param(3, ["layout.stages=1", "optimizer.sharded=true"], "", id="3 replicas, sharded"),
         pytest.param(4, ["layout.stages=1", "averaging.op=adasum"], "", id="adasum"),
         pytest.param(2, ["layout.stages=1", "averaging.compression=fp16"], "within rounding", id="fp16"),
     ],

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from trainer.activation import Activation
-from trainer.cut.answers import Answer, answering, call, on_meta
+from trainer.cut.answers import Answer, Call, answering, on_meta
 from trainer.cut.blocks import outer_modules
 from trainer.cut.flow import NONE, Flow, Source, Sources
 from trainer.errors import UserError
@@ -102,25 +102,23 @@ class Crossing:
     inputs: tuple[int, ...]
 
 
-def analyse(
-    model: nn.Module, blocks: Sequence[str], inputs: Activation, result: Callable[[Any], Any]
-) -> Cuts:
+def analyse(model: nn.Module, blocks: Sequence[str], inputs: Activation, calls: Call) -> Cuts:
     """Run a model's forward on the meta device, and return what its blocks exchange.
 
     Args:
         model: On the meta device, except for constants; it stays as it is.
         blocks: The paths of its blocks.
         inputs: An example of the model's inputs.
-        result: What of its output is used.
+        calls: Calls it.
 
     Raises:
         UserError: The model cannot be cut there; says why.
     """
     outer = outer_modules(model, blocks)
-    first = _Analysis(model, tuple(blocks), outer).run(inputs, result)
+    first = _Analysis(model, tuple(blocks), outer).run(inputs, calls)
     if not first.draws:
         return first.cuts
-    return _Analysis(model, tuple(blocks), (*outer, *sorted(first.draws))).run(inputs, result).cuts
+    return _Analysis(model, tuple(blocks), (*outer, *sorted(first.draws))).run(inputs, calls).cuts
 
 
 class _Analysis:
@@ -137,7 +135,7 @@ class _Analysis:
         """Return what was found."""
         return self._cuts
 
-    def run(self, inputs: Activation, result: Callable[[Any], Any]) -> "_Analysis":
+    def run(self, inputs: Activation, calls: Call) -> "_Analysis":
         """Run the forward, check what it does, and return this."""
         cuts, flow = self._cuts, self._flow
         meta = on_meta(inputs)
@@ -153,7 +151,7 @@ class _Analysis:
             answers[self._model.get_submodule(path)] = partial(self._block, number)
         with answering(answers), torch.device("meta"), torch.no_grad(), flow:
             try:
-                output = result(call(self._model, meta))
+                output = calls(self._model, meta)
             except UserError:
                 raise
             except Exception as error:

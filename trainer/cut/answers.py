@@ -37,6 +37,10 @@ def _forward(own: Callable[..., Any], answer: Answer) -> Callable[..., Any]:
     return forward
 
 
+# Calls a model with the data's inputs, and returns what of its output the loss takes.
+Call = Callable[[nn.Module, Activation], Any]
+
+
 def call(model: nn.Module, inputs: Activation) -> Any:
     """Call a model: a dict of inputs holds its keyword arguments, a tuple its arguments."""
     if isinstance(inputs, dict):

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from trainer.activation import Activation
 from trainer.config.import_path import call, load
 from trainer.config.schema import ModuleConfig
+from trainer.cut.answers import call as call_model
 from trainer.cut.model import cut
 from trainer.data.dataset import Data, as_tensors
 from trainer.errors import UserError
@@ -34,7 +36,11 @@ def module(config: ModuleConfig, data: Data) -> Model:
         return made
 
     example = as_tensors(data.training.inputs(np.zeros(1, dtype=np.int64)))
-    return cut(make, config.blocks, example, TokenLoss(), partial(entry, name=config.output))
+    return cut(make, config.blocks, example, TokenLoss(), partial(_call, output=config.output))
+
+
+def _call(model: nn.Module, inputs: Activation, *, output: str | None) -> Any:
+    return entry(call_model(model, inputs), output)
 
 
 def entry(output: Any, name: str | None) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from trainer.activation import Activation, flatten
-from trainer.cut.answers import Answer, answering, call, stand_in
+from trainer.cut.answers import Answer, Call, answering, stand_in
 from trainer.cut.direct import Direct
 from trainer.cut.flow import Source
 from trainer.cut.parts import Part
@@ -47,7 +47,7 @@ class SegmentForward:
 
     Args:
         part: The model, with the segment's modules.
-        result: What of the model's output is used.
+        calls: Calls the model.
         inputs: The model's inputs; stand-ins for those that are not needed.
         carried: What has crossed the cut.
         rehearses: Whether the segment's own modules answer with stand-ins too.
@@ -56,7 +56,7 @@ class SegmentForward:
     def __init__(
         self,
         part: Part,
-        result: Callable[[Any], Any],
+        calls: Call,
         inputs: Activation,
         carried: Carried,
         *,
@@ -64,7 +64,7 @@ class SegmentForward:
     ) -> None:
         self._part = part
         self._cuts = part.cuts
-        self._result = result
+        self._call_model = calls
         self._inputs = inputs
         self._tensors = flatten(inputs)[0]
         self._carried = carried
@@ -84,7 +84,7 @@ class SegmentForward:
         answers |= {module: partial(self._at, number) for number, module in enumerate(part.blocks)}
         with answering(answers):
             try:
-                return self._result(call(part.model, self._inputs))
+                return self._call_model(part.model, self._inputs)
             except _Reached as end:
                 return self._handed_on(end.tensors)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from trainer.activation import Activation, TreeSpec, flatten, unflatten
-from trainer.cut.answers import stand_in
+from trainer.cut.answers import Call, stand_in
 from trainer.cut.direct import Direct
 from trainer.cut.forward import SHAPES, Carried, SegmentForward, autocast
 from trainer.cut.parts import Part
@@ -47,20 +47,20 @@ class CutLayer(nn.Module):
     Args:
         part: The model, in which this segment's modules are the layer's own.
         inputs: The structure of the model's inputs.
-        result: What of the model's output is used.
+        calls: Calls the model.
     """
 
-    def __init__(self, part: Part, inputs: Inputs, result: Callable[[Any], Any]) -> None:
+    def __init__(self, part: Part, inputs: Inputs, calls: Call) -> None:
         super().__init__()
         self.part = part  # not a module: most of the model is not this layer's
         self._inputs = inputs
-        self._result = result
+        self._calls = calls
         self._direct: dict[Any, Direct | None] = {}
         part.register(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CutLayer":
         """Copy what is the layer's own."""
-        return CutLayer(self.part.copy(memo), self._inputs, self._result)
+        return CutLayer(self.part.copy(memo), self._inputs, self._calls)
 
     def train(self, mode: bool = True) -> "CutLayer":
         """Set the model to training or to inference, as the model itself does it."""
@@ -88,7 +88,7 @@ class CutLayer(nn.Module):
                 raise TypeError(
                     f"the model's inputs nest as {nest}, and those it was cut for as {self._inputs.nest}"
                 )
-            return SegmentForward(self.part, self._result, activation, {}).run()
+            return SegmentForward(self.part, self._calls, activation, {}).run()
         kind = self._kind(activation)
         if kind not in self._direct:
             if len(self._direct) >= _MOST_KNOWN:
@@ -109,7 +109,7 @@ class CutLayer(nn.Module):
             given = carried.get(f"input.{number}.0")
             tensors.append(stand_in(shape, dtype, device) if given is None else given)
         inputs = unflatten(tensors, self._inputs.nest)
-        return SegmentForward(self.part, self._result, inputs, carried, rehearses=rehearses)
+        return SegmentForward(self.part, self._calls, inputs, carried, rehearses=rehearses)
 
     def _kind(self, carried: Carried) -> Any:
         """Return what a rehearsal holds for."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.activation import Activation
 from trainer.cut.analysis import Cuts, analyse
+from trainer.cut.answers import Call, call
 from trainer.cut.blocks import find_blocks
 from trainer.cut.layer import CutLayer, Inputs
 from trainer.cut.parts import Part, tensors
@@ -21,7 +21,7 @@ def cut(
     blocks: Sequence[str],
     inputs: Activation,
     loss: Loss,
-    result: Callable[[Any], Any] = lambda output: output,
+    calls: Call = call,
 ) -> Model:
     """Return a module as a list of layers: what comes before the first block, then one layer a block.
 
@@ -30,21 +30,21 @@ def cut(
         blocks: The paths of its blocks; a `ModuleList` or `Sequential` stands for its children.
         inputs: An example of its inputs: a tensor, a tuple, or a dict of keyword arguments.
         loss: The loss.
-        result: What of its output the loss takes.
+        calls: Calls it with the data's inputs, and returns what of its output the loss takes.
 
     Raises:
         UserError: It cannot be cut there.
     """
     weights = RecordedWeights(make)
     skeleton = weights.skeleton.train()
-    cuts = analyse(skeleton, find_blocks(skeleton, blocks, "model.blocks"), inputs, result)
+    cuts = analyse(skeleton, find_blocks(skeleton, blocks, "model.blocks"), inputs, calls)
     structure = Inputs.of(inputs)
 
     def build(segment: int) -> nn.Module:
         part = Part.of(skeleton, cuts, segment)
         if torch.get_default_device().type != "meta":
             part.fill(weights.values([path for path, _ in part.own()]))
-        return CutLayer(part, structure, result)
+        return CutLayer(part, structure, calls)
 
     names = ["first", *cuts.blocks]
     ties = _ties(skeleton, cuts)

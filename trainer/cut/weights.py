@@ -106,6 +106,10 @@ class RecordedWeights:
         # torch's truncated normal distribution returns at once on the meta device, so it would not be noted.
         with _Record() as record, mock.patch.object(nn.init, "_no_grad_trunc_normal_", _trunc_normal):
             self.skeleton = make()
+            for module in self.skeleton.modules():
+                # Hugging Face's models leave this out where tensors are made on the meta device.
+                if type(module).__module__.startswith("transformers.") and hasattr(module, "init_weights"):
+                    module.initialize_weights()  # type: ignore[operator]
         self._record = record
         self._tensors = dict(tensors(self.skeleton))
 
