@@ -13,20 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.fixtures.networks import Recurrent, Tokens, UNet, data, residual
+from tests.support.cutting import backward, built, forward, gradient_of, whole, without_dropout
 from tests.support.models import NoLoss
-from trainer.activation import flatten, unflatten
-from trainer.cut.answers import call
+from trainer.cut.answers import Call, call
+from trainer.cut.blocks import find_blocks
 from trainer.cut.model import cut
 from trainer.cut.parts import tensors
 from trainer.cut.weights import RecordedWeights
 from trainer.data.dataset import as_tensors
 from trainer.errors import UserError
 from trainer.models.model import Model
-from trainer.pipeline.build import build_layer
-from trainer.pipeline.layer import BuiltLayer
 
-CPU = torch.device("cpu")
 TWO = np.arange(2)
+
+
+def cut_at(make: Callable[[], nn.Module], names: Sequence[str], inputs: Any, calls: Call = call) -> Model:
+    weights = RecordedWeights(make)
+    return cut(weights, find_blocks(weights.skeleton, names, "model.blocks"), inputs, NoLoss(), calls)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Case:
 
     def cut(self) -> Model:
         calls = partial(_called, result=self.result)
-        return cut(self.make, self.blocks, self.inputs, NoLoss(), calls)
+        return cut_at(self.make, self.blocks, self.inputs, calls)
 
 
 def _called(model: nn.Module, inputs: Any, *, result: Callable[[Any], Any]) -> Any:
@@ -69,55 +72,9 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def built(model: Model) -> list[BuiltLayer]:
-    return [build_layer(model.layers, index, 0, CPU) for index in range(len(model.layers))]
-
-
-def whole(case: Case, layers: Sequence[BuiltLayer]) -> nn.Module:
-    """Return the model as it is, with the layers' weights."""
-    state: dict[str, Tensor] = {}
-    for layer in layers:
-        state |= layer.module.state_dict()
-    model = case.make()
-    model.load_state_dict(state)
-    return model
-
-
-def without_dropout(*modules: nn.Module) -> None:
-    """Each layer has a seed of its own, so dropout differs from that of the whole model."""
-    for module in modules:
-        for part in module.modules():
-            if isinstance(part, nn.Dropout):
-                part.p = 0.0
-            if isinstance(part, nn.MultiheadAttention):
-                part.dropout = 0.0
-
-
-Tape = list[tuple[list[Tensor], list[Tensor]]]  # every layer's inputs and outputs
-
-
-def forward(layers: Sequence[BuiltLayer], activation: Any) -> tuple[Any, Tape]:
-    """Run the layers, each with a graph of its own."""
-    tape = []
-    for layer in layers:
-        tensors, nest = flatten(activation)
-        leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
-        activation = layer.module(unflatten(leaves, nest))
-        tape.append((leaves, flatten(activation)[0]))
-    return activation, tape
-
-
-def backward(tape: Tape, gradient: Tensor) -> None:
-    gradients: list[Tensor | None] = [gradient]
-    for leaves, outputs in reversed(tape):
-        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
-        torch.autograd.backward([output for output, _ in pairs], [g for _, g in pairs])
-        gradients = [leaf.grad for leaf in leaves]
-
-
 def test_outputs_and_gradients(case: Case) -> None:
     layers = built(case.cut())
-    model = whole(case, layers)
+    model = whole(case.make, layers)
     without_dropout(model, *(layer.module for layer in layers))
     expected = case.result(call(model, case.inputs))
     gradient = torch.randn_like(expected)
@@ -131,19 +88,6 @@ def test_outputs_and_gradients(case: Case) -> None:
         equal = partial(torch.allclose, rtol=1e-4, atol=1e-4) if case.rounds else torch.equal
         for name, parameter in model.named_parameters():
             assert equal(gradient_of(name, layers), parameter.grad), name
-
-
-def gradient_of(name: str, layers: Sequence[BuiltLayer]) -> Tensor:
-    """Return a parameter's gradient: the sum over the layers that use it, in the order of their backwards."""
-    total: Tensor | None = None
-    for layer in reversed(layers):
-        uses = {tie.owner_parameter: tie.parameter for tie in layer.ties}
-        parameters = dict(layer.module.named_parameters(remove_duplicate=False))
-        use = parameters.get(uses.get(name, name))
-        if use is not None and use.grad is not None:
-            total = use.grad if total is None else total + use.grad
-    assert total is not None
-    return total
 
 
 def test_only_what_a_layer_needs_has_memory(case: Case) -> None:
@@ -259,7 +203,7 @@ REFUSED = {
 @pytest.mark.parametrize("how", REFUSED)
 def test_refusals(how: str) -> None:
     with pytest.raises(UserError, match=re.escape(REFUSED[how])) as caught:
-        cut(lambda: Wrong(how), ["blocks"], torch.randn(2, 6), NoLoss())
+        cut_at(lambda: Wrong(how), ["blocks"], torch.randn(2, 6))
     assert "\n" not in str(caught.value)
 
 
@@ -272,20 +216,20 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_that_are_not_there(name: str) -> None:
     with pytest.raises(UserError, match=re.escape(NAMES[name])):
-        cut(lambda: Wrong(""), [name] if name else [], torch.randn(2, 6), NoLoss())
+        cut_at(lambda: Wrong(""), [name] if name else [], torch.randn(2, 6))
 
 
 def test_parts_within_parts() -> None:
     with pytest.raises(UserError, match=re.escape("down.0.conv1 is a part of down.0, which is a block too")):
-        cut(UNet, ["down", "down.0.conv1"], CASES["skips"].inputs, NoLoss())
+        cut_at(UNet, ["down", "down.0.conv1"], CASES["skips"].inputs)
     with pytest.raises(UserError, match="names middle twice"):
-        cut(UNet, ["middle", "middle"], CASES["skips"].inputs, NoLoss())
+        cut_at(UNet, ["middle", "middle"], CASES["skips"].inputs)
 
 
 def test_batches_of_other_sizes_and_evaluation() -> None:
     case = CASES["a mask"]
     layers = built(case.cut())
-    model = whole(case, layers)
+    model = whole(case.make, layers)
     for mode in (False, True):
         without_dropout(model.train(mode), *(layer.module.train(mode) for layer in layers))
         for size, length in ((1, 6), (3, 4), (2, 6)):

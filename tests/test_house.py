@@ -22,6 +22,7 @@ ORDER = [
     "models",
     "pipeline",
     "cut",
+    "hf",
     "replication",
     "optim",
     "checkpoint",

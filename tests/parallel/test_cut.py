@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.hf_models import folder
 from tests.support.pools import Pools
 from tests.support.verifying import EQUAL, verify
 
@@ -57,3 +58,18 @@ def test_three_stages(name: str, way: str, pools: Pools, tmp_path: Path) -> None
 def test_two_replicas_that_interleave(name: str, pools: Pools, tmp_path: Path) -> None:
     overrides = ["layout.stages=2", "schedule=zb_v"]
     assert EQUAL in verify(pools, 4, [*network(name), *overrides], tmp_path).check().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        ("gpt2", ["precision=bf16", "schedule=zb_v", "memory.recompute=full"]),
+        ("qwen2", ["memory.recompute=selective"]),
+    ],
+)
+def test_hugging_face(kind: str, overrides: list[str], pools: Pools, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    model = ["model=hf", f"model.path={folder(kind, tmp_path)}", "data=text", "data.context=16"]
+    given = [override for override in BASE if not override.startswith(("model=", "data"))]
+    result = verify(pools, 2, [*given, *model, "layout.stages=2", *overrides], tmp_path)
+    assert f"{EQUAL} to the last bit" in result.check().out

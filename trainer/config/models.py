@@ -1,6 +1,7 @@
 """The configuration of every model. To add a model: its module, and its declaration here."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -55,6 +56,24 @@ class ModuleConfig(CustomConfig, ModelConfig):
     output: str | None = plain(
         None, "which entry or attribute of the module's output the loss takes; null takes all of it"
     )
+
+
+@choice("model", build="trainer.hf.build:hf")
+@dataclass
+class HFConfig(ModelConfig):
+    """A causal or masked language model of Hugging Face's, from its folder."""
+
+    name: str = "hf"
+    path: str = plain(MISSING, "the model's folder: config.json, and safetensors files unless `load=config`")
+    load: str = one_of("weights", ("weights", "config"), "`config` draws new weights instead of reading them")
+    blocks: list[str] = text(
+        [],
+        "paths of the parts to cut between; an empty list takes the model's list of blocks",
+        "a list of paths, such as [model.layers]",
+    )
+    config: dict[str, Any] = plain({}, "values of config.json to change, such as `{num_hidden_layers: 4}`")
+    attention: str = one_of("sdpa", ("sdpa", "eager"), "how attention is computed")
+    experts: str = one_of("batched_mm", ("batched_mm", "eager"), "how mixtures of experts are computed")
 
 
 @choice("model", build="trainer.models.custom:custom")

@@ -10,7 +10,9 @@ from trainer.activation import Activation
 from trainer.config.import_path import call, load
 from trainer.config.schema import ModuleConfig
 from trainer.cut.answers import call as call_model
+from trainer.cut.blocks import find_blocks
 from trainer.cut.model import cut
+from trainer.cut.weights import RecordedWeights
 from trainer.data.dataset import Data, as_tensors
 from trainer.errors import UserError
 from trainer.models.gpt import TokenLoss
@@ -36,7 +38,9 @@ def module(config: ModuleConfig, data: Data) -> Model:
         return made
 
     example = as_tensors(data.training.inputs(np.zeros(1, dtype=np.int64)))
-    return cut(make, config.blocks, example, TokenLoss(), partial(_call, output=config.output))
+    weights = RecordedWeights(make)
+    blocks = find_blocks(weights.skeleton, config.blocks, "model.blocks")
+    return cut(weights, blocks, example, TokenLoss(), partial(_call, output=config.output))
 
 
 def _call(model: nn.Module, inputs: Activation, *, output: str | None) -> Any:

@@ -1,6 +1,6 @@
 """The ordered list of layers that the trainer takes, from any module."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -9,7 +9,6 @@ from torch import nn
 from trainer.activation import Activation
 from trainer.cut.analysis import Cuts, analyse
 from trainer.cut.answers import Call, call
-from trainer.cut.blocks import find_blocks
 from trainer.cut.layer import CutLayer, Inputs
 from trainer.cut.parts import Part, tensors
 from trainer.cut.weights import RecordedWeights
@@ -17,7 +16,7 @@ from trainer.models.model import Layer, Loss, Model, Tie
 
 
 def cut(
-    make: Callable[[], nn.Module],
+    weights: RecordedWeights,
     blocks: Sequence[str],
     inputs: Activation,
     loss: Loss,
@@ -26,8 +25,8 @@ def cut(
     """Return a module as a list of layers: what comes before the first block, then one layer a block.
 
     Args:
-        make: Builds the module.
-        blocks: The paths of its blocks; a `ModuleList` or `Sequential` stands for its children.
+        weights: The module on the meta device, and its initial weights.
+        blocks: The paths of its blocks, of `find_blocks`.
         inputs: An example of its inputs: a tensor, a tuple, or a dict of keyword arguments.
         loss: The loss.
         calls: Calls it with the data's inputs, and returns what of its output the loss takes.
@@ -35,9 +34,8 @@ def cut(
     Raises:
         UserError: It cannot be cut there.
     """
-    weights = RecordedWeights(make)
     skeleton = weights.skeleton.train()
-    cuts = analyse(skeleton, find_blocks(skeleton, blocks, "model.blocks"), inputs, calls)
+    cuts = analyse(skeleton, blocks, inputs, calls)
     structure = Inputs.of(inputs)
 
     def build(segment: int) -> nn.Module:

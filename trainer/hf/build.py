@@ -1,0 +1,74 @@
+"""A Hugging Face model as a list of layers."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.activation import Activation
+from trainer.config.schema import HFConfig
+from trainer.cut.blocks import find_blocks
+from trainer.cut.model import cut
+from trainer.cut.weights import RecordedWeights
+from trainer.data.dataset import Data, as_tensors
+from trainer.errors import UserError
+from trainer.models.gpt import TokenLoss
+from trainer.models.model import Model
+
+_MASK = "attention_mask"
+
+
+def hf(config: HFConfig, data: Data) -> Model:
+    """Return the model in a folder as layers: what comes before the first block, and one layer a block.
+
+    The data's inputs are tokens [batch, time], or a dict of the forward's arguments. Its targets are aligned
+    with the logits: shifted for causal models.
+
+    Raises:
+        UserError: `transformers` is not installed, the folder holds no model that can be trained, or it does
+            not fit the data.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError("model=hf needs transformers: pip install 'trainer[hf]'")
+    from trainer.hf import attention, folder  # noqa: PLC0415  (they import transformers)
+    from trainer.hf.weights import SavedWeights  # noqa: PLC0415
+
+    attention.register()
+    settings = folder.read_config(config)
+    kind = folder.model_class(settings, config.path)
+    example = as_tensors(data.training.inputs(np.zeros(1, dtype=np.int64)))
+    if data.vocabulary is not None and data.vocabulary > settings.vocab_size:
+        raise UserError(
+            f"the data has {data.vocabulary} distinct tokens, and model.path={config.path} knows "
+            f"{settings.vocab_size}: use the model's own tokenizer"
+        )
+    padded = isinstance(example, dict) and _MASK in example
+
+    def make() -> nn.Module:
+        implementation = config.attention if kind._supports_sdpa else "eager"
+        made: nn.Module = kind._from_config(
+            settings,
+            dtype=torch.float32,
+            attn_implementation=attention.implementation(implementation, padded=padded),
+            experts_implementation=config.experts,
+        )
+        return made
+
+    path = Path(config.path)
+    weights = SavedWeights(make, path) if config.load == "weights" else RecordedWeights(make)
+    names = config.blocks or [folder.find_list(weights.skeleton)]
+    blocks = find_blocks(weights.skeleton, names, "model.blocks")
+    return cut(weights, blocks, example, TokenLoss(), _call if padded else _unpadded)
+
+
+def _call(model: nn.Module, inputs: Activation) -> Any:
+    return model(**inputs).logits
+
+
+def _unpadded(model: nn.Module, inputs: Activation) -> Any:
+    """Call a model with a mask of ones: without one it would look for packed sequences, by their numbers."""
+    arguments: dict[str, Tensor] = inputs if isinstance(inputs, dict) else {"input_ids": inputs}
+    return model(**arguments, attention_mask=torch.ones_like(arguments["input_ids"])).logits
