@@ -63,6 +63,8 @@ def backward(tape: Tape, gradient: Tensor) -> None:
 def gradient_of(name: str, layers: Sequence[BuiltLayer]) -> Tensor:
     """Return a parameter's gradient: the sum over the layers that use it, in the order of their backwards."""
     total: Tensor | None = None
+    names = {tie.parameter: tie.owner_parameter for layer in layers for tie in layer.ties}
+    name = names.get(name, name)
     for layer in reversed(layers):
         uses = {tie.owner_parameter: tie.parameter for tie in layer.ties}
         parameters = dict(layer.module.named_parameters(remove_duplicate=False))

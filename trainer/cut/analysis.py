@@ -39,6 +39,7 @@ class Cuts:
         calls: Every call of an outer module, in order: its index in `outer`, and the segment.
         arguments: For every block, what each tensor among its arguments hangs on.
         reads: For every segment, what it reads.
+        written: The sources that code outside of modules writes into.
     """
 
     blocks: tuple[str, ...]
@@ -46,6 +47,7 @@ class Cuts:
     calls: tuple[tuple[int, int], ...]
     arguments: tuple[tuple[Sources, ...], ...]
     reads: tuple[Sources, ...]
+    written: Sources = NONE
 
     @property
     def segments(self) -> int:
@@ -157,7 +159,7 @@ class _Analysis:
             except Exception as error:
                 raise UserError(_without_numbers(error)) from error
         self._read(tensors_in(output))
-        self._cuts = replace(self._cuts, reads=tuple(self._reads))
+        self._cuts = replace(self._cuts, reads=tuple(self._reads), written=flow.written)
         self._check()
         return self
 

@@ -45,12 +45,14 @@ class Flow(KernelMode):
     Attributes:
         segment: Which one the forward is in: random numbers are drawn there.
         drew: Whether random numbers were drawn since this was set to False.
+        written: The sources that were written into.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.segment = 0
         self.drew = False
+        self.written: Sources = NONE
         self._sources: dict[int, Sources] = {}
         self._kept: list[Tensor] = []  # memory that is freed may be used for something else
         self._weights = {memory_of(weight): path for path, weight in reversed(list(weights.items()))}
@@ -71,7 +73,9 @@ class Flow(KernelMode):
             sources |= {Source("random", self.segment)}
             self.drew = True
         result = kernel(*args, **kwargs)
-        for tensor in (*tensors_in(result), *written_by(kernel, args, kwargs)):
+        written = written_by(kernel, args, kwargs)
+        self.written |= self.of(written)
+        for tensor in (*tensors_in(result), *written):
             self._note(tensor, self._of(tensor) | sources)
         return result
 

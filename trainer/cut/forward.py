@@ -155,8 +155,11 @@ class SegmentForward:
             if not isinstance(leaf, Tensor):
                 answer.append(leaf)
                 continue
-            carried = self._carried.get(str(source._replace(part=part)))
-            answer.append(stand_in(leaf.shape, leaf.dtype, self._device) if carried is None else carried)
+            this = source._replace(part=part)
+            value = self._carried.get(str(this))
+            if value is None:
+                value = stand_in(leaf.shape, leaf.dtype, self._device)
+            answer.append(value.clone() if this in self._cuts.written else value)
             part += 1
         return tree_unflatten(answer, tree)
 

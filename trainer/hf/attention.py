@@ -21,14 +21,13 @@ def register() -> None:
     AttentionMaskInterface.register("eager", _always(eager_mask))  # models look this one up by its name
 
 
-def implementation(kind: str, *, padded: bool) -> str:
+def implementation(*, padded: bool) -> str:
     """Return the name of an implementation for a model's configuration.
 
     Args:
-        kind: "sdpa" or "eager".
         padded: Whether the data has attention masks.
     """
-    return kind if kind == "eager" else f"{kind}_{'padded' if padded else 'unpadded'}"
+    return f"sdpa_{'padded' if padded else 'unpadded'}"
 
 
 def _always(mask: Callable[..., Any]) -> Callable[..., Any]:

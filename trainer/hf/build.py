@@ -47,15 +47,22 @@ def hf(config: HFConfig, data: Data) -> Model:
         )
     padded = isinstance(example, dict) and _MASK in example
 
-    def make() -> nn.Module:
-        implementation = config.attention if kind._supports_sdpa else "eager"
+    def made_with(implementation: str) -> nn.Module:
         made: nn.Module = kind._from_config(
             settings,
             dtype=torch.float32,
-            attn_implementation=attention.implementation(implementation, padded=padded),
+            attn_implementation=implementation,
             experts_implementation=config.experts,
         )
         return made
+
+    def make() -> nn.Module:
+        if config.attention == "eager" or not kind._supports_sdpa:
+            return made_with("eager")
+        try:
+            return made_with(attention.implementation(padded=padded))
+        except KeyError:  # a family with a table of its own, such as Falcon's
+            return made_with("eager")
 
     path = Path(config.path)
     weights = SavedWeights(make, path) if config.load == "weights" else RecordedWeights(make)

@@ -76,10 +76,10 @@ def find_list(model: nn.Module) -> str:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) > 0
     }
-    marked: list[str] = [
-        name for name, module in lists.items() if isinstance(module[0], GradientCheckpointingLayer)
-    ]
-    outermost = [name for name in marked if not any(name.startswith(f"{other}.") for other in marked)]
+    kind = GradientCheckpointingLayer  # transformers' own mark of a block
+    marked = [name for name, module in lists.items() if isinstance(module[0], kind)]
+    candidates: list[str] = marked or [name for name, module in lists.items() if len(module) > 1]
+    outermost = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
     if len(outermost) != 1:
         raise UserError(
             f"model.blocks=auto found {len(outermost)} lists of blocks: name them; "
