@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from trainer.config.custom import CustomConfig
-from trainer.config.fields import not_negative, plain, positive, true_share
+from trainer.config.fields import not_negative, plain, positive, text, true_share
 from trainer.config.registry import choice
 
 
@@ -62,8 +62,17 @@ class DigitsConfig(DataConfig):
 @choice("data", build="trainer.data.custom:load", prepare="trainer.data.custom:prepare")
 @dataclass
 class CustomDataConfig(CustomConfig, DataConfig):
-    """Custom data: `target(**options)` returns a `trainer.data.dataset.Data`."""
+    """Custom data: `target(**options)` returns a dataset of torch's, two of them, or the trainer's `Data`."""
 
     prepare: str | None = plain(
         None, "what one rank of each node calls first, with the same options, as `package.module:callable`"
     )
+    collate: str | None = plain(
+        None, "what makes a batch of a list of a dataset's items, as `package.module:callable`; null: torch's"
+    )
+    targets: list[str] = text(
+        [],
+        "which entries of a dataset's items are the targets, if these are dicts and not pairs",
+        "a list of names, such as [labels]",
+    )
+    validation: float = true_share(0.05, "share of one dataset that is held out for validation")

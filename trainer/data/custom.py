@@ -4,6 +4,7 @@ from trainer.config.import_path import call
 from trainer.config.import_path import load as load_target
 from trainer.config.schema import CustomDataConfig
 from trainer.data.dataset import Data
+from trainer.data.torch_dataset import Items, from_torch, is_map_style
 from trainer.errors import UserError
 
 
@@ -19,15 +20,19 @@ def prepare(config: CustomDataConfig) -> None:
 
 
 def load(config: CustomDataConfig) -> Data:
-    """Return the data that the configured target makes.
+    """Return the data that the configured target makes, from a dataset of torch's if it is one.
 
     Raises:
         UserError: The target cannot be imported or called, or does not return data.
     """
-    data = call(load_target(config.target, "data.target"), config.target, "data.target", **config.options)
-    if not isinstance(data, Data):
+    made = call(load_target(config.target, "data.target"), config.target, "data.target", **config.options)
+    if isinstance(made, Data):
+        return made
+    pair = made if isinstance(made, (tuple, list)) else [made]
+    if len(pair) > 2 or not all(map(is_map_style, pair)):  # noqa: PLR2004
         raise UserError(
-            f"data.target={config.target} returned {type(data).__name__}: "
-            "it must return a trainer.data.dataset.Data"
+            f"data.target={config.target} returned {type(made).__name__}: it must return a "
+            "torch.utils.data.Dataset with numbered items, a pair of these, or a trainer.data.dataset.Data"
         )
-    return data
+    collate = None if config.collate is None else load_target(config.collate, "data.collate")
+    return from_torch(made, Items(collate, config.targets), config.validation)
