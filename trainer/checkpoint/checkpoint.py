@@ -104,6 +104,17 @@ class Checkpoint:
         """Return the shapes of the parameters that one of its layers owns, by name."""
         return dict(self._manifest.layers[layer].parameters)
 
+    def weights(self, layer: str) -> dict[str, Tensor]:
+        """Return the parameters and buffers that one of its layers owns, by name; they are not kept.
+
+        Raises:
+            DamagedError: The layer's file cannot be read.
+        """
+        tensors = self._open(layer).tensors
+        del self._opened[layer]
+        kinds = ("weight.", "buffer.")
+        return {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(kinds)}
+
     def check_model(self, layers: Sequence[Layer]) -> None:
         """Raise a UserError unless its model has these layers."""
         theirs, ours = self.layers, [layer.name for layer in layers]
