@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.fixtures.networks import Recurrent, Tokens, UNet, data, residual
+from tests.fixtures.networks import Recurrent, Tokens, UNet, Unused, data, residual
 from tests.support.cutting import backward, built, forward, gradient_of, whole, without_dropout
 from tests.support.models import NoLoss
 from trainer.cut.answers import Call, call
@@ -63,6 +63,7 @@ CASES = {
     "inner parts": Case(UNet, ["down.0.conv1", "down.1", "middle.conv2", "up"], "images", rounds=True),
     "between blocks": Case(lambda: Recurrent(dropout=0.0), ["rnns"], "frames"),
     "ties": Case(Tokens, ["blocks"], "tokens", logits),
+    "an unused part": Case(Unused, ["blocks"], "frames"),
     "a mask": Case(Tokens, ["blocks"], "masked", logits),
 }
 
@@ -87,7 +88,10 @@ def test_outputs_and_gradients(case: Case) -> None:
         backward(tape, gradient)
         equal = partial(torch.allclose, rtol=1e-4, atol=1e-4) if case.rounds else torch.equal
         for name, parameter in model.named_parameters():
-            assert equal(gradient_of(name, layers), parameter.grad), name
+            if parameter.grad is None:
+                assert name.startswith("unused")
+            else:
+                assert equal(gradient_of(name, layers), parameter.grad), name
 
 
 def test_only_what_a_layer_needs_has_memory(case: Case) -> None:
@@ -179,9 +183,12 @@ class Wrong(nn.Module):
         super().__init__()
         self.how = how
         self.blocks = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)])
+        self.head = nn.Linear(6, 6)
 
     def forward(self, x: Tensor) -> Tensor:
         order = {"again": (0, 1, 0), "order": (1, 0, 2), "skipped": (0, 1)}.get(self.how, (0, 1, 2))
+        if self.how == "evaluation" and self.training:
+            x = self.head(x)
         kept = F.dropout(x, 0.5) if self.how == "random" else x
         for index in order:
             if self.how == "value" and x.sum() > 0:
@@ -196,6 +203,7 @@ REFUSED = {
     "skipped": "blocks.2 is never called",
     "later": "blocks.2 is called again behind blocks.2",
     "value": "does not run without numbers (test_cut.py:",
+    "evaluation": "calls other modules, or in another order, in evaluation than in training",
     "random": "random numbers that the forward draws between blocks are read again behind blocks.2",
 }
 
@@ -237,3 +245,35 @@ def test_batches_of_other_sizes_and_evaluation() -> None:
             inputs = {name: tensor[:, :length] for name, tensor in read.items()}
             with torch.no_grad():
                 assert torch.equal(forward(layers, inputs)[0], logits(model(**inputs)))
+
+
+def test_what_has_values_already_is_copied() -> None:
+    """Weights that the target has read from a file, or a module that it returns each time."""
+    existing = residual()
+    before = {name: tensor.clone() for name, tensor in existing.state_dict().items()}
+    layers = built(cut_at(lambda: existing, ["layer1", "layer2", "layer3"], CASES["residual"].inputs))
+    with torch.no_grad():
+        for layer in layers:
+            for name, parameter in layer.module.named_parameters():
+                assert torch.equal(parameter, before[name])
+                parameter.zero_()
+    assert all(torch.equal(before[name], tensor) for name, tensor in existing.state_dict().items())
+
+
+def loaded() -> nn.Module:
+    model = residual()
+    state = {name: torch.full_like(tensor, 2, device="cpu") for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state)
+    return model
+
+
+def test_weights_that_the_target_loads() -> None:
+    layers = built(cut_at(loaded, ["layer1", "layer2", "layer3"], CASES["residual"].inputs))
+    assert all((tensor == 2).all() for layer in layers for tensor in layer.module.state_dict().values())
+
+
+def test_unused_parameters_are_kept_and_do_not_train() -> None:
+    first, *_ = built(CASES["an unused part"].cut())
+    unused = {n: p for n, p in first.module.named_parameters() if n.startswith("unused")}
+    assert sorted(unused) == ["unused.bias", "unused.weight", "unused_scale"]
+    assert not any(parameter.requires_grad for parameter in unused.values())

@@ -11,7 +11,7 @@ rotary angles) is computed anew in every segment.
 """
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -40,6 +40,7 @@ class Cuts:
         arguments: For every block, what each tensor among its arguments hangs on.
         reads: For every segment, what it reads.
         written: The sources that code outside of modules writes into.
+        unused: The paths of the parameters that nothing reads; the first segment keeps them.
     """
 
     blocks: tuple[str, ...]
@@ -48,6 +49,7 @@ class Cuts:
     arguments: tuple[tuple[Sources, ...], ...]
     reads: tuple[Sources, ...]
     written: Sources = NONE
+    unused: tuple[str, ...] = ()
 
     @property
     def segments(self) -> int:
@@ -62,7 +64,8 @@ class Cuts:
 
     def weights(self, segment: int) -> list[str]:
         """Return the paths of the parameters that a segment's code reads outside of modules."""
-        return sorted(source.name for source in self.reads[segment] if source.kind == "weight")
+        read = [source.name for source in self.reads[segment] if source.kind == "weight"]
+        return sorted([*read, *(() if segment else self.unused)])
 
     @cached_property
     def crossing(self) -> tuple["Crossing", ...]:
@@ -117,10 +120,18 @@ def analyse(model: nn.Module, blocks: Sequence[str], inputs: Activation, calls: 
         UserError: The model cannot be cut there; says why.
     """
     outer = outer_modules(model, blocks)
-    first = _Analysis(model, tuple(blocks), outer).run(inputs, calls)
-    if not first.draws:
-        return first.cuts
-    return _Analysis(model, tuple(blocks), (*outer, *sorted(first.draws))).run(inputs, calls).cuts
+    analysis = _Analysis(model.train(), tuple(blocks), outer).run(inputs, calls)
+    if analysis.draws:
+        outer = (*outer, *sorted(analysis.draws))
+        analysis = _Analysis(model, tuple(blocks), outer).run(inputs, calls)
+    evaluation = _Analysis(model.eval(), tuple(blocks), outer).run(inputs, calls).cuts
+    model.train()
+    if _lasting(evaluation) != _lasting(analysis.cuts):
+        raise UserError(
+            "the model's forward calls other modules, or in another order, in evaluation than in training "
+            "(if self.training: ...): what it does outside of model.blocks must be the same in both"
+        )
+    return replace(analysis.cuts, unused=tuple(_unused(model, analysis.cuts)))
 
 
 class _Analysis:
@@ -226,6 +237,25 @@ class _Analysis:
                     f"{cuts.blocks[segment - 1]}, where they would be drawn anew: draw them in a module of "
                     "their own (nn.Dropout in place of F.dropout)"
                 )
+
+
+def _lasting(cuts: Cuts) -> Any:
+    """Return what evaluation has in common with training: all but random numbers."""
+
+    def without(sources: Sources) -> Sources:
+        return frozenset(source for source in sources if source.kind != "random")
+
+    reads = tuple(map(without, cuts.reads))
+    return cuts.calls, reads, tuple(tuple(map(without, each)) for each in cuts.arguments)
+
+
+def _unused(model: nn.Module, cuts: Cuts) -> Iterator[str]:
+    """Yield the paths of the parameters that no segment uses, under any of their names."""
+    called = tuple(f"{path}." for segment in range(cuts.segments) for path in cuts.modules(segment))
+    read = {path for segment in range(cuts.segments) for path in cuts.weights(segment)}
+    every = list(model.named_parameters(remove_duplicate=False))
+    used = {id(parameter) for path, parameter in every if path.startswith(called) or path in read}
+    yield from (path for path, parameter in model.named_parameters() if id(parameter) not in used)
 
 
 def _without_numbers(error: Exception) -> str:

@@ -36,6 +36,8 @@ def cut(
     """
     skeleton = weights.skeleton.train()
     cuts = analyse(skeleton, blocks, inputs, calls)
+    for path in cuts.unused:  # without a gradient they keep their values, as in plain PyTorch
+        skeleton.get_parameter(path).requires_grad_(False)
     structure = Inputs.of(inputs)
 
     def build(segment: int) -> nn.Module:

@@ -5,6 +5,7 @@ calls that lead to a part's tensors are then done again, in their order, with me
 seed, so that initial weights are the same in every layout.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from trainer.cut.parts import tensors
+from trainer.models.skeleton import skeleton
 from trainer.pipeline.tensor_bytes import memory_of, tensors_in
 
 
@@ -104,19 +106,25 @@ class RecordedWeights:
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         # torch's truncated normal distribution returns at once on the meta device, so it would not be noted.
-        with _Record() as record, mock.patch.object(nn.init, "_no_grad_trunc_normal_", _trunc_normal):
-            self.skeleton = make()
-            for module in self.skeleton.modules():
+        with (
+            warnings.catch_warnings(),
+            _Record() as record,
+            mock.patch.object(nn.init, "_no_grad_trunc_normal_", _trunc_normal),
+        ):
+            warnings.filterwarnings("ignore", "for .*: copying from a non-meta")  # it is noted
+            made = make()
+            for module in made.modules():
                 # Hugging Face's models leave this out where tensors are made on the meta device.
                 if type(module).__module__.startswith("transformers.") and hasattr(module, "init_weights"):
                     module.initialize_weights()  # type: ignore[operator]
         self._record = record
-        self._tensors = dict(tensors(self.skeleton))
+        self._tensors = dict(tensors(made))
+        # What has values already, such as weights that were read from a file, is copied, and stays as it is.
+        self.skeleton = skeleton(made)
 
     def values(self, paths: Iterable[str]) -> dict[str, Tensor]:
         """Return initial values of some tensors by path, drawn from the global generators."""
         asked = {path: self._tensors[path] for path in paths}
-        # One that torch did not make, such as an array of NumPy's, has its values already.
         real = {path: tensor for path, tensor in asked.items() if not tensor.is_meta}
         wanted = {path: _Reference.of(tensor) for path, tensor in asked.items() if tensor.is_meta}
         needed = {reference.memory for reference in wanted.values()}

@@ -32,7 +32,7 @@ class SavedWeights(RecordedWeights):
     def __init__(self, make: Callable[[], nn.Module], folder: Path) -> None:
         super().__init__(make)
         self._folder = folder
-        every = dict(tensors(self.skeleton))
+        every = self._kept = dict(tensors(self.skeleton))
         self._found = self._named(every)
         saved = self.skeleton.state_dict(keep_vars=True)
         missing = [path for path, tensor in saved.items() if id(tensor) not in self._found]
@@ -44,7 +44,7 @@ class SavedWeights(RecordedWeights):
     def values(self, paths: Iterable[str]) -> dict[str, Tensor]:
         """Return the values of some tensors by path: from the files, or as they are made."""
         paths = list(paths)
-        known = {path: self._found.get(id(self._tensors[path])) for path in paths}
+        known = {path: self._found.get(id(self._kept[path])) for path in paths}
         read = {path: where for path, where in known.items() if where is not None}
         values = super().values([path for path in paths if path not in read])
         for file in sorted({file for file, _ in read.values()}):
