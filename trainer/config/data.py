@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from trainer.config.custom import CustomConfig
-from trainer.config.fields import not_negative, plain, positive, text, true_share
+from trainer.config.fields import not_negative, one_of, plain, positive, text, true_share
 from trainer.config.registry import choice
 
 
@@ -34,6 +34,10 @@ class TextConfig(DataConfig):
     tokenizer: str = plain("bytes", "`bytes`, or the path of a file of the `tokenizers` library")
     context: int = positive(128, "length of a sample; follows `model.context`", unit="tokens")
     validation: float = true_share(0.05, "share of the text, at its end, that is held out for validation")
+    objective: str = one_of(
+        "next", ("next", "masked"), "what a model predicts: the next token, or masked tokens as BERT does"
+    )
+    masked: float = true_share(0.15, "share of the tokens that are predicted, with `objective=masked`")
     cache: str = plain(MISSING, "folder for token files; each node writes them once")
 
 

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config.schema import TextConfig
-from trainer.data.dataset import Data
+from trainer.data.dataset import Data, Dataset
 from trainer.data.files import find_text
+from trainer.data.masked import Masked
 from trainer.data.reading import encoding_notes, readable_files, watched
-from trainer.data.tokenizer import build_tokenizer
+from trainer.data.tokenizer import FileTokenizer, build_tokenizer
 from trainer.data.tokens import describe, map_tokens, prepare_cache, token_key, write_tokens
 from trainer.errors import UserError
 
+_MASK_SEED = 0  # samples are masked alike in every run, so that validations can be compared
 _log = logging.getLogger(__name__)
 
 
@@ -94,14 +96,38 @@ def load(config: TextConfig) -> Data:
     tokens = map_tokens(cache, key, description)
     training, validation = _split(tokens, config, source.title)
     facts = [description.digest, tokenizer.digest, config.context, config.validation]
+    facts += [config.objective, config.masked] if config.objective == "masked" else []
     return Data(
-        training=training,
-        validation=validation,
+        training=_with_objective(training, tokenizer, config),
+        validation=_with_objective(validation, tokenizer, config),
         fingerprint=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
-        vocabulary=tokenizer.vocabulary,
+        vocabulary=_vocabulary(tokenizer, config),
         tokenizer=tokenizer,
         notes=(*source.notes, *description.notes),
     )
+
+
+def _with_objective(windows: Windows, tokenizer: FileTokenizer, config: TextConfig) -> Dataset:
+    """Return the samples with the targets of the configured objective.
+
+    Raises:
+        UserError: Tokens are to be masked, and the tokenizer has no token for that.
+    """
+    if config.objective == "next":
+        return windows
+    if tokenizer.mask is None:
+        raise UserError(
+            f"data.objective=masked needs a token that masks others, [MASK] or <mask>, which "
+            f"data.tokenizer={config.tokenizer} has not"
+        )
+    return Masked(
+        windows, share=config.masked, mask=tokenizer.mask, vocabulary=tokenizer.vocabulary, seed=_MASK_SEED
+    )
+
+
+def _vocabulary(tokenizer: FileTokenizer, config: TextConfig) -> int:
+    mask = tokenizer.mask if config.objective == "masked" else None
+    return tokenizer.vocabulary if mask is None else max(tokenizer.vocabulary, mask + 1)
 
 
 def example(config: TextConfig, vocabulary: int | None = None) -> Data:
@@ -112,7 +138,7 @@ def example(config: TextConfig, vocabulary: int | None = None) -> Data:
         vocabulary: The number of distinct tokens; None: that of the tokenizer.
     """
     if vocabulary is None:
-        vocabulary = build_tokenizer(config.tokenizer).vocabulary
+        vocabulary = _vocabulary(build_tokenizer(config.tokenizer), config)
     windows = Windows(np.zeros(2 * config.context + 1, dtype=np.uint8), config.context)
     return Data(windows, windows, fingerprint="example", vocabulary=vocabulary)
 

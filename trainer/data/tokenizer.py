@@ -16,6 +16,7 @@ from trainer.errors import UserError
 
 _BYTES_PER_READ = 1 << 20
 _CHARACTERS_PER_CHUNK = 1 << 16
+_MASKS = ("[MASK]", "<mask>")
 _CHUNKS_PER_BATCH = 32  # encoded in parallel; about 100 MB while that runs
 
 
@@ -32,6 +33,10 @@ class FileTokenizer(Tokenizer, Protocol):
     @property
     def digest(self) -> str:
         """Return a digest; tokenizers that give different tokens for the same text have different ones."""
+
+    @property
+    def mask(self) -> int | None:
+        """Return the number of the token that masks others; None if there is none."""
 
     @property
     def invalid(self) -> str:
@@ -54,6 +59,7 @@ class ByteTokenizer:
     """Every byte of the UTF-8 text is a token; the vocabulary is 256."""
 
     vocabulary = 256
+    mask = 256  # beyond the vocabulary: no text has it
     digest = "bytes"
     invalid = "their bytes are tokens as they are"
 
@@ -100,6 +106,8 @@ class LibraryTokenizer:
         self.vocabulary = 1 + max(self._library.get_vocab(with_added_tokens=True).values(), default=-1)
         if self.vocabulary == 0:
             raise UserError(f"data.tokenizer={path} has no tokens: train it first")
+        found = (self._library.token_to_id(name) for name in _MASKS)
+        self.mask = next((number for number in found if number is not None), None)
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of the text, without adding special tokens."""
