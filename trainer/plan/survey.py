@@ -88,6 +88,7 @@ class Survey:
         self._compute = compute
         self._targets = targets
         self._known = known
+        self._has_gpu = torch.cuda.is_available()  # asked before the fork
         self._owners = _Owners()
         self._built: dict[int, _Built] = {}  # by `build`, until its last layer
 
@@ -120,7 +121,8 @@ class Survey:
             try:
                 built = _Built(layer, *build_skeleton(layer))
             except Exception as error:
-                if torch.cuda._is_in_bad_fork():  # it uses the GPU, which only the process itself can
+                # It uses the GPU, which only the process itself can. Torch 2.14 says so without a GPU, too.
+                if self._has_gpu and torch.cuda._is_in_bad_fork():
                     return guess(layer.name, Weights(), taken, _reason(error))
                 raise
             self._owners.claim(layer, built.module)
