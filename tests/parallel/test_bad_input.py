@@ -38,7 +38,10 @@ pytestmark = pytest.mark.parallel
             2, ["schedule=1b1f"], ["schedule=1b1f", "gpipe, 1f1b", "did you mean 1f1b?"], id="unknown choice"
         ),
         pytest.param(
-            2, ["model=gtp"], ["model=gtp", "gpt, hf, module, simplenet", "did you mean gpt?"], id="unknown group"
+            2,
+            ["model=gtp"],
+            ["model=gtp", "hf, module, simplenet", "did you mean gpt?"],
+            id="unknown group",
         ),
         pytest.param(
             2,

@@ -8,13 +8,14 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
@@ -78,13 +79,26 @@ def compose(prepare: Callable[[schema.Config], None] = lambda _: None) -> Compos
 
     with tempfile.TemporaryDirectory() as scratch:  # each rank's own: no folder of the run exists yet
         register(scratch)
-        _only_rank_0_speaks(collect)
+        with _composing_once():
+            _only_rank_0_speaks(collect)
         record = (Path(scratch) / "multirun.yaml").read_text() if of_sweep else None
     configs = [typed(node) for node in nodes]
     for config in configs:
         prepare(config)
         check(config)
     return Composed(configs, record)
+
+
+@contextlib.contextmanager
+def _composing_once() -> Iterator[None]:
+    """Keep Hydra from composing everything twice: at first only to read `hydra.mode`, which is not set."""
+    original = Hydra.get_mode
+    if not any(word.lstrip("+~").startswith("hydra.mode") for word in sys.argv[1:]):
+        Hydra.get_mode = lambda *_args, **_options: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = original  # type: ignore[method-assign]
 
 
 # Keys of earlier versions, which scripts may still give.
