@@ -6,10 +6,10 @@ seed, so that initial weights are the same in every layout.
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -105,12 +105,7 @@ class RecordedWeights:
     """
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
-        # torch's truncated normal distribution returns at once on the meta device, so it would not be noted.
-        with (
-            warnings.catch_warnings(),
-            _Record() as record,
-            mock.patch.object(nn.init, "_no_grad_trunc_normal_", _trunc_normal),
-        ):
+        with warnings.catch_warnings(), _noted_trunc_normal(), _Record() as record:
             warnings.filterwarnings("ignore", "for .*: copying from a non-meta")  # it is noted
             made = make()
             for module in made.modules():
@@ -172,6 +167,17 @@ class _Replay:
             return self.of(value)
         is_meta = (isinstance(value, torch.device) and value.type == "meta") or value == "meta"
         return torch.device("cpu") if is_meta else value
+
+
+@contextmanager
+def _noted_trunc_normal() -> Iterator[None]:
+    """Let torch's truncated normal distribution draw on the meta device, where it returns at once."""
+    original = nn.init._no_grad_trunc_normal_
+    nn.init._no_grad_trunc_normal_ = _trunc_normal
+    try:
+        yield
+    finally:
+        nn.init._no_grad_trunc_normal_ = original
 
 
 def _trunc_normal(  # noqa: PLR0917
