@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.families import CAUSAL, MASKED, compare, listed_as_equal
 from tests.support.cutting import backward, built, forward, gradient_of, without_dropout
 from tests.support.hf_models import SMALL, VOCABULARY, folder
 from trainer.config.schema import HFConfig
@@ -144,3 +145,16 @@ def test_damaged_folders(root: Path, tmp_path: Path) -> None:
     refused(path, "cannot be read")
     (path / "model.safetensors.index.json").unlink()
     refused(path, "has neither model.safetensors nor")
+
+
+def test_the_page_lists_families() -> None:
+    listed = listed_as_equal()
+    assert len(listed) >= 50
+    assert set(listed) < {*CAUSAL, *MASKED}
+
+
+@pytest.mark.parametrize("family", ["ctrl", "falcon", "gemma2", "gpt_neo", "rwkv", "modernbert"])
+def test_families_of_the_page(family: str) -> None:
+    """Those that ask for something unusual; `python -m tests.families` compares all."""
+    assert family in listed_as_equal()
+    assert compare(family, padded=True) == "equal"
