@@ -227,6 +227,14 @@ def test_parts_that_are_not_there(name: str) -> None:
         cut_at(lambda: Wrong(""), [name] if name else [], torch.randn(2, 6))
 
 
+def test_inputs_that_do_not_fit() -> None:
+    words = (
+        r"the model's forward fails with the data's inputs, of shape \(2, 5\): test_cut.py:\d+: RuntimeError"
+    )
+    with pytest.raises(UserError, match=words):
+        cut_at(lambda: Wrong(""), ["blocks"], torch.randn(2, 5))
+
+
 def test_parts_within_parts() -> None:
     with pytest.raises(UserError, match=re.escape("down.0.conv1 is a part of down.0, which is a block too")):
         cut_at(UNet, ["down", "down.0.conv1"], CASES["skips"].inputs)

@@ -28,6 +28,8 @@ from trainer.cut.flow import NONE, Flow, Source, Sources
 from trainer.errors import UserError
 from trainer.pipeline.tensor_bytes import tensors_in
 
+_NUMBERS = ("meta tensor", "meta device", "data-dependent", "Meta tensors")  # in torch's complaints
+
 
 @dataclass(frozen=True)
 class Cuts:
@@ -168,7 +170,7 @@ class _Analysis:
             except UserError:
                 raise
             except Exception as error:
-                raise UserError(_without_numbers(error)) from error
+                raise UserError(_failure(error, inputs)) from error
         self._read(tensors_in(output))
         self._cuts = replace(self._cuts, reads=tuple(self._reads), written=flow.written)
         self._check()
@@ -258,16 +260,18 @@ def _unused(model: nn.Module, cuts: Cuts) -> Iterator[str]:
     yield from (path for path, parameter in model.named_parameters() if id(parameter) not in used)
 
 
-def _without_numbers(error: Exception) -> str:
+def _failure(error: Exception, inputs: Activation) -> str:
     """Return the message of a forward that fails on the meta device, with the line that it fails in."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = str(Path(__file__).parents[1])
-    torchs = str(Path(torch.__file__).parent)
+    ours, torchs = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
     own = [frame for frame in frames if not frame.filename.startswith((ours, torchs))]
-    where = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "in torch"
-    return (
-        f"the model's forward cannot be analysed, because it does not run without numbers ({where}: "
-        f"{type(error).__name__}: {str(error).splitlines()[0][:150] if str(error) else ''}): what it does "
-        "outside of model.blocks may depend on shapes, but not on values; make that part a block, or give it "
-        "with the data"
-    )
+    where = f"{Path(own[-1].filename).name}:{own[-1].lineno}: " if own else ""
+    what = f"{where}{type(error).__name__}: {str(error).partition(chr(10))[0][:150]}"
+    if isinstance(error, NotImplementedError) or any(words in str(error) for words in _NUMBERS):
+        return (
+            f"the model's forward cannot be analysed, because it does not run without numbers ({what}): what "
+            "it does outside of model.blocks may depend on shapes, but not on values; make that part a block "
+            "or give it with the data"
+        )
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(inputs))
+    return f"the model's forward fails with the data's inputs, of shape {shapes}: {what}"
