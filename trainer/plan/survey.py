@@ -121,7 +121,7 @@ class Survey:
             try:
                 built = _Built(layer, *build_skeleton(layer))
             except Exception as error:
-                # It uses the GPU, which only the process itself can. Torch 2.14 says so without a GPU, too.
+                # It uses the GPU, which only the process itself can. Without one, CUDA builds say so too.
                 if self._has_gpu and torch.cuda._is_in_bad_fork():
                     return guess(layer.name, Weights(), taken, _reason(error))
                 raise
