@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launch import Launch, horovodrun
+from tests.support.launch import Launch, code_of_killed, horovodrun, is_mpich
 
 pytestmark = pytest.mark.parallel
 
@@ -47,7 +47,7 @@ def test_killed_rank(tmp_path: Path) -> None:
     launched.wait_for("step 1/")
     os.kill(launched.rank(1), signal.SIGKILL)
     result = launched.wait(SOON + launched.seconds)
-    assert result.code == 128 + signal.SIGKILL
+    assert result.code == code_of_killed()
     assert not result.left_over
 
 
@@ -75,6 +75,8 @@ def test_launcher_alone_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_lost_rank_before_a_checkpoint(tmp_path: Path) -> None:
+    if is_mpich():
+        pytest.skip("MPICH kills the other ranks before they can say anything")
     launched = start(tmp_path, "checkpoint.minutes=0")
     launched.wait_for("step 1/")
     os.kill(launched.rank(1), signal.SIGKILL)

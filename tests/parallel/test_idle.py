@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launch import horovodrun, run
+from tests.support.launch import horovodrun, is_mpich, run
 
 pytestmark = pytest.mark.parallel
 
@@ -14,4 +14,5 @@ def test_waiting_ranks_do_not_spin(tmp_path: Path) -> None:
     result = run(horovodrun(4, [], module="tests.support.idle"), tmp_path).check()
     burnt = [float(seconds) for seconds in result.out.split("burnt", 1)[1].split()]
     assert len(burnt) == 4
-    assert max(burnt) < 0.2, burnt  # of two seconds; spinning would be two
+    most = 1.0 if is_mpich() else 0.2  # of two seconds; spinning would be two
+    assert max(burnt) < most, burnt

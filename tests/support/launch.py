@@ -189,12 +189,22 @@ def horovodrun(
 
 
 @cache
-def _tag_option() -> str:
-    """Return the option with which this environment's mpirun tags lines."""
+def is_mpich() -> bool:
+    """Return whether this environment's mpirun is MPICH's."""
     asked = subprocess.run(
         ["mpirun", "--version"], env=_environment(), capture_output=True, text=True, check=True
     )
-    return "-l" if "HYDRA" in asked.stdout else "--tag-output"  # HYDRA: MPICH
+    return "HYDRA" in asked.stdout
+
+
+def code_of_killed() -> int:
+    """Return the exit code of a launch of which a rank was killed; MPICH's is the signal's number alone."""
+    return signal.SIGKILL if is_mpich() else 128 + signal.SIGKILL
+
+
+def _tag_option() -> str:
+    """Return the option with which this environment's mpirun tags lines."""
+    return "-l" if is_mpich() else "--tag-output"
 
 
 def alone(overrides: Sequence[str], module: str = "trainer") -> list[str]:
