@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tests.support.cutting import backward, built, forward, gradient_of
+from tests.support.hf_models import tokens
 from trainer.config.schema import HFConfig
-from trainer.data.dataset import Data
 from trainer.errors import UserError
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
@@ -67,26 +66,6 @@ SIZES: dict[str, Any] = {
 }
 
 
-class Tokens:
-    """Two samples; the first five tokens of one are padding, where the data pads."""
-
-    def __init__(self, *, padded: bool) -> None:
-        self._tokens = torch.randint(3, VOCABULARY, (2, 16), generator=torch.Generator().manual_seed(1))
-        self._mask = torch.ones_like(self._tokens)
-        self._mask[0, :5] = 0
-        self._padded = padded
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def inputs(self, samples: Any) -> Any:
-        tokens = self._tokens[samples]
-        return {"input_ids": tokens, "attention_mask": self._mask[samples]} if self._padded else tokens
-
-    def targets(self, samples: Any) -> Tensor:
-        return self._tokens[samples]
-
-
 def small_model(family: str) -> tuple[Any, Any]:
     """Return a small configuration of a family, and transformers' class for its models."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM  # noqa: PLC0415
@@ -111,7 +90,7 @@ def compare(family: str, *, padded: bool) -> str:
     config, auto = small_model(family)
     with torch.device("meta"):
         config.architectures = [type(auto.from_config(config)).__name__]
-    data = Data(Tokens(padded=padded), Tokens(padded=padded), family, vocabulary=VOCABULARY)
+    data = tokens(VOCABULARY, padded=padded)
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         try:
@@ -128,7 +107,7 @@ def compare(family: str, *, padded: bool) -> str:
         experts_implementation="batched_mm",
     ).train()
     whole.load_state_dict({name: t for layer in layers for name, t in layer.module.state_dict().items()})
-    inputs = data.training.inputs(torch.arange(2))
+    inputs = data.training.inputs(torch.arange(3))
     expected = (whole(**inputs) if padded else whole(inputs)).logits
     gradient = torch.randn_like(expected)
     expected.backward(gradient)

@@ -2,9 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -13,30 +11,16 @@ from safetensors.torch import load_file
 from tests.support.alone import Alone
 from tests.support.checkpoints import PROGRESS
 from tests.support.cutting import built, forward
-from tests.support.hf_models import SMALL, VOCABULARY, folder
+from tests.support.hf_models import SMALL, folder, tokens
 from trainer.checkpoint.save import save_checkpoint
 from trainer.config.schema import HFConfig
-from trainer.data.dataset import Data
 from trainer.export.__main__ import main
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 from trainer.hf.build import hf  # noqa: E402  (needs transformers)
 
-TOKENS = torch.from_numpy(np.random.RandomState(0).randint(3, VOCABULARY, (3, 10)))
-
-
-class Tokens:
-    """Tokens that are their own targets."""
-
-    def __len__(self) -> int:
-        return len(TOKENS)
-
-    def inputs(self, samples: Any) -> Any:
-        return TOKENS[samples]
-
-    def targets(self, samples: Any) -> Any:
-        return TOKENS[samples]
+TOKENS = tokens().training.inputs(torch.arange(3))
 
 
 def trained(kind: str, root: Path) -> tuple[Path, torch.Tensor]:
@@ -44,7 +28,7 @@ def trained(kind: str, root: Path) -> tuple[Path, torch.Tensor]:
     path = folder(kind, root)
     (path / "tokenizer.json").write_text("{}")
     config = HFConfig(path=str(path), load="config")
-    layers = built(hf(config, Data(Tokens(), Tokens(), "tokens", vocabulary=VOCABULARY)))
+    layers = built(hf(config, tokens()))
     for layer in layers:
         layer.module.eval()
     run = root / f"run-{kind}"

@@ -5,45 +5,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.families import CAUSAL, MASKED, compare, listed_as_equal
 from tests.support.cutting import backward, built, forward, gradient_of, without_dropout
-from tests.support.hf_models import SMALL, VOCABULARY, folder
+from tests.support.hf_models import SMALL, folder, tokens
 from trainer.config.schema import HFConfig
-from trainer.data.dataset import Data
 from trainer.errors import UserError
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 from trainer.hf.build import hf  # noqa: E402  (needs transformers)
-
-
-class Tokens:
-    """Tokens, with or without a mask of the first positions."""
-
-    def __init__(self, *, padded: bool) -> None:
-        chance = np.random.RandomState(0)
-        self.tokens = chance.randint(3, VOCABULARY, (4, 10))
-        self.mask = (np.arange(10) >= chance.randint(0, 6, (4, 1))).astype(np.int64) if padded else None
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def inputs(self, samples: Any) -> Any:
-        if self.mask is None:
-            return torch.from_numpy(self.tokens[samples])
-        read = {"input_ids": self.tokens[samples], "attention_mask": self.mask[samples]}
-        return {name: torch.from_numpy(value) for name, value in read.items()}
-
-    def targets(self, samples: Any) -> Any:
-        return torch.from_numpy(self.tokens[samples])
-
-
-def data(*, padded: bool = False) -> Data:
-    return Data(Tokens(padded=padded), Tokens(padded=padded), "tokens", vocabulary=VOCABULARY)
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +29,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_outputs_and_gradients_are_those_of_transformers(kind: str, padded: bool, root: Path) -> None:
     path = folder(kind, root)
     assert len(list(path.glob("*.safetensors"))) > 1
-    layers = built(hf(HFConfig(path=str(path)), data(padded=padded)))
+    layers = built(hf(HFConfig(path=str(path)), tokens(padded=padded)))
     auto = transformers.AutoModelForMaskedLM if kind == "bert" else transformers.AutoModelForCausalLM
     implementation = "sdpa_padded" if padded else "sdpa"
     model = auto.from_pretrained(path, attn_implementation=implementation).train()
     model.config.use_cache = False
     without_dropout(model, *(layer.module for layer in layers))
     set_dropout(model, *(layer.module for layer in layers))
-    inputs = data(padded=padded).training.inputs(np.arange(3))
+    inputs = tokens(padded=padded).training.inputs(torch.arange(3))
     expected = (model(**inputs) if padded else model(inputs)).logits
     gradient = torch.randn_like(expected)
     expected.backward(gradient)
@@ -88,7 +61,7 @@ def set_dropout(*modules: Any) -> None:
 
 def test_new_weights_are_drawn_as_transformers_draws_them(root: Path) -> None:
     config = HFConfig(path=str(folder("gpt2", root)), load="config", config={"n_layer": 2, "n_embd": 128})
-    layers = built(hf(config, data()))
+    layers = built(hf(config, tokens()))
     assert [layer.name for layer in layers] == ["first", "transformer.h.0", "transformer.h.1"]
     weights = dict(layers[1].module.named_parameters())
     assert weights["transformer.h.0.attn.c_attn.weight"].std().item() == pytest.approx(0.02, rel=0.05)
@@ -123,14 +96,14 @@ def test_refusals(what: str, root: Path, tmp_path: Path) -> None:
     changes, options, message = REFUSED[what]
     path = copied(folder("llama", root), tmp_path / "model", **changes)
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        built(hf(HFConfig(path=str(path), **options), data()))
+        built(hf(HFConfig(path=str(path), **options), tokens()))
     assert "\n" not in str(caught.value)
 
 
 def test_damaged_folders(root: Path, tmp_path: Path) -> None:
     def refused(path: Path, words: str) -> None:
         with pytest.raises(UserError, match=re.escape(words)):
-            built(hf(HFConfig(path=str(path)), data()))
+            built(hf(HFConfig(path=str(path)), tokens()))
 
     refused(tmp_path / "nothing", "has no config.json")
     path = copied(folder("llama", root), tmp_path / "model")

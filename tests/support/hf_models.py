@@ -1,10 +1,13 @@
-"""Small models of Hugging Face's, saved in several files."""
+"""Small models of Hugging Face's, saved in several files, and data for them."""
 
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from trainer.data.dataset import Data
 
 VOCABULARY = 256
 SMALL: dict[str, dict[str, Any]] = {
@@ -42,3 +45,28 @@ def folder(kind: str, root: Path) -> Path:
     path = root / kind
     auto.from_config(config).save_pretrained(path, max_shard_size="8KB")
     return path
+
+
+class Tokens:
+    """Three samples, which are their own targets; two begin with padding, where there is a mask."""
+
+    def __init__(self, vocabulary: int, *, padded: bool) -> None:
+        chance = torch.Generator().manual_seed(1)
+        self.tokens = torch.randint(3, vocabulary, (3, 12), generator=chance)
+        self.mask = (torch.arange(12) >= torch.tensor([[5], [0], [2]])).long() if padded else None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def inputs(self, samples: Any) -> Any:
+        tokens = self.tokens[samples]
+        return tokens if self.mask is None else {"input_ids": tokens, "attention_mask": self.mask[samples]}
+
+    def targets(self, samples: Any) -> Tensor:
+        return self.tokens[samples]
+
+
+def tokens(vocabulary: int = VOCABULARY, *, padded: bool = False) -> Data:
+    """Return the samples as data."""
+    samples = Tokens(vocabulary, padded=padded)
+    return Data(samples, samples, "tokens", vocabulary=vocabulary)
