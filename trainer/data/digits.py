@@ -44,7 +44,7 @@ def digits(config: DigitsConfig) -> Data:
     try:
         datasets: Any = import_module("sklearn.datasets")
     except ModuleNotFoundError as error:
-        raise UserError("data=digits needs scikit-learn: pip install 'trainer[images]'") from error
+        raise UserError("data=digits needs scikit-learn: pip install scikit-learn") from error
     bunch = datasets.load_digits()
     images = (bunch.images / _BRIGHTEST).astype(np.float32)[:, None]
     classes = bunch.target.astype(np.int64)

@@ -30,6 +30,6 @@ def read_model(checkpoint: Path) -> HFConfig:
             "of others are in the checkpoint's safetensors files"
         )
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("this needs transformers: pip install 'trainer[hf]'")
+        raise UserError("this needs transformers: pip install 'transformers>=5.24' (Python 3.11 or newer)")
     known = {field.name for field in fields(HFConfig)}
     return HFConfig(**{key: value for key, value in model.items() if key in known})

@@ -32,7 +32,9 @@ def hf(config: HFConfig, data: Data) -> Model:
             not fit the data.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("model=hf needs transformers: pip install 'trainer[hf]'")
+        raise UserError(
+            "model=hf needs transformers: pip install 'transformers>=5.24' (Python 3.11 or newer)"
+        )
     from trainer.hf import attention, folder  # noqa: PLC0415  (they import transformers)
     from trainer.hf.weights import SavedWeights  # noqa: PLC0415
 
