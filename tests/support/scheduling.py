@@ -14,6 +14,9 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 # Modules of tests/parallel that only start their own ranks.
 LAUNCHES = {"test_broken_horovod", "test_failures", "test_idle", "test_mpi_wire", "test_pool"}
 
+# Those that need a few small pools besides: there, so that both groups take equally long.
+BESIDE_LAUNCHES = {"test_stops", "test_sweep"}
+
 
 class Groups(LoadScopeScheduling):
     """Starts with the largest group, as its base class does: the tests that need ranks come first."""
@@ -27,4 +30,4 @@ def group(nodeid: str) -> str:
     path = PurePath(nodeid.partition("::")[0])
     if path.parent.name != "parallel":
         return nodeid
-    return "launches" if path.stem in LAUNCHES else "pools"
+    return "launches" if path.stem in LAUNCHES | BESIDE_LAUNCHES else "pools"
