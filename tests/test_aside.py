@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -61,3 +63,25 @@ def test_an_error_comes_with_its_traceback() -> None:
     with pytest.raises(ValueError, match="three") as caught:
         run_aside(fails, 30.0)
     assert "in fails" in str(caught.value.__cause__)
+
+
+def test_threads_that_want_the_interpreter() -> None:
+    """A fork without the libraries' handlers does not wait for them."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            sum(range(100))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        outcome = aside._run_in(aside._fork_without_handlers, lambda send: send("here"), patience=20.0)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert outcome is not None
+    assert (outcome.sent, outcome.died) == (["here"], None)
+    assert sys.getswitchinterval() < 0.1

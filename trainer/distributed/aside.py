@@ -16,9 +16,11 @@ import os
 import pickle
 import signal
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -29,6 +31,7 @@ from trainer.errors import UserError
 
 Send = Callable[[Any], None]
 _NO_AUTOGRAD = "no autograd"
+_UNDISTURBED = 1.0  # seconds, in which a process forks, however large
 
 
 @dataclass
@@ -101,15 +104,32 @@ def _fork_without_handlers() -> int:
     libc = ctypes.PyDLL(None, use_errno=True)
     if not hasattr(libc, "_Fork"):  # before glibc 2.34
         return os.fork()
-    ctypes.pythonapi.PyOS_BeforeFork()
-    child: int = libc._Fork()
-    if child == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
-    else:
-        ctypes.pythonapi.PyOS_AfterFork_Parent()
+    with _keeping_the_interpreter():
+        ctypes.pythonapi.PyOS_BeforeFork()
+        child: int = libc._Fork()
+        if child == 0:
+            ctypes.pythonapi.PyOS_AfterFork_Child()
+        else:
+            ctypes.pythonapi.PyOS_AfterFork_Parent()
     if child < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return child
+
+
+@contextmanager
+def _keeping_the_interpreter() -> Iterator[None]:
+    """Keep other threads from asking for the interpreter's lock.
+
+    They ask when they have waited for an interval. A fork that had been asked to hand it over would wait for
+    ever for a thread that it does not have, unless `PyOS_AfterFork_Child` came first.
+    """
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_UNDISTURBED)
+    try:
+        time.sleep(2 * interval)  # threads that had begun to wait get it meanwhile
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def _autograd_runs() -> bool:
