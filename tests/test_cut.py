@@ -198,13 +198,13 @@ class Wrong(nn.Module):
 
 
 REFUSED = {
-    "again": "blocks.0 is called again behind blocks.1",
+    "again": "blocks.0 is called again after blocks.1",
     "order": "blocks.1 is called before blocks.0: name the blocks in the order of their calls",
     "skipped": "blocks.2 is never called",
-    "later": "blocks.2 is called again behind blocks.2",
+    "later": "blocks.2 is called again after blocks.2",
     "value": "does not run without numbers (test_cut.py:",
     "evaluation": "calls other modules, or in another order, in evaluation than in training",
-    "random": "random numbers that the forward draws between blocks are read again behind blocks.2",
+    "random": "random numbers that the forward draws between blocks are read again after blocks.2",
 }
 
 

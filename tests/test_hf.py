@@ -35,7 +35,6 @@ def test_outputs_and_gradients_are_those_of_transformers(kind: str, padded: bool
     model = auto.from_pretrained(path, attn_implementation=implementation).train()
     model.config.use_cache = False
     without_dropout(model, *(layer.module for layer in layers))
-    set_dropout(model, *(layer.module for layer in layers))
     inputs = tokens(padded=padded).training.inputs(torch.arange(3))
     expected = (model(**inputs) if padded else model(inputs)).logits
     gradient = torch.randn_like(expected)
@@ -48,15 +47,6 @@ def test_outputs_and_gradients_are_those_of_transformers(kind: str, padded: bool
         backward(tape, gradient)
         for name, parameter in model.named_parameters():
             assert torch.equal(gradient_of(name, layers), parameter.grad), name
-
-
-def set_dropout(*modules: Any) -> None:
-    """Attention of some families keeps its dropout in an attribute."""
-    for module in modules:
-        for part in module.modules():
-            for name, value in vars(part).items():
-                if "dropout" in name and isinstance(value, float):
-                    setattr(part, name, 0.0)
 
 
 def test_new_weights_are_drawn_as_transformers_draws_them(root: Path) -> None:

@@ -34,8 +34,9 @@ def without_dropout(*modules: nn.Module) -> None:
         for part in module.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.0
-            if isinstance(part, nn.MultiheadAttention):
-                part.dropout = 0.0
+            for name, value in vars(part).items():
+                if "dropout" in name and isinstance(value, float):  # as attention keeps its own
+                    setattr(part, name, 0.0)
 
 
 Tape = list[tuple[list[Tensor], list[Tensor]]]  # every layer's inputs and outputs

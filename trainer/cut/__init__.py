@@ -4,7 +4,7 @@ A layer runs the model's own forward. The cut is at the entry of a block: what c
 computed, and the forward ends where the next block begins.
 
     blocks.py      which parts the cuts fall between
-    flow.py        which numbers every tensor of a forward hangs on
+    flow.py        what every tensor of a forward depends on
     analysis.py    one forward on the meta device: what crosses each cut, and who owns which weight
     answers.py     lets parts of a model answer in place of computing
     layer.py       a layer: the model's forward, from one block's entry to the next

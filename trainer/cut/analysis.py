@@ -5,8 +5,8 @@
     segment n      the last block, and what follows it
 
 Blocks, modules outside of them that hold parameters, and modules that draw random numbers are opaque: what
-they return is a source. Everything else hangs on sources, and on shapes. A segment needs the sources that it
-reads; those of earlier segments have to cross the cut. What hangs on nothing but shapes (causal masks,
+they return is a source. Everything else depends on sources, and on shapes. A segment needs the sources that
+it reads; those of earlier segments have to cross the cut. What depends on nothing but shapes (causal masks,
 rotary angles) is computed anew in every segment.
 """
 
@@ -39,7 +39,7 @@ class Cuts:
         blocks: The paths of the blocks, in the order of their calls.
         outer: The paths of the other modules whose outputs are sources.
         calls: Every call of an outer module, in order: its index in `outer`, and the segment.
-        arguments: For every block, what each tensor among its arguments hangs on.
+        arguments: For every block, what each tensor among its arguments depends on.
         reads: For every segment, what it reads.
         written: The sources that code outside of modules writes into.
         unused: The paths of the parameters that nothing reads; the first segment keeps them.
@@ -98,7 +98,7 @@ class Crossing:
     """What crosses the entry of a block.
 
     Attributes:
-        arguments: The indices, among the tensors of the block's arguments, of those that hang on more than
+        arguments: The indices, among the tensors of the block's arguments, of those that depend on more than
             the model's inputs.
         sources: Outputs of earlier blocks and calls that are read later.
         inputs: The indices of the model's inputs that are read later.
@@ -181,7 +181,7 @@ class _Analysis:
         expected = len(cuts.arguments)
         if number < expected:
             raise UserError(
-                f"{cuts.blocks[number]} is called again behind {cuts.blocks[expected - 1]}: the model cannot "
+                f"{cuts.blocks[number]} is called again after {cuts.blocks[expected - 1]}: the model cannot "
                 "be cut at a block that a forward calls more than once"
             )
         if number > expected:
@@ -235,7 +235,7 @@ class _Analysis:
         for segment, reads in enumerate(cuts.reads):
             if any(source.kind == "random" and source.number < segment for source in reads):
                 raise UserError(
-                    "random numbers that the forward draws between blocks are read again behind "
+                    "random numbers that the forward draws between blocks are read again after "
                     f"{cuts.blocks[segment - 1]}, where they would be drawn anew: draw them in a module of "
                     "their own (nn.Dropout in place of F.dropout)"
                 )

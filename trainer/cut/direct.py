@@ -1,7 +1,7 @@
 """Calls a block alone, where the forward around it does nothing but pass tensors on.
 
-That is usual: a loop over blocks. The arguments that hang on nothing but shapes are remembered, so masks and
-rotary angles are not made again for every layer and micro-batch.
+That is usual: a loop over blocks. The arguments that depend on nothing but shapes are remembered, so masks
+and rotary angles are not made again for every layer and micro-batch.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Which numbers every tensor of a forward hangs on."""
+"""What every tensor of a forward depends on."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -58,7 +58,7 @@ class Flow(KernelMode):
         self._weights = {memory_of(weight): path for path, weight in reversed(list(weights.items()))}
 
     def of(self, tensors: Iterable[Tensor]) -> Sources:
-        """Return what some tensors hang on."""
+        """Return what some tensors depend on."""
         return NONE.union(*(self._of(tensor) for tensor in tensors))
 
     def mark(self, values: Any, kind: str, number: int) -> None:
@@ -67,7 +67,7 @@ class Flow(KernelMode):
             self._note(tensor, frozenset([Source(kind, number, part)]))
 
     def run(self, kernel: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a kernel, and note what its results hang on."""
+        """Run a kernel, and note what its results depend on."""
         sources = self.of(tensors_in((args, kwargs)))
         if torch.Tag.nondeterministic_seeded in kernel.tags:
             sources |= {Source("random", self.segment)}

@@ -3,7 +3,7 @@
 [1] from the top      modules of earlier segments answer with what has crossed the cut, or with stand-ins
 [2] the block         takes the arguments that have crossed the cut
 [3] what follows      runs as it is
-[4] the next block    ends the forward; what the layers behind it need is handed on
+[4] the next block    ends the forward; what later layers need is handed on
 """
 
 from collections.abc import Callable, Sequence

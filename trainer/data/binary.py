@@ -15,22 +15,22 @@ _NOISE = 0.2  # relative to a signal of 1; about 6 % of the labels, near the bou
 
 
 class Labelled:
-    """Feature vectors and their labels."""
+    """Features and their labels, in two arrays."""
 
-    def __init__(self, features: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
+    def __init__(self, features: NDArray[np.float32], labels: NDArray[Any]) -> None:
         self._features = features
         self._labels = labels
 
     def __len__(self) -> int:
-        """Return the number of vectors."""
+        """Return the number of samples."""
         return len(self._labels)
 
     def inputs(self, samples: NDArray[np.int64]) -> Tensor:
-        """Return float32 features [samples, features]."""
+        """Return float32 features [samples, ...]."""
         return torch.from_numpy(self._features[samples])
 
     def targets(self, samples: NDArray[np.int64]) -> Tensor:
-        """Return float32 labels [samples], each 0 or 1."""
+        """Return labels [samples]."""
         return torch.from_numpy(self._labels[samples])
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config.schema import DigitsConfig
+from trainer.data.binary import Labelled
 from trainer.data.dataset import Data
 from trainer.errors import UserError
 
@@ -15,28 +16,8 @@ _CLASSES = 10
 _BRIGHTEST = 16.0
 
 
-class Images:
-    """Images and their classes."""
-
-    def __init__(self, images: NDArray[np.float32], classes: NDArray[np.int64]) -> None:
-        self._images = images
-        self._classes = classes
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._classes)
-
-    def inputs(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return float32 images [samples, channels, height, width], from 0 to 1."""
-        return self._images[samples]
-
-    def targets(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the classes [samples]."""
-        return self._classes[samples]
-
-
 def digits(config: DigitsConfig) -> Data:
-    """Return the digits; of each, the same share is held out.
+    """Return float32 images [samples, 1, 8, 8], from 0 to 1, and their digits; of each, a share is held out.
 
     Raises:
         UserError: scikit-learn is not installed.
@@ -51,8 +32,8 @@ def digits(config: DigitsConfig) -> Data:
     held_out = _held_out(classes, config)
     digest = hashlib.sha256(images.tobytes() + classes.tobytes() + held_out.tobytes())
     return Data(
-        training=Images(images[~held_out], classes[~held_out]),
-        validation=Images(images[held_out], classes[held_out]),
+        training=Labelled(images[~held_out], classes[~held_out]),
+        validation=Labelled(images[held_out], classes[held_out]),
         fingerprint=digest.hexdigest(),
     )
 
