@@ -54,9 +54,9 @@ class Cuts:
     unused: tuple[str, ...] = ()
 
     @property
-    def segments(self) -> int:
-        """Return the number of segments: of layers."""
-        return len(self.blocks) + 1
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the segments, which are the layers'."""
+        return ("first", *self.blocks)
 
     def modules(self, segment: int) -> list[str]:
         """Return the paths of the modules that a segment calls."""
@@ -253,8 +253,9 @@ def _lasting(cuts: Cuts) -> Any:
 
 def _unused(model: nn.Module, cuts: Cuts) -> Iterator[str]:
     """Yield the paths of the parameters that no segment uses, under any of their names."""
-    called = tuple(f"{path}." for segment in range(cuts.segments) for path in cuts.modules(segment))
-    read = {path for segment in range(cuts.segments) for path in cuts.weights(segment)}
+    segments = range(len(cuts.names))
+    called = tuple(f"{path}." for segment in segments for path in cuts.modules(segment))
+    read = {path for segment in segments for path in cuts.weights(segment)}
     every = list(model.named_parameters(remove_duplicate=False))
     used = {id(parameter) for path, parameter in every if path.startswith(called) or path in read}
     yield from (path for path, parameter in model.named_parameters() if id(parameter) not in used)

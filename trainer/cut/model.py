@@ -10,7 +10,7 @@ from trainer.activation import Activation
 from trainer.cut.analysis import Cuts, analyse
 from trainer.cut.answers import Call, call
 from trainer.cut.layer import CutLayer, Inputs
-from trainer.cut.parts import Part, tensors
+from trainer.cut.parts import Part
 from trainer.cut.weights import RecordedWeights
 from trainer.models.model import Layer, Loss, Model, Tie
 
@@ -46,25 +46,22 @@ def cut(
             part.fill(weights.values([path for path, _ in part.own()]))
         return CutLayer(part, structure, calls)
 
-    names = ["first", *cuts.blocks]
     ties = _ties(skeleton, cuts)
-    layers = tuple(Layer(name, partial(build, segment), ties[segment]) for segment, name in enumerate(names))
+    layers = tuple(Layer(name, partial(build, i), ties[i]) for i, name in enumerate(cuts.names))
     return Model(layers, loss)
 
 
 def _ties(skeleton: nn.Module, cuts: Cuts) -> list[tuple[Tie, ...]]:
     """Return, by segment, the parameters that an earlier segment uses too: the first to do so owns them."""
-    names = ["first", *cuts.blocks]
     owners: dict[int, tuple[str, str]] = {}
-    every = dict(tensors(skeleton))
+    every = dict(skeleton.named_parameters(remove_duplicate=False))
     ties: list[tuple[Tie, ...]] = []
-    for segment, name in enumerate(names):
+    for segment, name in enumerate(cuts.names):
         mine: dict[int, str] = {}
-        inside = tuple(f"{path}." for path in cuts.modules(segment))
-        for path, tensor in every.items():
-            uses = path.startswith(inside) or path in cuts.weights(segment)
-            if uses and isinstance(tensor, nn.Parameter):
-                mine.setdefault(id(tensor), path)
+        inside, read = tuple(f"{path}." for path in cuts.modules(segment)), set(cuts.weights(segment))
+        for path, parameter in every.items():
+            if path in read or path.startswith(inside):
+                mine.setdefault(id(parameter), path)
         ties.append(tuple(Tie(path, *owners[key]) for key, path in mine.items() if key in owners))
         owners |= {key: (name, path) for key, path in mine.items() if key not in owners}
     return ties

@@ -57,7 +57,7 @@ class Part:
 
     def copy(self, memo: dict[int, Any]) -> "Part":
         """Return a copy, for `copy.deepcopy`."""
-        memo |= {id(module): module for module in self.blocks if module in set(self._skeleton.modules())}
+        memo |= {id(module): module for module in self.blocks if self._originals[module] is module}
         return Part(copy.deepcopy(self.model, memo), self._skeleton, self.cuts, self.segment)
 
     def shapes_of(

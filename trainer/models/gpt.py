@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from trainer.activation import Activation
 from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
+from trainer.data.masked import IGNORED
 from trainer.errors import UserError
 from trainer.models.model import Layer, Model, Tie
 
-MASKED = -100  # the target of a token that the loss ignores
+MASKED = IGNORED  # the target of a token that the loss ignores
 _STD = 0.02  # GPT-2's standard deviation of initial weights
 
 

@@ -10,6 +10,7 @@ from trainer.activation import Activation, flatten
 from trainer.config.import_path import call, load
 from trainer.config.schema import LossConfig
 from trainer.errors import UserError
+from trainer.models.gpt import MASKED
 from trainer.models.model import Loss
 
 _KEY = "loss.target"
@@ -56,7 +57,7 @@ class Summed:
 
     def count(self, target: Activation) -> float:
         """Return the number of terms."""
-        return terms(target, self._options.get("ignore_index", -100), self._options.get("weight"))
+        return terms(target, self._options.get("ignore_index", MASKED), self._options.get("weight"))
 
     def __call__(self, output: Activation, target: Activation) -> Tensor:
         """Return the sum."""
@@ -77,7 +78,7 @@ class SummedModule(nn.Module):
     def count(self, target: Activation) -> float:
         """Return the number of terms."""
         weight = getattr(self.module, "weight", None)
-        return terms(target, getattr(self.module, "ignore_index", -100), weight)
+        return terms(target, getattr(self.module, "ignore_index", MASKED), weight)
 
     def forward(self, output: Activation, target: Activation) -> Tensor:
         """Return the sum."""
