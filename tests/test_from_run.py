@@ -1,4 +1,4 @@
-"""A command that uses a trained model takes its configuration from a run, and the rest from its own launch."""
+"""A command that uses a trained model takes its configuration from a run, the rest from its own launch."""
 
 import dataclasses
 from pathlib import Path
