@@ -31,10 +31,7 @@ def hf(config: HFConfig, data: Data) -> Model:
         UserError: `transformers` is not installed, the folder holds no model that can be trained, or it does
             not fit the data.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError(
-            "model=hf needs transformers: pip install 'transformers>=5.24' (Python 3.11 or newer)"
-        )
+    check_installed()
     from trainer.hf import attention, folder  # noqa: PLC0415  (they import transformers)
     from trainer.hf.weights import SavedWeights  # noqa: PLC0415
 
@@ -71,6 +68,14 @@ def hf(config: HFConfig, data: Data) -> Model:
     names = config.blocks or [folder.find_list(weights.skeleton)]
     blocks = find_blocks(weights.skeleton, names, "model.blocks")
     return cut(weights, blocks, example, TokenLoss(), _call if padded else _unpadded)
+
+
+def check_installed() -> None:
+    """Raise a UserError unless transformers is installed."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            "model=hf needs transformers: pip install 'transformers>=5.24' (Python 3.11 or newer)"
+        )
 
 
 def _call(model: nn.Module, inputs: Activation) -> Any:

@@ -216,8 +216,10 @@ class HFDecoder:
     def _stand_in(self, module: nn.Module) -> Answer:
         def answer(own: Any, args: Any, kwargs: Any) -> Any:
             leaves, tree = self._part.shapes_of(module, own, args, kwargs, None)
-            made = [
-                stand_in(tuple(leaf.shape), leaf.dtype, self._device) if isinstance(leaf, Tensor) else leaf
+            made = [  # with memory: the code between modules may write into it
+                torch.zeros(leaf.shape, dtype=leaf.dtype, device=self._device)
+                if isinstance(leaf, Tensor)
+                else leaf
                 for leaf in leaves
             ]
             return tree_unflatten(made, tree)
