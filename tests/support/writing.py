@@ -34,6 +34,7 @@ def writer(
     *,
     model_config: Any = None,
     seed: int = 0,
+    precision: str = "fp32",
     change: Callable[[Pipeline], None] = lambda _: None,
 ) -> Writer:
     """Return a writer with a pipeline of stages of these numbers of layers."""
@@ -43,7 +44,7 @@ def writer(
     run: Any = SimpleNamespace(
         config=SimpleNamespace(
             model=GPTConfig() if model_config is None else model_config,
-            precision="fp32",
+            precision=precision,
             train=SimpleNamespace(seed=seed),
         ),
         stages=pipeline.stages,

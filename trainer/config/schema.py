@@ -202,7 +202,7 @@ class GenerateConfig:
     cache: bool = plain(True, "whether layers keep keys and values rather than compute them for every token")
     batch: int = positive(8, "prompts that are computed together, as one group")
     in_flight: Any = auto_or_positive(
-        "auto", "groups that a replica works on at a time; `auto` takes 2 for each stage"
+        "auto", "groups that a replica works on at a time; `auto` takes 4, or as many as it has stages"
     )
 
 

@@ -19,6 +19,7 @@ from trainer.schedule.actions import Action
 from trainer.schedule.assemble import generation_schedule
 
 _KEPT_SCHEDULES = 64  # rounds repeat
+_IN_FLIGHT = 4  # groups; the same for few stages, so that they write the same bits
 
 
 class Writer:
@@ -44,6 +45,11 @@ class Writer:
         # Every rank of the world holds some of the layers.
         self.cached = all(run.world.all_gather_objects(len(self.stages) == len(run.stages)))
         self._actions = lru_cache(_KEPT_SCHEDULES)(self._list_of)
+
+    @property
+    def replicas(self) -> int:
+        """Return the number of replicas, of which each writes texts of its own."""
+        return self._run.plan.layout.replicas
 
     def write(self, texts: Sequence[Text], finish: Callable[[Text], None]) -> None:
         """Continue texts to their ends; every rank of the replica calls this with the same ones.
@@ -86,7 +92,7 @@ class Writer:
         """Return the size of a group, and how many are in flight."""
         config, stages = self._config, self._run.plan.layout.stages
         at_least = min(stages, texts) if config.in_flight == "auto" else 1
-        most = (2 * stages if stages > 1 else 1) if config.in_flight == "auto" else config.in_flight
+        most = max(_IN_FLIGHT, stages) if config.in_flight == "auto" else config.in_flight
         if not self.cached:
             return 1, max(1, min(most, texts))  # rows of one length need no padding
         groups = max(at_least, min(most, -(-texts // config.batch)))
