@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from tests.families import VOCABULARY, small_model
+from tests.support.configs import valid
 from tests.support.hf_models import tokens
 from tests.support.writing import writer, written
 from trainer.config.schema import GenerateConfig, HFConfig
 from trainer.errors import UserError
+from trainer.generate.model import load_model
 from trainer.generate.texts import Text
 
 transformers = pytest.importorskip("transformers")
@@ -137,3 +140,21 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="its tokenizer cannot be read"):
         module.FolderTokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "words"),
+    [
+        ("bert", {}, "BertForMaskedLM fills gaps and does not continue texts"),
+        ("llama", {"tokenizer": "bytes"}, "has 256 tokens, and the model of .* knows 97: use the tokenizer"),
+        ("llama", {}, "has no tokenizer: give generate.tokenizer=FILE"),
+    ],
+)
+def test_models_that_write_no_texts(family: str, options: dict[str, str], words: str, tmp_path: Path) -> None:
+    saved(family, tmp_path)
+    config = valid()
+    config.model, config.generate = HFConfig(path=str(tmp_path)), GenerateConfig(**options)
+    config.run.dir = None
+    ranks: Any = SimpleNamespace(size=1)
+    with pytest.raises(UserError, match=words):
+        load_model(config, ranks)
