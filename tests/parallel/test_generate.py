@@ -70,7 +70,7 @@ def test_the_text_at_the_end_of_a_run_is_what_the_command_writes(
 
 
 def test_a_folder_is_continued_as_transformers_does(pools: Pools, sliding: Path, tmp_path: Path) -> None:
-    """By two replicas of two stages. Bytes are tokens; a group of three has padding, and its windows slide."""
+    """By two replicas of two stages. Bytes are tokens; groups of three have padding; the windows slide."""
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(sliding)
     words = ["generate.tokenizer=bytes", "generate.temperature=0", "generate.tokens=8", "generate.batch=3"]

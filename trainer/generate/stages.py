@@ -57,7 +57,8 @@ class DecodingStage:
             output = self._decoder.run(activation, step, fresh)
             cache.join(part.kept, fresh, part.columns)
         else:
-            step = Step(part.padding, part.columns + turn.step, 1, self.device)
+            left = part.steps - turn.step
+            step = Step(part.padding, part.columns + turn.step, 1, self.device, left)
             output = self._decoder.run(activation, step, cache)
         outputs, nest = flatten(output)
         return [tensor.contiguous() for tensor in outputs], nest

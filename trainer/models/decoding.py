@@ -31,12 +31,14 @@ class Step:
         past: The number of columns that are cached.
         new: The number of columns that it computes.
         device: Where.
+        ahead: How many more columns the group will get before rows leave or join, these included, if known.
     """
 
     padding: tuple[int, ...]
     past: int
     new: int
     device: torch.device
+    ahead: int = 0
 
     @cached_property
     def mask(self) -> Tensor:
