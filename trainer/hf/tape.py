@@ -62,7 +62,11 @@ class Tape:
 
     @classmethod
     def of(
-        cls, recorder: Recorder, inputs: Sequence[Tensor], target: Tensor, never: Sequence[Tensor]
+        cls,
+        recorder: Recorder,
+        inputs: Sequence[Tensor | None],
+        target: Tensor | None,
+        never: Sequence[Tensor],
     ) -> "Tape | None":
         """Return the operations that lead to a tensor, or None if they cannot be repeated.
 
@@ -72,7 +76,10 @@ class Tape:
             target: What they lead to.
             never: What they must not depend on.
         """
-        numbers = {id(tensor): number for number, tensor in enumerate(inputs)}
+        known = [tensor for tensor in inputs if tensor is not None]
+        if target is None or len(known) < len(inputs):
+            return None
+        numbers = {id(tensor): number for number, tensor in enumerate(known)}
         needed = {id(target)} - numbers.keys()
         chosen = []
         for call in reversed(recorder.calls):
