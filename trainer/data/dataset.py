@@ -42,6 +42,7 @@ class Data:
         vocabulary: The number of distinct tokens, or None if samples are not tokens.
         tokenizer: Turns text into tokens and back, or None if samples are not text.
         notes: What a person should know about the data; a run shows it.
+        longest: The number of tokens of the longest sample; None: samples are not padded, or not tokens.
     """
 
     training: Dataset
@@ -50,6 +51,7 @@ class Data:
     vocabulary: int | None = None
     tokenizer: "Tokenizer | None" = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    longest: int | None = None
 
 
 class Tokenizer(Protocol):
