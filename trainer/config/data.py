@@ -100,7 +100,7 @@ class PairsConfig(DataConfig):
     cache: str = plain(MISSING, "folder for token files; each node writes them once")
 
 
-@choice("data", build="trainer.data.prompts:load")
+@choice("data", build="trainer.hf.prompts:load", prepare="trainer.hf.prompts:prepare")
 @dataclass
 class PromptsConfig(DataConfig):
     """Prompts and their completions, or conversations: what a model of Hugging Face's is fine-tuned on."""
@@ -111,6 +111,7 @@ class PromptsConfig(DataConfig):
     context: int = positive(1024, "tokens beyond which a sample is cut off", unit="tokens")
     validation: float = true_share(0.05, "share of the samples that is held out for validation")
     seed: int = not_negative(0, "seed of the choice of these")
+    cache: str = plain(MISSING, "folder for token files; each node writes them once")
 
 
 @choice("data", build="trainer.data.custom:load", prepare="trainer.data.custom:prepare")

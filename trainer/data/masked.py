@@ -51,7 +51,7 @@ class Masked:
         never: Sequence[int] = (),
         dynamic: bool = False,
     ) -> None:
-        self._samples = samples
+        self.original = samples
         self._share = share
         self._mask = mask
         self._vocabulary = vocabulary
@@ -61,13 +61,13 @@ class Masked:
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self._samples)
+        return len(self.original)
 
     def inputs(self, samples: NDArray[np.int64]) -> Activation:
         """Return the samples' inputs, with some of their tokens masked."""
         drawn = self._draw()
-        inputs = self._samples.inputs(samples)
-        tokens = _tokens(inputs)
+        inputs = self.original.inputs(samples)
+        tokens = tokens_of(inputs)
         for row, sample in zip(tokens, samples, strict=True):
             chosen, generator = self._choose(int(sample), row, drawn)
             how = generator.random(len(chosen))
@@ -79,7 +79,7 @@ class Masked:
     def targets(self, samples: NDArray[np.int64]) -> Tensor:
         """Return int64 targets [samples, time]: the tokens that were chosen, elsewhere `IGNORED`."""
         drawn = self._draw()
-        tokens = _tokens(self._samples.inputs(samples))
+        tokens = tokens_of(self.original.inputs(samples))
         targets = np.full_like(tokens, IGNORED)
         for row, target, sample in zip(tokens, targets, samples, strict=True):
             chosen, _ = self._choose(int(sample), row, drawn)
@@ -99,7 +99,7 @@ class Masked:
         return may[generator.permutation(len(may))[:number]], generator
 
 
-def _tokens(inputs: Activation) -> NDArray[Any]:
+def tokens_of(inputs: Activation) -> NDArray[Any]:
     """Return a copy of the tokens of a dataset's inputs."""
     tokens: Tensor = inputs["input_ids"] if isinstance(inputs, dict) else inputs
     return tokens.numpy().copy()

@@ -39,6 +39,11 @@ def gpt(config: GPTConfig, data: Data) -> Model:
             divide the width.
     """
     vocabulary = checked_vocabulary(config, data)
+    if not isinstance(data.training.inputs(np.zeros(1, dtype=np.int64)), Tensor):
+        raise UserError(
+            f"model.name={config.name} takes tokens alone, and this data gives more: use data=text, or "
+            "model=bert or model=hf"
+        )
     rotary = config.positions == "rotary"
     embedding = partial(
         Embedding,
