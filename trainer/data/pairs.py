@@ -191,8 +191,8 @@ def load(config: PairsConfig) -> Data:
         validation=_masked(tokens, lengths[cut:], int(lengths[:cut].sum()), tokenizer, config),
         fingerprint=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
         vocabulary=_vocabulary(tokenizer),
-        tokenizer=tokenizer,
         notes=(*source.notes, *text.notes),
+        metrics=("accuracy",),
         longest=config.context,
     )
 

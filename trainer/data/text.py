@@ -102,8 +102,9 @@ def load(config: TextConfig) -> Data:
         validation=_with_objective(validation, tokenizer, config),
         fingerprint=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
         vocabulary=_vocabulary(tokenizer, config),
-        tokenizer=tokenizer,
+        tokenizer=tokenizer if config.objective == "next" else None,  # a masked model writes no text
         notes=(*source.notes, *description.notes),
+        metrics=("accuracy",) if config.objective == "masked" else ("perplexity", "bits_per_byte"),
     )
 
 

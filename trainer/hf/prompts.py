@@ -151,6 +151,7 @@ def load(config: PromptsConfig) -> Data:
         fingerprint=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
         vocabulary=int(largest) + 1,  # of the tokens that occur: a tokenizer may know more than its model
         notes=tuple(text.notes),
+        metrics=("perplexity",),
         longest=int(lengths[1:].max()) - 1,
     )
 
