@@ -4,8 +4,8 @@
 
 A sample takes whole lines of one document until the context is full; some samples, a share `short`, take
 fewer at random, so that a model also sees short ones. Between two of its lines, at random, the second segment
-starts; a sample of one line has one segment. Every token of the text is in exactly one sample. A batch is
-padded to its longest sample.
+starts; a line alone is parted anywhere. Every token of the text is in exactly one sample. A batch is padded to
+its longest sample.
 
 The tokens and the lengths of the segments are written once per node (`tokens.py`).
 """
@@ -122,6 +122,8 @@ def segments(
 
 
 def _pair(lines: Sequence[int], generator: np.random.RandomState) -> tuple[int, int]:
+    if len(lines) == 1:  # as long as the context, or a document alone
+        lines = [1] * lines[0]
     cut = generator.randint(1, len(lines)) if len(lines) > 1 else 1
     return sum(lines[:cut]), sum(lines[cut:])
 
