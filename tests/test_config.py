@@ -87,7 +87,10 @@ def test_keys_that_nothing_reads_are_refused(override: str, message: str) -> Non
     [
         (["model.width=x"], "model.width: Value 'x' of type 'str' could not be converted to Integer"),
         (["train.steps=1.5"], "train.steps: Value '1.5' of type 'float' could not be converted to Integer"),
-        (["model=gtp"], "model=gtp is not one of bert, custom, gpt, hf, module, simplenet; did you mean gpt?"),
+        (
+            ["model=gtp"],
+            "model=gtp is not one of bert, custom, gpt, hf, module, simplenet; did you mean gpt?",
+        ),
         (
             ["experiment=smal"],
             "experiment=smal is not one of bert, digits, gpt, none, simplenet, small; did you mean small?",

@@ -51,14 +51,15 @@ def greedy(lines: Sequence[int], longest: int) -> list[int]:
     samples: list[int] = []
     room = 0
     for line in lines:
-        while line:
-            piece = min(line, longest)
+        left = line
+        while left:
+            piece = min(left, longest)
             if piece > room:
                 samples.append(0)
                 room = longest
             samples[-1] += piece
             room -= piece
-            line -= piece
+            left -= piece
     return samples
 
 
@@ -110,9 +111,7 @@ def test_batches_are_padded(tmp_path: Path) -> None:
     chosen = targets != IGNORED
     original = samples.original.inputs(every)["input_ids"]
     assert (original[chosen] < 256).all()  # marks and padding are never predicted
-    assert chosen.sum(1).tolist() == [
-        max(1, round(0.15 * int(number))) for number in (original < 256).sum(1)
-    ]
+    assert chosen.sum(1).tolist() == [max(1, round(0.15 * int(number))) for number in (original < 256).sum(1)]
 
 
 def test_documents(tmp_path: Path) -> None:
@@ -166,7 +165,9 @@ def test_word_pieces(tmp_path: Path) -> None:
     library.normalizer = normalizers.BertNormalizer()
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    library.train_from_iterator([TEXT.decode()], trainers.WordPieceTrainer(vocab_size=60, special_tokens=special))
+    library.train_from_iterator(
+        [TEXT.decode()], trainers.WordPieceTrainer(vocab_size=60, special_tokens=special)
+    )
     library.save(str(tmp_path / "tokenizer.json"))
     data = loaded(tmp_path, tokenizer=str(tmp_path / "tokenizer.json"))
     assert isinstance(data.validation, Masked)

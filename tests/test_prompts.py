@@ -17,7 +17,7 @@ from trainer.errors import UserError
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from trainer.hf.prompts import load, prepare  # noqa: E402  (needs transformers)
+from trainer.hf.prompts import load, prepare
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,11 @@ def test_padding(folder: Path, tmp_path: Path) -> None:
 
 
 def test_long_samples_are_cut(folder: Path, tmp_path: Path) -> None:
-    entries = [*prompts(8), {"prompt": "one", "completion": " two" * 30}, {"prompt": "one" * 90, "completion": "!"}]
+    entries = [
+        *prompts(8),
+        {"prompt": "one", "completion": " two" * 30},
+        {"prompt": "one" * 90, "completion": "!"},
+    ]
     library = tokenizer()
     long = sum(len(library(e["prompt"] + e["completion"])["input_ids"]) > 16 for e in entries)
     data = loaded(written(entries, tmp_path / "sums.jsonl"), folder, context=16)

@@ -85,11 +85,13 @@ class HFConfig(ModelConfig):
 @choice("model", build="trainer.models.bert:bert")
 @dataclass
 class BertConfig(TransformerConfig):
-    """A transformer that sees both sides of a token; its layers are the embedding, the blocks and the head."""
+    """A transformer that sees both sides of a token; its layers are embedding, blocks and head."""
 
     name: str = "bert"
     norm: str = one_of(
-        "post", ("post", "pre"), "where a block normalises: after it adds, as BERT does, or before it computes"
+        "post",
+        ("post", "pre"),
+        "where a block normalises: after it adds, as BERT does, or before it computes",
     )
     segments: int = positive(2, "segments that a sample may have")
 

@@ -4,8 +4,8 @@
 
 A sample takes whole lines of one document until the context is full; some samples, a share `short`, take
 fewer at random, so that a model also sees short ones. Between two of its lines, at random, the second segment
-starts; a line alone is parted anywhere. Every token of the text is in exactly one sample. A batch is padded to
-its longest sample.
+starts; a line alone is parted anywhere. Every token of the text is in exactly one sample. A batch is padded
+to its longest sample.
 
 The tokens and the lengths of the segments are written once per node (`tokens.py`).
 """
@@ -90,8 +90,9 @@ class Pairs:
         end = int(self._ends[sample])
         text = self._tokens[end - first - second : end].astype(np.int64)
         marks = self._marks
-        parts = [[marks.start], text[:first], [marks.end], text[first:], [marks.end] if second else []]
-        return np.concatenate(parts).astype(np.int64), second + 1 if second else 0
+        ends = [marks.end] if second else []
+        row = [marks.start, *text[:first].tolist(), marks.end, *text[first:].tolist(), *ends]
+        return np.array(row, np.int64), second + len(ends)
 
 
 def segments(
@@ -214,7 +215,7 @@ def example(config: PairsConfig, vocabulary: int | None = None) -> Data:
     return Data(samples, samples, "example", vocabulary=vocabulary, longest=config.context)
 
 
-def _masked(  # noqa: PLR0917
+def _masked(
     tokens: NDArray[Any],
     lengths: NDArray[np.int64],
     start: int,
@@ -238,14 +239,15 @@ def _masked(  # noqa: PLR0917
 def _checked_marks(tokenizer: FileTokenizer, config: PairsConfig) -> tuple[Marks, int]:
     if tokenizer.marks is None or tokenizer.mask is None:
         raise UserError(
-            f"data=pairs needs the tokens [CLS], [SEP], [PAD] and [MASK], or <s>, </s>, <pad> and <mask>, and "
-            f"data.tokenizer={config.tokenizer} lacks one: add them as special tokens when it is trained"
+            "data=pairs needs the tokens [CLS], [SEP], [PAD] and [MASK], or <s>, </s>, <pad> and <mask>, "
+            f"and data.tokenizer={config.tokenizer} lacks one: add them as special tokens when it is trained"
         )
     return tokenizer.marks, tokenizer.mask
 
 
 def _vocabulary(tokenizer: FileTokenizer) -> int:
-    return max(tokenizer.vocabulary, *(1 + mark for mark in (*(tokenizer.marks or ()), tokenizer.mask or 0)))
+    others: tuple[int, ...] = (*(tokenizer.marks or ()), tokenizer.mask or 0)
+    return max(tokenizer.vocabulary, *(1 + other for other in others))
 
 
 def _key(config: PairsConfig, tokenizer: FileTokenizer) -> str:

@@ -33,12 +33,16 @@ class Conversations:
         from transformers import AutoTokenizer  # noqa: PLC0415  (takes seconds)
 
         if not Path(folder).is_dir():
-            raise UserError(f"data.tokenizer={folder} is no folder: give the one that holds the model's tokenizer")
+            raise UserError(
+                f"data.tokenizer={folder} is no folder: give the one that holds the model's tokenizer"
+            )
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"data.tokenizer={folder}: transformers cannot read a tokenizer: {reason}") from error
+            raise UserError(
+                f"data.tokenizer={folder}: transformers cannot read a tokenizer: {reason}"
+            ) from error
         self._folder = folder
 
     def tokens(self, line: str) -> Tokens:
@@ -101,9 +105,9 @@ class Conversations:
             after: str = self._applied(messages[: number + 1], tokenize=False)
             if not (whole.startswith(after) and after.startswith(before)):
                 raise UserError(
-                    f"the chat template of data.tokenizer={self._folder} changes what was said before message "
-                    f"{number + 1}, so what the assistant wrote cannot be found: mark it in the template with "
-                    "{% generation %} ... {% endgeneration %}, or give one answer a line"
+                    f"the chat template of data.tokenizer={self._folder} changes what was said before "
+                    f"message {number + 1}, so what the assistant wrote cannot be found: mark it in the "
+                    "template with {% generation %} ... {% endgeneration %}, or give one answer a line"
                 )
             yield len(before), len(after)
 

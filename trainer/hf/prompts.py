@@ -181,7 +181,9 @@ def _key(config: PromptsConfig, source: Source) -> str:
             "data=prompts needs transformers: pip install 'transformers>=5.24' (Python 3.11 or newer)"
         )
     digest = hashlib.sha256()
-    files = {file for pattern in _TOKENIZER for file in Path(config.tokenizer).glob(pattern) if file.is_file()}
+    files = {
+        file for pattern in _TOKENIZER for file in Path(config.tokenizer).glob(pattern) if file.is_file()
+    }
     for file in sorted(files):
         digest.update(file.name.encode() + file.read_bytes())
     return token_key(source, f"{digest.hexdigest()}/prompts/{config.context}")

@@ -3,8 +3,8 @@
 The network is that of Devlin et al., 2018 (https://arxiv.org/abs/1810.04805): with `norm=post`, learned
 positions and the same weights it is transformers' `BertForMaskedLM`. With `norm=pre` a block normalises what
 it computes from (Xiong et al., 2020, https://arxiv.org/abs/2002.04745), as transformers'
-`RobertaPreLayerNormForMaskedLM` does; such a network trains with a higher learning rate. With rotary positions
-it finds neighbours early, which learned positions have to learn.
+`RobertaPreLayerNormForMaskedLM` does; such a network trains with a higher learning rate. With rotary
+positions it finds neighbours early; learned ones first have to learn where these are.
 
 Between layers travel the hidden states [batch, time, width] and, where samples are padded, the mask.
 """
@@ -27,9 +27,9 @@ Hidden: TypeAlias = "Tensor | tuple[Tensor, Tensor]"  # hidden states, and the m
 
 
 def bert(config: BertConfig, data: Data) -> Model:
-    """Return a BERT for the data's vocabulary: int64 tokens [batch, time] to logits [batch, time, vocabulary].
+    """Return a BERT for the data's vocabulary: tokens [batch, time] to logits [batch, time, vocabulary].
 
-    The inputs are the tokens, or a dict of `input_ids` and, where there are, `token_type_ids` (the segments)
+    The inputs are the tokens (int64), or a dict of `input_ids` and, where there are, `token_type_ids` (the segments)
     and `attention_mask` (1 for tokens, 0 for padding): what transformers' models take.
 
     Raises:
@@ -76,7 +76,7 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, inputs: Activation) -> Hidden:
-        """Map int64 tokens [batch, time], or a dict of them, to hidden states, and the mask if there is one."""
+        """Map int64 tokens [batch, time], or a dict, to hidden states, and the mask if there is one."""
         named: dict[str, Tensor] = inputs if isinstance(inputs, dict) else {"input_ids": inputs}
         tokens = named["input_ids"]
         segments = named.get("token_type_ids")

@@ -167,4 +167,3 @@ def _describe(layer: Layer) -> list[_Description]:
         (name, () if is_lazy(p) else tuple(p.shape), p.dtype, p.requires_grad)
         for name, p in plain_parameters(build_skeleton(layer)[1]).items()
     ]
-
