@@ -55,6 +55,7 @@ __all__ = [
     "DataConfig",
     "DigitsConfig",
     "EvalConfig",
+    "EvaluateConfig",
     "GPTConfig",
     "GenerateConfig",
     "GroupConfig",
@@ -169,6 +170,14 @@ class EvalConfig:
 
 
 @dataclass
+class EvaluateConfig:
+    """What `python -m trainer.evaluate` evaluates on."""
+
+    samples: int = not_negative(0, "validation samples; 0 takes all of them")
+    output: str | None = plain(None, "file for the results, as JSON")
+
+
+@dataclass
 class GenerateConfig:
     """The text that a language model writes at the end of a run."""
 
@@ -267,6 +276,7 @@ class Config:
     )
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
