@@ -101,5 +101,5 @@ class Masked:
 
 def tokens_of(inputs: Activation) -> NDArray[Any]:
     """Return a copy of the tokens of a dataset's inputs."""
-    tokens: NDArray[Any] = (inputs["input_ids"] if isinstance(inputs, dict) else inputs).numpy()
-    return tokens.copy()
+    tokens: Tensor = inputs["input_ids"] if isinstance(inputs, dict) else inputs
+    return np.array(tokens.numpy())

@@ -29,8 +29,8 @@ Hidden: TypeAlias = "Tensor | tuple[Tensor, Tensor]"  # hidden states, and the m
 def bert(config: BertConfig, data: Data) -> Model:
     """Return a BERT for the data's vocabulary: tokens [batch, time] to logits [batch, time, vocabulary].
 
-    The inputs are the tokens (int64), or a dict of `input_ids` and, where there are, `token_type_ids` (the segments)
-    and `attention_mask` (1 for tokens, 0 for padding): what transformers' models take.
+    The inputs are the tokens (int64), or a dict of `input_ids` and, where there are, `token_type_ids` (the
+    segments) and `attention_mask` (1 for tokens, 0 for padding): what transformers' models take.
 
     Raises:
         UserError: The data is not tokens, its samples are longer than the context, or the heads do not
