@@ -230,7 +230,11 @@ def test_bert_base_is_the_network_of_the_paper() -> None:
 
 def test_bert_in_minutes() -> None:
     values = resolved("experiment=bert")
-    assert (values["data.objective"], values["data.tokenizer"], values["metrics"]) == ("masked", "bytes", None)
+    assert (values["data.objective"], values["data.tokenizer"], values["metrics"]) == (
+        "masked",
+        "bytes",
+        None,
+    )
     planned = report(typed(composed("experiment=bert", "plan.ranks=4", "plan.memory=1GiB")), [])
     assert "4 x 1" in planned
     assert "1 x 4" in planned
