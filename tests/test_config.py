@@ -93,7 +93,8 @@ def test_keys_that_nothing_reads_are_refused(override: str, message: str) -> Non
         ),
         (
             ["experiment=smal"],
-            "experiment=smal is not one of bert, bert_base, digits, gpt, none, simplenet, small; did you mean small?",
+            "experiment=smal is not one of bert, bert_base, bytes, digits, gpt, gpt2, gpt2_xl, none, "
+            "simplenet, small; did you mean small?",
         ),
         (["optimizer=custom", "optimizer.target=a:b"], "optimizer.lr has no value: give optimizer.lr=..."),
         (["~model"], "model has no value: give model=..."),

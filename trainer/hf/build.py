@@ -82,8 +82,8 @@ def _check_length(settings: Any, data: Data, example: Activation) -> None:
     if isinstance(most, int) and 0 < most < longest:
         raise UserError(
             f"the data's samples have up to {longest} tokens (data.context), and the model has {most} "
-            "positions: lower data.context, or raise +model.config.max_position_embeddings where positions are "
-            "computed, as rotary ones are"
+            "positions: lower data.context, or raise +model.config.max_position_embeddings where positions "
+            "are computed, as rotary ones are"
         )
 
 
