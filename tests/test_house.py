@@ -33,6 +33,7 @@ ORDER = [
     "evaluation",
     "generation",
     "metrics",
+    "evaluate",
     "resume",
     "train",
     "report",
