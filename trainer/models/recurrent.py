@@ -231,8 +231,8 @@ class _Scan(torch.autograd.Function):
         w_ih, w_hh, b_ih, b_hh = _stacked(weights)
         with _full_precision(x):
             inputs = torch.baddbmm(b_ih[:, None].to(kind), x.flatten(1, 2), w_ih.to(kind).mT)  # [1]
-            shaped = inputs.view(*x.shape[:-1], -1).float()
-            states, saved = cell.forward(shaped, w_hh.to(kind), b_hh)  # [2]
+            shaped = inputs.view(*x.shape[:-1], -1)
+            states, saved = cell.forward(_at_least_single(shaped), w_hh.to(kind), b_hh)  # [2]
         ctx.save_for_backward(x, states, *saved, *weights)
         ctx.cell, ctx.weights = cell, weights
         return states[:, 1:]
@@ -244,7 +244,9 @@ class _Scan(torch.autograd.Function):
         saved, weights = rest[: -len(ctx.weights)], rest[-len(ctx.weights) :]
         w_ih, w_hh, *_ = _stacked(weights)
         with _full_precision(x):
-            to_inputs, to_states = ctx.cell.backward(gradient.float(), w_hh.to(x.dtype), states, saved)  # [3]
+            to_inputs, to_states = ctx.cell.backward(
+                _at_least_single(gradient), w_hh.to(x.dtype), states, saved
+            )  # [3]
             to_inputs = to_inputs.flatten(1, 2).to(x.dtype)
             dx = torch.bmm(to_inputs, w_ih.to(x.dtype)).view_as(x) if ctx.needs_input_grad[2] else None  # [4]
         x = x.flatten(1, 2)
@@ -294,6 +296,10 @@ def _states(inputs: Tensor, gates: int) -> Tensor:
     states = inputs.new_empty(directions, time + 1, batch, rows // gates)
     states[:, 0] = 0
     return states
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _slope(sigmoid: Tensor) -> Tensor:

@@ -47,7 +47,6 @@ def speech(config: SpeechConfig, data: Data) -> Model:
         raise UserError("model.name=speech needs recordings with transcripts: use data=speech")
     for part in (training, validation):
         part.check(config.stride)
-    assert data.vocabulary is not None
     front: Callable[[], nn.Module] = partial(StackingFront, training.bands, config.width, config.stride)
     inputs = config.width
     if config.front == "conv":
@@ -58,7 +57,7 @@ def speech(config: SpeechConfig, data: Data) -> Model:
     for number in range(config.layers):
         block = partial(Block, config, outputs if number else inputs)
         layers.append(Layer(f"recurrent.{number}", block))
-    layers.append(Layer("head", partial(Head, outputs, data.vocabulary)))
+    layers.append(Layer("head", partial(Head, outputs, training.letters.vocabulary)))
     return Model(layers=tuple(layers), loss=CTCLoss())
 
 

@@ -35,21 +35,25 @@ class Utterances:
         lengths: How many each has.
         texts: Their transcripts, as the numbers of letters.
         names: Their names, for messages.
+        letters: What the numbers mean.
 
     Attributes:
         lengths: How many frames each recording has.
+        letters: What the numbers in transcripts mean.
     """
 
     def __init__(
         self,
+        *,
         frames: NDArray[Any],
         starts: NDArray[np.int64],
         lengths: NDArray[np.int64],
         texts: Sequence[NDArray[np.int64]],
         names: Sequence[str],
+        letters: Letters,
     ) -> None:
         self._frames, self._starts, self._texts = frames, starts, texts
-        self.lengths, self._names = lengths, names
+        self.lengths, self.letters, self._names = lengths, letters, names
         self._needed = np.array([len(text) + np.count_nonzero(text[1:] == text[:-1]) for text in texts])
 
     def __len__(self) -> int:
@@ -131,9 +135,8 @@ def load(config: SpeechDataConfig) -> Data:
         training=parts[0],
         validation=parts[1],
         fingerprint=hashlib.sha256(facts.encode()).hexdigest(),
-        vocabulary=letters.vocabulary,
-        tokenizer=letters,
         notes=tuple(notes),
+        metrics=("word_error_rate", "character_error_rate"),
     )
 
 
@@ -142,16 +145,21 @@ def example(config: SpeechDataConfig, vocabulary: int | None = None) -> Data:
 
     Args:
         config: The data's.
-        vocabulary: The number of distinct letters, the blank among them; None: of English.
+        vocabulary: The number of letters, with the space and the blank; None: that of English.
     """
     length = round(config.longest / config.hop)
     count = 2
     text = 2 + np.arange(round(config.longest * _LETTERS_A_SECOND), dtype=np.int64) % 2
-    lengths = np.full(count, length, dtype=np.int64)
-    starts = np.zeros(count, dtype=np.int64)
-    frames = np.zeros((length, config.features), dtype=np.float16)
-    utterances = Utterances(frames, starts, lengths, [text] * count, ["example"] * count)
-    return Data(utterances, utterances, fingerprint="example", vocabulary=vocabulary or _ALPHABET)
+    letters = Letters(map(chr, range(ord("a"), ord("a") + (vocabulary or _ALPHABET) - 2)))
+    utterances = Utterances(
+        frames=np.zeros((length, config.features), dtype=np.float16),
+        starts=np.zeros(count, dtype=np.int64),
+        lengths=np.full(count, length, dtype=np.int64),
+        texts=[text] * count,
+        names=["example"] * count,
+        letters=letters,
+    )
+    return Data(utterances, utterances, fingerprint="example")
 
 
 def _bands(config: SpeechDataConfig) -> Bands:
@@ -201,11 +209,12 @@ def _utterances(
     if not kept:
         raise UserError(f"every recording is longer than data.longest={config.longest:g} seconds: raise it")
     utterances = Utterances(
-        map_features(cache, key, bands),
-        (np.cumsum(lengths) - lengths)[kept],
-        lengths[kept],
-        [_encoded(recordings[place], letters, config) for place in kept],
-        [str(recordings[place].path) for place in kept],
+        frames=map_features(cache, key, bands),
+        starts=(np.cumsum(lengths) - lengths)[kept],
+        lengths=lengths[kept],
+        texts=[_encoded(recordings[place], letters, config) for place in kept],
+        names=[str(recordings[place].path) for place in kept],
+        letters=letters,
     )
     utterances.check(stride=1)
     return utterances, held.digest
