@@ -244,9 +244,8 @@ class _Scan(torch.autograd.Function):
         saved, weights = rest[: -len(ctx.weights)], rest[-len(ctx.weights) :]
         w_ih, w_hh, *_ = _stacked(weights)
         with _full_precision(x):
-            to_inputs, to_states = ctx.cell.backward(
-                _at_least_single(gradient), w_hh.to(x.dtype), states, saved
-            )  # [3]
+            gradient = _at_least_single(gradient)
+            to_inputs, to_states = ctx.cell.backward(gradient, w_hh.to(x.dtype), states, saved)  # [3]
             to_inputs = to_inputs.flatten(1, 2).to(x.dtype)
             dx = torch.bmm(to_inputs, w_ih.to(x.dtype)).view_as(x) if ctx.needs_input_grad[2] else None  # [4]
         x = x.flatten(1, 2)
@@ -299,6 +298,7 @@ def _states(inputs: Tensor, gates: int) -> Tensor:
 
 
 def _at_least_single(x: Tensor) -> Tensor:
+    """Return numbers in float32, or in their own type if it is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
