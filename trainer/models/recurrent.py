@@ -21,155 +21,16 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from trainer.models.cells import GATES, scan, scan_back
 from trainer.models.deferring import defer
 
 _PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
-class Cell(Protocol):
-    """The equations of one kind of cell, for all steps of all directions.
-
-    `gates` is the number of its gates, whose rows follow one another in its weights.
-    """
-
-    gates: int
-
-    def forward(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the loop [2].
-
-        Args:
-            inputs: What the gates get from the inputs, float32 [directions, time, batch, gates * width].
-            weight: W_hh [directions, gates * width, width], in the type of the products.
-            bias: b_hh, float32 [directions, gates * width].
-
-        Returns:
-            The states [directions, 1 + time, batch, width], beginning with zeros, and what `backward` needs.
-        """
-
-    def backward(
-        self, gradient: Tensor, weight: Tensor, states: Tensor, saved: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Run the loop [3].
-
-        Args:
-            gradient: That of the states but the first, float32 [directions, time, batch, width].
-            weight: As in `forward`.
-            states: What `forward` returned.
-            saved: What `forward` returned.
-
-        Returns:
-            The gradients of the gates' two parts, from inputs and from states: [directions, time, batch,
-            gates * width] each.
-        """
-
-
-class LSTMCell:
-    """A long short-term memory; gates i, f, g, o (Hochreiter and Schmidhuber 1997; Gers et al. 2000)."""
-
-    gates = 4
-
-    def forward(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the loop of `Cell.forward`; it saves the gates, the memories and their tanh."""
-        activations = inputs + bias[:, None, None]
-        states = _states(inputs, self.gates)
-        memories, squashed = torch.zeros_like(states), torch.empty_like(states[:, 1:])
-        width, turned = states.shape[-1], weight.mT
-        i, f, g, o = (part.unbind(1) for part in activations.chunk(self.gates, -1))
-        sigmoids = activations[..., : 2 * width].unbind(1)
-        steps, h, c, tanh_c = (each.unbind(1) for each in (activations, states, memories, squashed))
-        for t in range(len(steps)):
-            steps[t].add_(torch.bmm(h[t].to(turned.dtype), turned))
-            sigmoids[t].sigmoid_()
-            g[t].tanh_()
-            o[t].sigmoid_()
-            torch.mul(f[t], c[t], out=c[t + 1]).addcmul_(i[t], g[t])
-            torch.tanh(c[t + 1], out=tanh_c[t])
-            torch.mul(o[t], tanh_c[t], out=h[t + 1])
-        return states, (activations, memories, squashed)
-
-    def backward(
-        self, gradient: Tensor, weight: Tensor, states: Tensor, saved: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Run the loop of `Cell.backward`; both parts of the gates have one gradient."""
-        activations, memories, squashed = saved
-        i, f, g, o = activations.chunk(self.gates, -1)
-        # What the gradients of c and h are multiplied by, for all steps at once.
-        by_memory = torch.stack(
-            (g * _slope(i), memories[:, :-1] * _slope(f), i * (1 - g * g)), dim=-2
-        ).unbind(1)
-        by_state = (squashed * _slope(o)).unbind(1)
-        through_tanh = (o * (1 - squashed * squashed)).unbind(1)
-        gates = torch.empty_like(activations).view(*states[:, 1:].shape[:-1], self.gates, -1)
-        memory_gates, output_gate = gates[..., :3, :].unbind(1), gates[..., 3, :].unbind(1)
-        rows = gates.flatten(-2)
-        all_gates, forget, out = rows.unbind(1), f.unbind(1), gradient.unbind(1)
-        dh, dc = torch.zeros_like(states[:, 0]), torch.zeros_like(states[:, 0])
-        for t in reversed(range(len(out))):
-            dh = out[t] + dh
-            dc = torch.addcmul(dc, dh, through_tanh[t])
-            torch.mul(dc.unsqueeze(-2), by_memory[t], out=memory_gates[t])
-            torch.mul(dh, by_state[t], out=output_gate[t])
-            dc = dc * forget[t]
-            dh = torch.bmm(all_gates[t].to(weight.dtype), weight)
-        return rows, rows
-
-
-class GRUCell:
-    """A gated recurrent unit; gates r, z, n (Cho et al. 2014, with torch's reset after the product)."""
-
-    gates = 3
-
-    def forward(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the loop of `Cell.forward`; it saves the gates, and what n gets from the state."""
-        activations = inputs.clone()
-        states = _states(inputs, self.gates)
-        width, turned = states.shape[-1], weight.mT
-        ours = torch.empty_like(states[:, 1:])
-        activations[..., : 2 * width] += bias[:, None, None, : 2 * width]
-        gates = activations[..., : 2 * width].unbind(1)
-        r, z, n = (part.unbind(1) for part in activations.chunk(self.gates, -1))
-        h, from_state, bias_n = states.unbind(1), ours.unbind(1), bias[:, None, 2 * width :]
-        for t in range(len(gates)):
-            product = torch.bmm(h[t].to(turned.dtype), turned)
-            gates[t].add_(product[..., : 2 * width]).sigmoid_()
-            torch.add(product[..., 2 * width :], bias_n, out=from_state[t])
-            n[t].addcmul_(r[t], from_state[t]).tanh_()
-            torch.lerp(n[t], h[t], z[t], out=h[t + 1])
-        return states, (activations, ours)
-
-    def backward(
-        self, gradient: Tensor, weight: Tensor, states: Tensor, saved: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Run the loop of `Cell.backward`."""
-        activations, ours = saved
-        width = states.shape[-1]
-        r, z, n = activations.chunk(self.gates, -1)
-        # What the gradient of h is multiplied by, for all steps at once.
-        by_n, by_z = (1 - z) * (1 - n * n), (states[:, :-1] - n) * _slope(z)
-        by_r, out, keep, reset = (each.unbind(1) for each in (ours * _slope(r), gradient, z, r))
-        factors = torch.stack((by_z, by_n), dim=-2).unbind(1)
-        # The gradients of r, z, what n gets from the state, and n: W_hh takes the first three, W_ih others.
-        gates = activations.new_empty(*activations.shape[:-1], 4, width)
-        dr, _, from_state, dn = (part.unbind(1) for part in gates.unbind(-2))
-        z_and_n, to_states = gates[..., 1::2, :].unbind(1), gates.flatten(-2)[..., : 3 * width].unbind(1)
-        dh = torch.zeros_like(states[:, 0])
-        for t in reversed(range(len(out))):
-            dh = out[t] + dh
-            torch.mul(dh.unsqueeze(-2), factors[t], out=z_and_n[t])
-            torch.mul(dn[t], by_r[t], out=dr[t])
-            torch.mul(dn[t], reset[t], out=from_state[t])
-            product = torch.bmm(to_states[t].to(weight.dtype), weight)
-            dh = torch.addcmul(product.to(dh.dtype), dh, keep[t])
-        return gates[..., [0, 1, 3], :].flatten(-2), gates[..., :3, :].flatten(-2)
-
-
-CELLS: dict[str, Cell] = {"lstm": LSTMCell(), "gru": GRUCell()}
 
 
 class Recurrent(nn.Module):
@@ -184,11 +45,11 @@ class Recurrent(nn.Module):
 
     def __init__(self, cell: str, inputs: int, width: int, *, bidirectional: bool = False) -> None:
         super().__init__()
-        self.cell = CELLS[cell]
+        self.cell = cell
         self.names = [
             f"{name}_l0{end}" for end in ("", "_reverse")[: 1 + bidirectional] for name in _PARAMETERS
         ]
-        rows, limit = self.cell.gates * width, 1 / math.sqrt(width)
+        rows, limit = GATES[cell] * width, 1 / math.sqrt(width)
         shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, width)}
         for name in self.names:
             shape = shapes.get(name[: len("weight_ih")], (rows,))
@@ -208,9 +69,10 @@ class Recurrent(nn.Module):
         backwards = len(self.names) > len(_PARAMETERS)
         inputs = torch.stack((steps, reverse(steps, lengths))) if backwards else steps[None]
         weights = [self.get_parameter(name) for name in self.names]
-        states: Tensor = _Scan.apply(self.cell, _product_type(x), inputs, *weights)  # type: ignore[no-untyped-call]
+        states = _Scan.apply(self.cell, _product_type(x), inputs, *weights)  # type: ignore[no-untyped-call]
         joined = torch.cat((states[0], reverse(states[1], lengths)), -1) if backwards else states[0]
-        return joined.transpose(0, 1)
+        output: Tensor = joined.transpose(0, 1)
+        return output
 
 
 def reverse(steps: Tensor, lengths: Tensor) -> Tensor:
@@ -226,13 +88,13 @@ class _Scan(torch.autograd.Function):
     """The layer without its reversals; inputs and states are [directions, time, batch, ...]."""
 
     @staticmethod
-    def forward(ctx: Any, cell: Cell, kind: torch.dtype, x: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, cell: str, kind: torch.dtype, x: Tensor, *weights: Tensor) -> Tensor:
         x = x.to(kind)
         w_ih, w_hh, b_ih, b_hh = _stacked(weights)
         with _full_precision(x):
             inputs = torch.baddbmm(b_ih[:, None].to(kind), x.flatten(1, 2), w_ih.to(kind).mT)  # [1]
             shaped = inputs.view(*x.shape[:-1], -1)
-            states, saved = cell.forward(_at_least_single(shaped), w_hh.to(kind), b_hh)  # [2]
+            states, *saved = scan(cell, at_least_single(shaped), w_hh.to(kind), b_hh)  # [2]
         ctx.save_for_backward(x, states, *saved, *weights)
         ctx.cell, ctx.weights = cell, weights
         return states[:, 1:]
@@ -244,8 +106,8 @@ class _Scan(torch.autograd.Function):
         saved, weights = rest[: -len(ctx.weights)], rest[-len(ctx.weights) :]
         w_ih, w_hh, *_ = _stacked(weights)
         with _full_precision(x):
-            gradient = _at_least_single(gradient)
-            to_inputs, to_states = ctx.cell.backward(gradient, w_hh.to(x.dtype), states, saved)  # [3]
+            gates = scan_back(ctx.cell, at_least_single(gradient), w_hh.to(x.dtype), states, saved)  # [3]
+            to_inputs, to_states = gates[0], gates[-1]
             to_inputs = to_inputs.flatten(1, 2).to(x.dtype)
             dx = torch.bmm(to_inputs, w_ih.to(x.dtype)).view_as(x) if ctx.needs_input_grad[2] else None  # [4]
         x = x.flatten(1, 2)
@@ -289,19 +151,6 @@ def _full_precision(x: Tensor) -> Any:
     return torch.autocast(x.device.type, enabled=False) if _is_autocast(x.device.type) else nullcontext()
 
 
-def _states(inputs: Tensor, gates: int) -> Tensor:
-    """Return room for the states before and after every step, the first of them zero."""
-    directions, time, batch, rows = inputs.shape
-    states = inputs.new_empty(directions, time + 1, batch, rows // gates)
-    states[:, 0] = 0
-    return states
-
-
-def _at_least_single(x: Tensor) -> Tensor:
+def at_least_single(x: Tensor) -> Tensor:
     """Return numbers in float32, or in their own type if it is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _slope(sigmoid: Tensor) -> Tensor:
-    """Return the derivative of a sigmoid, given its value."""
-    return sigmoid * (1 - sigmoid)
