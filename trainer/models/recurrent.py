@@ -69,10 +69,9 @@ class Recurrent(nn.Module):
         backwards = len(self.names) > len(_PARAMETERS)
         inputs = torch.stack((steps, reverse(steps, lengths))) if backwards else steps[None]
         weights = [self.get_parameter(name) for name in self.names]
-        states = _Scan.apply(self.cell, _product_type(x), inputs, *weights)  # type: ignore[no-untyped-call]
+        states: Tensor = _Scan.apply(self.cell, _product_type(x), inputs, *weights)  # type: ignore[no-untyped-call]
         joined = torch.cat((states[0], reverse(states[1], lengths)), -1) if backwards else states[0]
-        output: Tensor = joined.transpose(0, 1)
-        return output
+        return joined.transpose(0, 1)
 
 
 def reverse(steps: Tensor, lengths: Tensor) -> Tensor:
@@ -97,7 +96,8 @@ class _Scan(torch.autograd.Function):
             states, *saved = scan(cell, at_least_single(shaped), w_hh.to(kind), b_hh)  # [2]
         ctx.save_for_backward(x, states, *saved, *weights)
         ctx.cell, ctx.weights = cell, weights
-        return states[:, 1:]
+        output: Tensor = states[:, 1:]
+        return output
 
     @staticmethod
     @once_differentiable
