@@ -114,6 +114,35 @@ class PromptsConfig(DataConfig):
     cache: str = plain(MISSING, "folder for token files; each node writes them once")
 
 
+@choice(
+    "data",
+    build="trainer.data.speech.load:load",
+    prepare="trainer.data.speech.load:prepare",
+    example="trainer.data.speech.load:example",
+)
+@dataclass
+class SpeechDataConfig(DataConfig):
+    """Recordings with transcripts, in folders as LibriSpeech has them, as log-mel features and letters."""
+
+    name: str = "speech"
+    path: str = plain(MISSING, "the folder of the recordings to train on")
+    validation_path: str | None = plain(
+        None, "a folder of recordings for validation; null holds out some speakers of `path`"
+    )
+    validation: float = true_share(0.05, "share of the speakers that is held out, at least one")
+    seed: int = not_negative(0, "seed of the choice of these")
+    letters: str | None = plain(
+        None, "the letters of transcripts, without the space; null takes those that occur in training"
+    )
+    longest: float = positive(35.0, "longer recordings are left out", unit="seconds")
+    features: int = positive(80, "mel bands of a frame")
+    lowest: float = not_negative(20.0, "lower end of the first band", unit="hertz")
+    highest: float = positive(7600.0, "upper end of the last band", unit="hertz")
+    window: float = positive(0.025, "length of a frame", unit="seconds")
+    hop: float = positive(0.01, "from one frame to the next", unit="seconds")
+    cache: str = plain(MISSING, "folder for files of features; each node writes them once")
+
+
 @choice("data", build="trainer.data.custom:load", prepare="trainer.data.custom:prepare")
 @dataclass
 class CustomDataConfig(CustomConfig, DataConfig):

@@ -96,6 +96,24 @@ class BertConfig(TransformerConfig):
     segments: int = positive(2, "segments that a sample may have")
 
 
+@choice("model", build="trainer.models.speech:speech")
+@dataclass
+class SpeechConfig(ModelConfig):
+    """Deep recurrent speech recognition: a front, recurrent layers and a head that writes letters (CTC)."""
+
+    name: str = "speech"
+    front: str = one_of(
+        "conv", ("conv", "stack"), "what shortens the frames: convolutions, or stacking some into one"
+    )
+    stride: int = positive(2, "frames that become one")
+    channels: int = positive(32, "channels of the convolutions")
+    cell: str = one_of("lstm", ("lstm", "gru"), "the cells of the recurrent layers")
+    layers: int = positive(5, "recurrent layers")
+    width: int = positive(512, "units of a recurrent layer, in each direction")
+    bidirectional: bool = plain(True, "whether recurrent layers also read from the end to the beginning")
+    dropout: float = below_one(0.1, "share of the activations that dropout zeroes")
+
+
 @choice("model", build="trainer.models.custom:custom")
 @dataclass
 class CustomModelConfig(CustomConfig, ModelConfig):
