@@ -42,6 +42,7 @@ class Data:
         vocabulary: The number of distinct tokens, or None if samples are not tokens.
         tokenizer: Turns text into tokens and back, or None if samples are not text.
         notes: What a person should know about the data; a run shows it.
+        classes: The number of classes of the samples, or of their pixels; None if the data does not say.
     """
 
     training: Dataset
@@ -50,6 +51,7 @@ class Data:
     vocabulary: int | None = None
     tokenizer: "Tokenizer | None" = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    classes: int | None = None
 
 
 class Tokenizer(Protocol):
