@@ -263,6 +263,12 @@ class Config:
     precision: str = one_of(
         "fp32", ("fp32", "bf16", "fp16"), "what layers compute in; weights and gradients stay float32"
     )
+    metrics: list[str] | None = text(
+        None,
+        "what a validation reports beside the loss: names of `trainer.models.metrics`, or "
+        "`package.module:callable`; null takes those of the data",
+        "a list of metrics, such as [accuracy]",
+    )
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)

@@ -53,6 +53,7 @@ def load(config: Cifar10Config) -> Data:
         validation=Images(test, scaling),
         fingerprint=digest.hexdigest(),
         notes=() if counts == _COUNTS else tuple(notes),
+        metrics=("accuracy",),
         classes=CLASSES,
     )
 

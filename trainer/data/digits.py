@@ -32,6 +32,7 @@ def digits(config: DigitsConfig) -> Data:
         training=Shifted(images[~apart], classes[~apart], config.padding),
         validation=Labelled(images[apart], classes[apart]),
         fingerprint=digest.hexdigest(),
+        metrics=("accuracy",),
         classes=CLASSES,
     )
 

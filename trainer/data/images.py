@@ -24,6 +24,7 @@ from trainer.errors import UserError
 
 _VALIDATION = ("val", "validation")
 _RESIZED = 8 / 7  # 256 for 224
+_MANY = 100  # classes, from which on the five likeliest are of interest
 _SAMPLED = 16  # files whose bytes the fingerprint takes
 
 
@@ -48,7 +49,15 @@ def load(config: ImagesConfig) -> Data:
         digest.update(part.chosen.tobytes() + part.files.names.tobytes())
         for place in np.unique(np.linspace(0, len(part) - 1, min(_SAMPLED, len(part))).astype(np.int64)):
             digest.update(part.path(int(place)).read_bytes())
-    return Data(training, validation, digest.hexdigest(), notes=notes, classes=len(files.classes))
+    number = len(files.classes)
+    return Data(
+        training,
+        validation,
+        digest.hexdigest(),
+        notes=notes,
+        metrics=("accuracy", "top5") if number >= _MANY else ("accuracy",),
+        classes=number,
+    )
 
 
 def example(config: ImagesConfig, _vocabulary: int | None) -> Data:

@@ -39,7 +39,7 @@ def scenes(config: ScenesConfig) -> Data:
         parts.append(_compose(config, count, images[which], classes[which], generator))
     digest = hashlib.sha256(b"".join(array.tobytes() for part in parts for array in part))
     training, validation = (Labelled(*part) for part in parts)
-    return Data(training, validation, digest.hexdigest(), classes=1 + CLASSES)
+    return Data(training, validation, digest.hexdigest(), metrics=("accuracy", "iou"), classes=1 + CLASSES)
 
 
 def _compose(

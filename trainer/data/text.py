@@ -104,6 +104,7 @@ def load(config: TextConfig) -> Data:
         vocabulary=_vocabulary(tokenizer, config),
         tokenizer=tokenizer,
         notes=(*source.notes, *description.notes),
+        metrics=("accuracy",) if config.objective == "masked" else ("perplexity", "bits_per_byte"),
     )
 
 

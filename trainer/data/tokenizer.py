@@ -10,6 +10,7 @@ from typing import IO, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Library
+from tokenizers.decoders import ByteLevel
 
 from trainer.data.dataset import Tokenizer
 from trainer.errors import UserError
@@ -71,6 +72,10 @@ class ByteTokenizer:
         """Return the text of the bytes; invalid UTF-8 becomes U+FFFD."""
         return bytes(tokens).decode("utf-8", errors="replace")
 
+    def count_bytes(self, tokens: list[int]) -> int:
+        """Return the number of tokens."""
+        return len(tokens)
+
     def encode_files(self, files: Iterable[Openable]) -> Iterator[NDArray[Any]]:
         """Yield the bytes of the files, unchanged even if they are not UTF-8."""
         for file in files:
@@ -106,6 +111,7 @@ class LibraryTokenizer:
         self.vocabulary = 1 + max(self._library.get_vocab(with_added_tokens=True).values(), default=-1)
         if self.vocabulary == 0:
             raise UserError(f"data.tokenizer={path} has no tokens: train it first")
+        self._special = {token.content for token in self._library.get_added_tokens_decoder().values()}
         found = (self._library.token_to_id(name) for name in _MASKS)
         self.mask = next((number for number in found if number is not None), None)
 
@@ -116,6 +122,17 @@ class LibraryTokenizer:
     def decode(self, tokens: list[int]) -> str:
         """Return the text of the tokens, special ones included."""
         return str(self._library.decode(tokens, skip_special_tokens=False))
+
+    def count_bytes(self, tokens: list[int]) -> int:
+        """Return the number of bytes of the tokens' text.
+
+        A token of a byte-level vocabulary writes each byte as one character, so tokens that begin or end
+        within a character are counted right. Other vocabularies have no such tokens.
+        """
+        if isinstance(self._library.decoder, ByteLevel):
+            names = (self._library.id_to_token(token) or "" for token in tokens)
+            return sum(len(name.encode()) if name in self._special else len(name) for name in names)
+        return len(self.decode(tokens).encode())
 
     def encode_files(self, files: Iterable[Openable]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of the files' text; invalid UTF-8 is read as U+FFFD.

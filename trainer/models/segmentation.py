@@ -1,6 +1,6 @@
-"""The loss and the metrics of models that give every pixel a class.
+"""The loss and a metric of models that give every pixel a class.
 
-All take logits [batch, classes, height, width] and int64 classes [batch, height, width], where `MASKED` marks
+Both take logits [batch, classes, height, width] and int64 classes [batch, height, width], where `MASKED` marks
 pixels without one.
 """
 
@@ -24,13 +24,7 @@ class PixelLoss(TokenLoss):
         return super().__call__(cast(Tensor, output).movedim(1, -1), target)
 
 
-def pixel_accuracy(output: Activation, target: Activation) -> tuple[Tensor, Tensor]:
-    """Return how many pixels get their class, and how many have one."""
-    given, wanted = cast(Tensor, output).argmax(1), cast(Tensor, target)
-    return (given == wanted).sum(), (wanted != MASKED).sum()
-
-
-def mean_iou(output: Activation, target: Activation) -> tuple[Tensor, int]:
+def iou(output: Activation, target: Activation) -> tuple[Tensor, int]:
     """Return the sum over the images of each one's intersection over union, and the number of images.
 
     That of an image is the mean over the classes that it has, or is given, the background (class 0) aside; 1
