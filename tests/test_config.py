@@ -32,6 +32,8 @@ def test_every_file_of_conf_passes(group: str) -> None:
         overrides = [f"{group}={file.stem}"]
         if file.stem == "hf":
             overrides += ["model.path=folder"]
+        if file.stem in ("cifar10", "images"):
+            overrides += ["data.path=folder"]
         if file.stem in ("custom", "module"):
             overrides += [f"{group}.target=package:name"]
         if group == "model" and file.stem != "gpt":
@@ -85,10 +87,14 @@ def test_keys_that_nothing_reads_are_refused(override: str, message: str) -> Non
     [
         (["model.width=x"], "model.width: Value 'x' of type 'str' could not be converted to Integer"),
         (["train.steps=1.5"], "train.steps: Value '1.5' of type 'float' could not be converted to Integer"),
-        (["model=gtp"], "model=gtp is not one of custom, gpt, hf, module, simplenet; did you mean gpt?"),
+        (
+            ["model=gtp"],
+            "model=gtp is not one of custom, gpt, hf, module, resnet, simplenet, unet; did you mean gpt?",
+        ),
         (
             ["experiment=smal"],
-            "experiment=smal is not one of digits, gpt, none, simplenet, small; did you mean small?",
+            "experiment=smal is not one of digits, gpt, none, resnet18_cifar10, resnet50_imagenet, "
+            "simplenet, small, unet; did you mean small?",
         ),
         (["optimizer=custom", "optimizer.target=a:b"], "optimizer.lr has no value: give optimizer.lr=..."),
         (["~model"], "model has no value: give model=..."),

@@ -90,7 +90,18 @@ def test_it_trains(installed: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("trainer model=", {"model=custom", "model=gpt", "model=hf", "model=module", "model=simplenet"}),
+        (
+            "trainer model=",
+            {
+                "model=custom",
+                "model=gpt",
+                "model=hf",
+                "model=module",
+                "model=resnet",
+                "model=simplenet",
+                "model=unet",
+            },
+        ),
         ("trainer model.wid", {"model.width="}),
         ("trainer experiment=s", {"experiment=simplenet", "experiment=small"}),
     ],

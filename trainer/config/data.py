@@ -71,9 +71,9 @@ class DigitsConfig(DataConfig):
     name: str = "digits"
     validation: float = true_share(0.2, "share of the images of each digit that is held out for validation")
     seed: int = not_negative(0, "seed of the choice of these")
-    padding: int = not_negative(
-        0, "by how far a training image is shifted at random, on both axes", unit="pixels"
-    )
+    rotation: float = not_negative(0.0, "by how much a training image is turned at random", unit="degrees")
+    zoom: float = positive(1.0, "by which factor it is enlarged or reduced at random")
+    shift: float = not_negative(0.0, "by how far it is shifted at random, on both axes", unit="pixels")
 
 
 @choice("data", build="trainer.data.scenes:scenes")

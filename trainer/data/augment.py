@@ -35,6 +35,31 @@ def shifted(images: Tensor, padding: int) -> Tensor:
     return padded.movedim(1, -1)[numbers, rows, columns].movedim(-1, 1).contiguous()
 
 
+def warped(images: Tensor, rotation: float, zoom: float, shift: float) -> Tensor:
+    """Return float images [batch, channels, height, width], each turned, enlarged or reduced, and shifted.
+
+    Pixels are interpolated; what comes into view is black.
+
+    Args:
+        images: The images.
+        rotation: The largest angle, in degrees, either way.
+        zoom: The largest factor; the least is its inverse.
+        shift: The largest shift on both axes, in pixels.
+    """
+    batch, _, height, width = images.shape
+    angles, zooms, across, down = 2 * torch.rand(4, batch) - 1
+    factors = (-math.log(zoom) * zooms).exp()  # from places in the result to places in the image
+    cosines = factors * (math.radians(rotation) * angles).cos()
+    sines = factors * (math.radians(rotation) * angles).sin()
+    # In units of half an image's side, as affine_grid takes them.
+    rows = (
+        torch.stack((cosines, -sines * height / width, 2 * shift / width * across), 1),
+        torch.stack((sines * width / height, cosines, 2 * shift / height * down), 1),
+    )
+    grid = torch.nn.functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images, grid, align_corners=False)
+
+
 class Parts:
     """Random parts of images of any size, as Inception's crops (Szegedy et al. 2014, arXiv:1409.4842).
 

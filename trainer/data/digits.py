@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config.schema import DigitsConfig
-from trainer.data.augment import shifted
+from trainer.data.augment import warped
 from trainer.data.binary import Labelled
 from trainer.data.dataset import Data
 from trainer.data.labelled import held_out
@@ -29,7 +29,7 @@ def digits(config: DigitsConfig) -> Data:
     apart = held_out(classes, config.validation, config.seed)
     digest = hashlib.sha256(images.tobytes() + classes.tobytes() + apart.tobytes())
     return Data(
-        training=Shifted(images[~apart], classes[~apart], config.padding),
+        training=Warped(images[~apart], classes[~apart], config),
         validation=Labelled(images[apart], classes[apart]),
         fingerprint=digest.hexdigest(),
         metrics=("accuracy",),
@@ -54,20 +54,20 @@ def read_digits(choice: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return (bunch.images / _BRIGHTEST).astype(np.float32)[:, None], bunch.target.astype(np.int64)
 
 
-class Shifted(Labelled):
-    """Images and their labels, in two arrays; the images are shifted at random.
+class Warped(Labelled):
+    """Images and their labels, in two arrays; the images are changed at random.
 
     Args:
         images: The images [samples, channels, height, width].
         labels: Their labels.
-        padding: The largest shift, in pixels.
+        config: By how much they are changed.
     """
 
-    def __init__(self, images: NDArray[np.float32], labels: NDArray[Any], padding: int) -> None:
+    def __init__(self, images: NDArray[np.float32], labels: NDArray[Any], config: DigitsConfig) -> None:
         super().__init__(images, labels)
-        self._padding = padding
+        self._by = (config.rotation, config.zoom, config.shift)
 
     def inputs(self, samples: NDArray[np.int64]) -> Tensor:
         """Return float32 images [samples, channels, height, width]."""
         images = super().inputs(samples)
-        return shifted(images, self._padding) if self._padding else images
+        return images if self._by == (0, 1, 0) else warped(images, *self._by)

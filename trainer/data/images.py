@@ -6,6 +6,7 @@ The first stage opens images, one micro-batch at a time; labels follow from the 
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,15 @@ def load(config: ImagesConfig) -> Data:
     if not root.is_dir():
         raise UserError(f"data.path={config.path} is no folder (from {Path.cwd()}): give a folder of images")
     training, validation, notes = _parts(config, root)
-    files, digest = training.files, hashlib.sha256()
-    if config.classes not in (None, len(files.classes)):
+    number = len(training.files.classes)
+    if config.classes not in (None, number):
         raise UserError(
-            f"data.classes={config.classes}, but {files.root} has {len(files.classes)} class folders"
+            f"data.classes={config.classes}, but {training.files.root} has {number} class folders"
         )
-    for part in (training, validation):
-        digest.update("\n".join(part.files.classes).encode())
-        digest.update(part.chosen.tobytes() + part.files.names.tobytes())
-        for place in np.unique(np.linspace(0, len(part) - 1, min(_SAMPLED, len(part))).astype(np.int64)):
-            digest.update(part.path(int(place)).read_bytes())
-    number = len(files.classes)
     return Data(
         training,
         validation,
-        digest.hexdigest(),
+        _fingerprint(training, validation),
         notes=notes,
         metrics=("accuracy", "top5") if number >= _MANY else ("accuracy",),
         classes=number,
@@ -73,24 +68,23 @@ def example(config: ImagesConfig, _vocabulary: int | None) -> Data:
 def _parts(config: ImagesConfig, root: Path) -> tuple["Images", "Images", tuple[str, ...]]:
     """Return the images to train on, those held out, and what a person should know."""
     if (root / "train").is_dir():
-        apart = next((root / name for name in _VALIDATION if (root / name).is_dir()), None)
-        if apart is None:
+        held = next((root / name for name in _VALIDATION if (root / name).is_dir()), None)
+        if held is None:
             raise UserError(
                 f"data.path={config.path} has a folder train, but none named val or validation; to hold out "
                 f"a share of train, give data.path={Path(config.path) / 'train'}"
             )
-        found, others = find_images(root / "train"), find_images(apart)
+        found, others = find_images(root / "train"), find_images(held)
         _same_classes(found, others)
-        training, validation = (
-            Images(config, files, np.arange(len(files.labels))) for files in (found, others)
-        )
+        chosen, apart = (np.arange(len(files.labels)) for files in (found, others))
         ignored = found.others + others.others
     else:
-        found = find_images(root)
-        chosen = held_out(found.labels, config.validation, config.seed)
-        training, validation = (Images(config, found, np.flatnonzero(which)) for which in (~chosen, chosen))
+        found = others = find_images(root)
+        which = held_out(found.labels, config.validation, config.seed)
+        chosen, apart = np.flatnonzero(~which), np.flatnonzero(which)
         ignored = found.others
-    training.augmented = True
+    training = Images(config, found, chosen, augmented=True)
+    validation = Images(config, others, apart)
     notes = [f"{ignored} files below {root} are no images, and were left out"] if ignored else []
     if not len(validation):
         notes.append(f"no image is held out: every class has too few for data.validation={config.validation}")
@@ -107,6 +101,25 @@ def _same_classes(training: ImageFiles, validation: ImageFiles) -> None:
             )
 
 
+def _fingerprint(*parts: "Images") -> str:
+    """Return a digest of all names and of some files' bytes.
+
+    Raises:
+        UserError: Such a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(os.fsencode("/".join(part.files.classes)))
+        digest.update(part.chosen.tobytes() + part.files.names.tobytes())
+        for place in np.unique(np.linspace(0, len(part) - 1, min(_SAMPLED, len(part))).astype(np.int64)):
+            path = part.path(int(place))
+            try:
+                digest.update(path.read_bytes())
+            except OSError as error:
+                raise UserError(f"the image {path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
 def _scaling(config: ImagesConfig) -> Scaling:
     return Scaling(config.mean, config.std, config.channels)
 
@@ -118,17 +131,19 @@ class Images:
         config: How they are resized, cropped and scaled.
         files: The files.
         chosen: Which of them.
+        augmented: Whether images are changed at random.
 
     Attributes:
         files: The files.
         chosen: Which of them.
-        augmented: Whether images are changed at random.
     """
 
-    def __init__(self, config: ImagesConfig, files: ImageFiles, chosen: NDArray[np.int64]) -> None:
+    def __init__(
+        self, config: ImagesConfig, files: ImageFiles, chosen: NDArray[np.int64], *, augmented: bool = False
+    ) -> None:
         self.files = files
         self.chosen = chosen
-        self.augmented = False
+        self._augmented = augmented
         self._config = config
         self._resize = config.resize or round(_RESIZED * config.size)
         self._scaling = _scaling(config)
@@ -154,11 +169,11 @@ class Images:
             UserError: A file cannot be read or is broken.
         """
         config = self._config
-        parts = Parts(len(samples), config.smallest) if self.augmented and config.crop == "resized" else None
+        parts = Parts(len(samples), config.smallest) if self._augmented and config.crop == "resized" else None
         pixels = torch.from_numpy(np.stack([self._read(*each, parts) for each in enumerate(samples)]))
-        if self.augmented and config.crop == "padded":
+        if self._augmented and config.crop == "padded":
             pixels = shifted(pixels, config.padding)
-        if self.augmented and config.flip:
+        if self._augmented and config.flip:
             pixels = flipped(pixels)
         return self._scaling(pixels)
 

@@ -9,7 +9,7 @@ from trainer.errors import UserError
 
 
 def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
-    """Return which samples are held out, chosen at random within each class.
+    """Return which samples are held out, chosen at random within each class, of which at least one stays.
 
     Args:
         labels: The class of every sample.
@@ -20,7 +20,7 @@ def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.b
     chosen = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels):
         (mine,) = np.nonzero(labels == label)
-        chosen[generator.permutation(mine)[: round(share * len(mine))]] = True
+        chosen[generator.permutation(mine)[: min(round(share * len(mine)), len(mine) - 1)]] = True
     return chosen
 
 

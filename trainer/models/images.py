@@ -50,9 +50,7 @@ def image_facts(data: Data, model: str) -> ImageFacts:
             "use data=images, data=cifar10 or data=digits"
         )
     if data.classes is None:
-        raise UserError(
-            f"{model} needs to know the number of classes: set Data.classes where the data is made"
-        )
+        raise UserError(f"{model} needs the number of classes: set Data.classes where the data is made")
     _, channels, height, width = first.shape
     return ImageFacts(channels, height, width, data.classes)
 

@@ -1,6 +1,6 @@
 """The loss and a metric of models that give every pixel a class.
 
-Both take logits [batch, classes, height, width] and int64 classes [batch, height, width], where `MASKED` marks
+Both take logits [batch, classes, height, width] and int64 classes [batch, height, width]; `MASKED` marks
 pixels without one.
 """
 
