@@ -13,11 +13,14 @@ from omegaconf import MISSING
 
 from trainer.config.data import (
     BinaryConfig,
+    Cifar10Config,
     CustomDataConfig,
     DataConfig,
     DigitsConfig,
+    ImagesConfig,
     PairsConfig,
     PromptsConfig,
+    ScenesConfig,
     TextConfig,
 )
 from trainer.config.fields import auto_or_positive, not_negative, one_of, plain, positive, size, text
@@ -28,7 +31,9 @@ from trainer.config.models import (
     HFConfig,
     ModelConfig,
     ModuleConfig,
+    ResNetConfig,
     SimpleNetConfig,
+    UNetConfig,
 )
 from trainer.config.optimizers import (
     AdamWConfig,
@@ -48,6 +53,7 @@ __all__ = [
     "BertConfig",
     "BinaryConfig",
     "CheckpointConfig",
+    "Cifar10Config",
     "Config",
     "CustomDataConfig",
     "CustomModelConfig",
@@ -60,6 +66,7 @@ __all__ = [
     "GenerateConfig",
     "GroupConfig",
     "HFConfig",
+    "ImagesConfig",
     "LRScheduleConfig",
     "LayoutConfig",
     "LossConfig",
@@ -70,12 +77,15 @@ __all__ = [
     "PairsConfig",
     "PlanConfig",
     "PromptsConfig",
+    "ResNetConfig",
     "RunConfig",
     "SGDConfig",
+    "ScenesConfig",
     "SimpleNetConfig",
     "SynchronousConfig",
     "TextConfig",
     "TrainConfig",
+    "UNetConfig",
     "UpdateConfig",
     "VerifyConfig",
     "flat",
