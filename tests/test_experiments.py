@@ -9,7 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.support.configs import CONF, composed
+from trainer.config.check import check
+from trainer.config.compose import typed
 from trainer.config.schema import flat
+from trainer.plan.report import report
 
 GPT = {
     "layout.stages": "auto",
@@ -119,6 +122,15 @@ SIMPLENET = {
 _OF_GROUPS = ("model.", "data.", "optimizer.")
 
 
+# What `python -m trainer.plan` is given besides, and the parameters that it finds.
+PLANNED = {
+    "digits": ((), 174_970),
+    "unet": ((), 482_619),
+    "resnet18_cifar10": (("data.path=FOLDER",), 11_173_962),
+    "resnet50_imagenet": (("data.path=FOLDER",), 25_557_032),
+}
+
+
 def resolved(*overrides: str) -> dict[str, object]:
     values = OmegaConf.to_container(composed(*overrides), resolve=True)
     assert isinstance(values, dict)
@@ -147,6 +159,19 @@ def test_simplenet() -> None:
     assert {key for key in values if key.startswith(_OF_GROUPS)} == {
         key for key in SIMPLENET if key.startswith(_OF_GROUPS)
     }
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_plan_of_each(name: str) -> None:
+    """Without the files of its data."""
+    overrides, parameters = PLANNED[name]
+    given = [f"experiment={name}", *overrides, "plan.ranks=4", "layout.stages=4"]
+    config = typed(composed(*given))
+    check(config)
+    text = report(config, given)
+    assert f"{parameters:,} parameters" in text
+    assert "4 x 1" not in text
+    assert "1 x 4" in text
 
 
 @pytest.mark.parametrize(
@@ -213,3 +238,25 @@ def test_composing_and_checking_import_neither_torch_nor_mpi(
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [runs, "[]"]
     assert not list(tmp_path.iterdir())
+
+
+def test_bert_base_is_the_network_of_the_paper() -> None:
+    overrides = ["experiment=bert_base", "plan.ranks=8", "plan.memory=16GiB", "plan.rows=1"]
+    config = typed(composed(*overrides))
+    check(config)
+    planned = report(config, [])
+    # Those of transformers' BertForMaskedLM, 109,514,298, and the head's copy of the embedding.
+    assert f"bert: {109_514_298 + 30_522 * 768:,} parameters in 14 layers, on 8 ranks of 16GiB" in planned
+    assert "a step: 256 samples in 32 micro-batches" in planned
+
+
+def test_bert_in_minutes() -> None:
+    values = resolved("experiment=bert")
+    assert (values["data.objective"], values["data.tokenizer"], values["metrics"]) == (
+        "masked",
+        "bytes",
+        None,
+    )
+    planned = report(typed(composed("experiment=bert", "plan.ranks=4", "plan.memory=1GiB")), [])
+    assert "4 x 1" in planned
+    assert "1 x 4" in planned

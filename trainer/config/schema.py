@@ -11,7 +11,18 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from trainer.config.data import BinaryConfig, CustomDataConfig, DataConfig, DigitsConfig, TextConfig
+from trainer.config.data import (
+    BinaryConfig,
+    Cifar10Config,
+    CustomDataConfig,
+    DataConfig,
+    DigitsConfig,
+    ImagesConfig,
+    PairsConfig,
+    PromptsConfig,
+    ScenesConfig,
+    TextConfig,
+)
 from trainer.config.fields import (
     above_zero_to_one,
     auto_or_positive,
@@ -23,12 +34,15 @@ from trainer.config.fields import (
     text,
 )
 from trainer.config.models import (
+    BertConfig,
     CustomModelConfig,
     GPTConfig,
     HFConfig,
     ModelConfig,
     ModuleConfig,
+    ResNetConfig,
     SimpleNetConfig,
+    UNetConfig,
 )
 from trainer.config.optimizers import (
     AdamWConfig,
@@ -45,8 +59,10 @@ __all__ = [
     "AdamWConfig",
     "AveragingConfig",
     "BatchConfig",
+    "BertConfig",
     "BinaryConfig",
     "CheckpointConfig",
+    "Cifar10Config",
     "Config",
     "CustomDataConfig",
     "CustomModelConfig",
@@ -54,10 +70,12 @@ __all__ = [
     "DataConfig",
     "DigitsConfig",
     "EvalConfig",
+    "EvaluateConfig",
     "GPTConfig",
     "GenerateConfig",
     "GroupConfig",
     "HFConfig",
+    "ImagesConfig",
     "LRScheduleConfig",
     "LayoutConfig",
     "LossConfig",
@@ -65,13 +83,18 @@ __all__ = [
     "ModelConfig",
     "ModuleConfig",
     "OptimizerConfig",
+    "PairsConfig",
     "PlanConfig",
+    "PromptsConfig",
+    "ResNetConfig",
     "RunConfig",
     "SGDConfig",
+    "ScenesConfig",
     "SimpleNetConfig",
     "SynchronousConfig",
     "TextConfig",
     "TrainConfig",
+    "UNetConfig",
     "UpdateConfig",
     "VerifyConfig",
     "flat",
@@ -163,6 +186,14 @@ class EvalConfig:
 
     every: int = not_negative(0, "steps between validations; 0 validates only at the end")
     samples: int = not_negative(256, "validation samples each time; 0 takes all of them")
+
+
+@dataclass
+class EvaluateConfig:
+    """What `python -m trainer.evaluate` evaluates on."""
+
+    samples: int = not_negative(0, "validation samples; 0 takes all of them")
+    output: str | None = plain(None, "file for the results, as JSON")
 
 
 @dataclass
@@ -287,8 +318,15 @@ class Config:
     precision: str = one_of(
         "fp32", ("fp32", "bf16", "fp16"), "what layers compute in; weights and gradients stay float32"
     )
+    metrics: list[str] | None = text(
+        None,
+        "what a validation reports beside the loss: names of `trainer.models.metrics`, or "
+        "`package.module:callable`; null takes those of the data",
+        "a list of metrics, such as [accuracy]",
+    )
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)

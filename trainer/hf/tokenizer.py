@@ -44,3 +44,7 @@ class FolderTokenizer:
     def decode(self, tokens: list[int]) -> str:
         """Return the text of tokens, without special ones."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def count_bytes(self, tokens: list[int]) -> int:
+        """Return the number of bytes of the tokens' text."""
+        return len(self.decode(tokens).encode())
