@@ -24,6 +24,7 @@ from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.micro_batches import read_samples
 from trainer.pipeline.precision import COMPUTE_TYPES, Precision
 from trainer.pipeline.randomness import Randomness
+from trainer.pipeline.readers import OwnReader, Reader, WorkerReader
 from trainer.pipeline.stage import Stage
 from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters
@@ -67,6 +68,7 @@ class Run:
         optimizer: Of the parameters that this rank updates; None where there are none.
         loss_scale: What losses are multiplied by with precision=fp16; else None.
         randomness: What a forward's random numbers follow from.
+        reader: Reads samples.
         engine: Runs schedules on the stages.
     """
 
@@ -104,6 +106,7 @@ class Run:
         self.loss_scale = LossScale() if config.precision == "fp16" else None
         self.randomness = Randomness(config.train.seed)
         mine = layout.stages_of(self.groups.model_parallel.rank)
+        self.reader = self._reader(reads=0 in mine or layout.stages - 1 in mine)
         device_of = {stage: self.devices[layout.device_of(stage)] for stage in mine}
         built = {stage: self._build_layers(partition.stages[stage], device_of[stage]) for stage in mine}
         loss_layer = self._loss_layer(device_of.get(layout.stages - 1))
@@ -141,6 +144,20 @@ class Run:
             gradients=self.replication,
             ties=TiedParameters(self.stages, self.model.layers, partition.stage_of),
             meter=self.meter,
+        )
+
+    def _reader(self, *, reads: bool) -> Reader:
+        """Return what reads samples; only ranks with the first or the last stage start workers."""
+        config = self.config
+        if not reads or not config.data.workers:
+            return OwnReader(config.train.seed)
+        return WorkerReader(
+            self.data,
+            config.data,
+            self.world.rank,
+            seed=config.train.seed,
+            data_seed=derive(config.train.seed, "data"),
+            deterministic=config.train.deterministic,
         )
 
     def _build_layers(self, indices: range, device: torch.device) -> list[BuiltLayer]:

@@ -14,6 +14,9 @@ class DataConfig:
     """What every kind of data has."""
 
     name: str = plain(MISSING, "the kind of data; `data=...` sets it")
+    workers: int = not_negative(
+        0, "processes of each rank that reads, which read the next step's samples; 0: the rank itself reads"
+    )
 
 
 @choice(
