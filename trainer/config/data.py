@@ -34,7 +34,17 @@ class TextConfig(DataConfig):
         None, "a file or a folder of text; null reads the source of Python's standard library"
     )
     pattern: str = plain("*", "which files of a folder to read")
-    tokenizer: str = plain("bytes", "`bytes`, or the path of a file of the `tokenizers` library")
+    format: str = one_of(
+        "auto",
+        ("auto", "text", "jsonl", "parquet"),
+        "the files' format; `auto` goes by their names; a folder of `datasets` is recognised",
+    )
+    field: str = plain("text", "the field of JSON lines, or the column of a table, that holds the text")
+    tokenizer: str = plain(
+        "auto",
+        "`bytes`, or a file of the `tokenizers` library, or a folder with a tokenizer.json; `auto` takes that "
+        "of `model=hf`, else `bytes`",
+    )
     context: int = positive(128, "length of a sample; follows `model.context`", unit="tokens")
     validation: float = true_share(0.05, "share of the text, at its end, that is held out for validation")
     objective: str = one_of(

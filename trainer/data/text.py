@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ from torch import Tensor
 
 from trainer.config.schema import TextConfig
 from trainer.data.dataset import Data, Dataset
-from trainer.data.files import find_text
+from trainer.data.encoding import key_of, tokenise
 from trainer.data.masked import Masked
-from trainer.data.reading import encoding_notes, readable_files, watched
+from trainer.data.pieces import TextSource
 from trainer.data.tokenizer import FileTokenizer, build_tokenizer
-from trainer.data.tokens import describe, map_tokens, prepare_cache, token_key, write_tokens
+from trainer.data.tokens import describe, map_tokens
 from trainer.errors import UserError
 
 _MASK_SEED = 0  # samples are masked alike in every run, so that validations can be compared
-_log = logging.getLogger(__name__)
 
 
 class Windows:
@@ -60,20 +58,7 @@ def prepare(config: TextConfig) -> None:
     Raises:
         UserError: The text or the tokenizer cannot be read, or the cache cannot be written.
     """
-    tokenizer = build_tokenizer(config.tokenizer)
-    source = find_text(config.path, config.pattern)
-    cache = Path(config.cache)
-    key = token_key(source, tokenizer.digest)
-    if describe(cache, key) is None:
-        prepare_cache(cache)
-        _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
-        texts, notes = readable_files(source, any_bytes=config.tokenizer == "bytes")
-        arrays = tokenizer.encode_files(watched(texts))
-
-        def all_notes() -> list[str]:
-            return [*notes, *encoding_notes(texts, source.title, tokenizer.invalid)]
-
-        write_tokens(cache, key, arrays, tokenizer.vocabulary, all_notes)
+    tokenise(TextSource.of(config), config.tokenizer, Path(config.cache))
 
 
 def load(config: TextConfig) -> Data:
@@ -84,9 +69,10 @@ def load(config: TextConfig) -> Data:
             too short.
     """
     tokenizer = build_tokenizer(config.tokenizer)
-    source = find_text(config.path, config.pattern)
+    text = TextSource.of(config)
+    source = text.find()
     cache = Path(config.cache)
-    key = token_key(source, tokenizer.digest)
+    key = key_of(text, source, tokenizer)
     description = describe(cache, key)
     if description is None:
         raise UserError(

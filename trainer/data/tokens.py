@@ -21,7 +21,7 @@ from trainer.data.files import Source
 from trainer.errors import UserError
 
 _TYPES = ("|u1", "<u2", "<u4")  # of tokens, the smallest first
-_VERSION = 2  # increase it when the same text would give other tokens
+_VERSION = 3  # increase it when the same text would give other tokens
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class Description:
     notes: Sequence[str] = ()
 
 
-def token_key(source: Source, tokenizer_digest: str) -> str:
-    """Return a name for the tokens of these files; it changes when a file or the tokenizer does."""
+def token_key(source: Source, tokenizer_digest: str, formats: Sequence[str] = ()) -> str:
+    """Return a name for the tokens of these files; it changes when a file, the tokenizer or a format does."""
     facts = [
         _VERSION,
         tokenizer_digest,
+        *formats,
         os.fspath(source.root.resolve()),  # two files with equal name, size and time may still differ
         [(file.name, file.size, file.modified) for file in source.files],
     ]
@@ -94,7 +95,7 @@ def write_tokens(
         vocabulary: The number of distinct tokens.
         notes: Returns the description's notes, when all tokens are written.
     """
-    dtype = _dtype(vocabulary)
+    dtype = dtype_of(vocabulary)
     digest = hashlib.sha256()
     count = 0
 
@@ -106,10 +107,10 @@ def write_tokens(
             stream.write(block)
             count += len(array)
 
-    _write_atomically(folder / f"{key}.tokens", write)
+    write_atomically(folder / f"{key}.tokens", write)
     description = Description(count, dtype.str, digest.hexdigest(), notes())
     content = json.dumps(asdict(description)).encode()
-    _write_atomically(folder / f"{key}.json", lambda stream: stream.write(content))
+    write_atomically(folder / f"{key}.json", lambda stream: stream.write(content))
     return description
 
 
@@ -120,12 +121,13 @@ def map_tokens(folder: Path, key: str, description: Description) -> NDArray[Any]
     return np.asarray(np.memmap(folder / f"{key}.tokens", dtype=description.dtype, mode="r"))
 
 
-def _dtype(vocabulary: int) -> np.dtype[Any]:
+def dtype_of(vocabulary: int) -> np.dtype[Any]:
+    """Return the smallest type that holds the tokens of a vocabulary."""
     *small, largest = _TYPES
     return np.dtype(next((name for name in small if vocabulary - 1 <= np.iinfo(name).max), largest))
 
 
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, then rename it, so that no reader sees a partial file."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:

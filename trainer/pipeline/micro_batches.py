@@ -93,9 +93,7 @@ class MicroBatches(Source):
         read_targets: bool,
         reader: Reads | None = None,
     ) -> None:
-        reading = Reading(
-            samples, randomness.step, randomness.first_micro_batch, read_inputs, read_targets
-        )
+        reading = Reading(samples, randomness.step, randomness.first_micro_batch, read_inputs, read_targets)
         if reader is None:
             self._inputs, self._targets = read(dataset, reading, randomness.run_seed)
         else:
