@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainer.config.schema import Config, flat
 from trainer.data.build import load_data
-from trainer.data.order import Order
+from trainer.data.order import order_of
 from trainer.distributed import environment
 from trainer.distributed.devices import devices_of_rank
 from trainer.distributed.world import Groups, World, horovod, versions
@@ -84,7 +84,7 @@ class Run:
         self.data = load_data(config.data, world)
         world.agree("data", {"fingerprint": self.data.fingerprint})
         check_data(self.data, config, world)
-        self.order = Order(len(self.data.training), config.train.seed)
+        self.order = order_of(self.data.training, config.train.seed)
         seed_generators(derive(config.train.seed, "model"))
         self.model = freeze(build_model(config.model, self.data, config.loss), config.train.freeze)
         check_groups(config.optimizer.groups, self.model)

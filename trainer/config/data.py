@@ -1,6 +1,7 @@
 """The configuration of every kind of data. To add a kind: its module, and its declaration here."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -34,6 +35,11 @@ class TextConfig(DataConfig):
         None, "a file or a folder of text; null reads the source of Python's standard library"
     )
     pattern: str = plain("*", "which files of a folder to read")
+    mixture: list[Any] = plain(
+        [],
+        "sources and how often each is trained on, in place of `path`, such as "
+        "`[{path: books, weight: 3}, {path: web, pattern: '*.jsonl', weight: 1}]`",
+    )
     format: str = one_of(
         "auto",
         ("auto", "text", "jsonl", "parquet"),
@@ -42,8 +48,8 @@ class TextConfig(DataConfig):
     field: str = plain("text", "the field of JSON lines, or the column of a table, that holds the text")
     tokenizer: str = plain(
         "auto",
-        "`bytes`, or a file of the `tokenizers` library, or a folder with a tokenizer.json; `auto` takes that "
-        "of `model=hf`, else `bytes`",
+        "`bytes`, or a file of the `tokenizers` library, or a folder with a tokenizer.json; `auto` takes "
+        "that of `model=hf`, else `bytes`",
     )
     context: int = positive(128, "length of a sample; follows `model.context`", unit="tokens")
     validation: float = true_share(0.05, "share of the text, at its end, that is held out for validation")

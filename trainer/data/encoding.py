@@ -55,8 +55,8 @@ def tokenise(
     cache: Path,
     workers: int | None = None,
     report: Report = lambda _done, _of: None,
-) -> Description:
-    """Tokenise a source, unless the cache has its tokens.
+) -> tuple[Description, bool]:
+    """Tokenise a source, unless the cache has its tokens; return what it has, and whether it had it before.
 
     Args:
         text: The source.
@@ -72,11 +72,11 @@ def tokenise(
     source = text.find()
     key = key_of(text, source, built)
     if (known := describe(cache, key)) is not None:
-        return known
+        return known, True
     prepare_cache(cache)
     with _alone(cache / f".{key}.lock"):
         if (known := describe(cache, key)) is not None:  # another run has just written it
-            return known
+            return known, True
         _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
         pieces, notes = cut(text, source, any_bytes=tokenizer in ("auto", "bytes"))
         wrong: dict[str, int] = {}
@@ -89,14 +89,14 @@ def tokenise(
             workers = 1 if total <= _FEW else environment.cores()
         if workers == 1 and total <= _FEW:
             arrays = _encode_here(built, pieces, wrong, report)
-            return write_tokens(cache, key, arrays, built.vocabulary, all_notes)
+            return write_tokens(cache, key, arrays, built.vocabulary, all_notes), False
         folder = cache / f"{key}.parts"
         folder.mkdir(exist_ok=True)
         _encode_apart(_Setting(tokenizer, folder, tuple(pieces)), min(workers, len(pieces)), report)
         arrays = _joined(folder, len(pieces), dtype_of(built.vocabulary), wrong)
         description = write_tokens(cache, key, arrays, built.vocabulary, all_notes)
         shutil.rmtree(folder, ignore_errors=True)
-        return description
+        return description, False
 
 
 @contextlib.contextmanager

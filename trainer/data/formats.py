@@ -7,6 +7,7 @@ of it. Lines are cut by bytes, Parquet by row groups, a data set by rows.
 import importlib
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def format_of(path: Path, asked: str) -> str:
         if (path / _SPLITS).is_file():
             splits = json.loads((path / _SPLITS).read_text()).get("splits", [])
             raise UserError(
-                f"data.path={path} holds the splits {', '.join(splits)} of a data set: give one of them, such "
-                f"as data.path={path / (splits or ['train'])[0]}"
+                f"data.path={path} holds the splits {', '.join(splits)} of a data set: give one of them, "
+                f"such as data.path={path / (splits or ['train'])[0]}"
             )
         return "dataset" if all((path / name).is_file() for name in _SAVED) else "folder"
     if asked != "auto":
@@ -171,4 +172,4 @@ def _library(module: str, path: Path, package: str) -> Any:
 def cut_lines(path: Path, size: int, every: int) -> list[tuple[int, int]]:
     """Return ranges of bytes of about `every` bytes each, which end at ends of lines."""
     places = [line_start(path, place, size) for place in range(0, size, every)] + [size]
-    return [(start, stop) for start, stop in zip(places[:-1], places[1:], strict=True) if start < stop]
+    return [(start, stop) for start, stop in pairwise(places) if start < stop]

@@ -1,7 +1,7 @@
 """Sources of text, cut into pieces that can be tokenised apart from one another.
 
-A piece is about 16 MiB of text: many small files, or a range of a large one that ends at the end of a line. The
-pieces depend on the source alone. So the tokens are the same whether one process makes them or many.
+A piece is about 16 MiB of text: many small files, or a range of a large one that ends at the end of a line.
+The pieces depend on the source alone. So the tokens are the same whether one process makes them or many.
 """
 
 import io

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trainer.activation import Activation, flatten
 from trainer.config.schema import Config
 from trainer.data.dataset import Data, Dataset
-from trainer.data.order import Order
+from trainer.data.order import order_of
 from trainer.distributed.world import Communicator, differing, listed
 from trainer.errors import UserError
 from trainer.pipeline.micro_batches import read_samples
@@ -43,20 +43,20 @@ def check_data(data: Data, config: Config, world: Communicator) -> None:
         raise UserError("the data has no training samples: look at data.path, or at what data.target returns")
     seen: dict[str, str] = {}
     for name, part in parts.items():
-        for samples in _chosen(name, len(part), config):
+        for samples in _chosen(name, part, config):
             seen |= _read(part, name, samples, config.train.seed)
     _agree(seen, world)
 
 
-def _chosen(name: str, length: int, config: Config) -> list[NDArray[np.int64]]:
+def _chosen(name: str, part: Dataset, config: Config) -> list[NDArray[np.int64]]:
     """Return the samples of two micro-batches, or of one to validate."""
-    size, seed = config.batch.micro_size, config.train.seed
+    size, seed, length = config.batch.micro_size, config.train.seed, len(part)
     if length == 0:
         return []
     first = np.arange(min(size, length), dtype=np.int64)
     if name == "validation":
         return [first]
-    return [first, Order(length, seed).samples(0, size)]
+    return [first, order_of(part, seed).samples(0, size)]
 
 
 def _read(part: Dataset, name: str, samples: NDArray[np.int64], seed: int) -> dict[str, str]:

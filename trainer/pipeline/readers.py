@@ -1,4 +1,4 @@
-"""What reads a rank's micro-batches: the rank itself, or workers, which read the next step's while it computes.
+"""What reads a rank's micro-batches: the rank itself, or workers, which read a step ahead of it.
 
 Workers build the data from its configuration, as every rank does, and read each micro-batch under the seed
 that the rank would set. So what they read has the same bits. Micro-batches are assigned to workers in turns;
