@@ -31,6 +31,11 @@ class Dataset(Protocol):
         """Return the loss's targets for these samples; the first dimension is the batch."""
 
 
+def is_endless(dataset: Dataset) -> bool:
+    """Return whether a dataset is a stream without a length."""
+    return bool(getattr(dataset, "endless", False))
+
+
 @dataclass(frozen=True)
 class Data:
     """A training part and a validation part, and the facts that a model needs about them.

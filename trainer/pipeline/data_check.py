@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trainer.activation import Activation, flatten
 from trainer.config.schema import Config
-from trainer.data.dataset import Data, Dataset
+from trainer.data.dataset import Data, Dataset, is_endless
 from trainer.data.order import order_of
 from trainer.distributed.world import Communicator, differing, listed
 from trainer.errors import UserError
@@ -41,6 +41,11 @@ def check_data(data: Data, config: Config, world: Communicator) -> None:
     _agree({f"the number of {name} samples": str(len(part)) for name, part in parts.items()}, world)
     if not len(data.training):
         raise UserError("the data has no training samples: look at data.path, or at what data.target returns")
+    if is_endless(data.training) and config.train.epochs is not None:
+        raise UserError(
+            f"train.epochs={config.train.epochs:g} needs data with a length, and the stream of data.target "
+            "has none: give train.steps, or the stream a __len__"
+        )
     seen: dict[str, str] = {}
     for name, part in parts.items():
         for samples in _chosen(name, part, config):
@@ -56,7 +61,8 @@ def _chosen(name: str, part: Dataset, config: Config) -> list[NDArray[np.int64]]
     first = np.arange(min(size, length), dtype=np.int64)
     if name == "validation":
         return [first]
-    return [first, order_of(part, seed).samples(0, size)]
+    ordered = order_of(part, seed).samples(0, size)
+    return [first] if np.array_equal(first, ordered) else [first, ordered]
 
 
 def _read(part: Dataset, name: str, samples: NDArray[np.int64], seed: int) -> dict[str, str]:

@@ -100,9 +100,10 @@ class WorkerReader:
     ) -> None:
         self._data = data
         setting = _Setting(config, seed, data_seed, torch.get_num_threads(), deterministic)
+        count = 1 if getattr(data.training, "sequential", False) else config.workers
         self._workers = [
-            Worker(_SERVE, setting, title=f"data worker {number} of {config.workers} of rank {rank}")
-            for number in range(config.workers)
+            Worker(_SERVE, setting, title=f"data worker {number} of {count} of rank {rank}")
+            for number in range(count)
         ]
         self._checked = False
         self._asked: _Request | None = None
