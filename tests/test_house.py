@@ -34,6 +34,7 @@ ORDER = [
     "evaluation",
     "generation",
     "metrics",
+    "evaluate",
     "resume",
     "train",
     "report",

@@ -45,6 +45,7 @@ __all__ = [
     "DataConfig",
     "DigitsConfig",
     "EvalConfig",
+    "EvaluateConfig",
     "GPTConfig",
     "GenerateConfig",
     "GroupConfig",
@@ -158,6 +159,14 @@ class EvalConfig:
 
 
 @dataclass
+class EvaluateConfig:
+    """What `python -m trainer.evaluate` evaluates on."""
+
+    samples: int = not_negative(0, "validation samples; 0 takes all of them")
+    output: str | None = plain(None, "file for the results, as JSON")
+
+
+@dataclass
 class GenerateConfig:
     """The text that a language model writes at the end of a run."""
 
@@ -267,8 +276,15 @@ class Config:
     precision: str = one_of(
         "fp32", ("fp32", "bf16", "fp16"), "what layers compute in; weights and gradients stay float32"
     )
+    metrics: list[str] | None = text(
+        None,
+        "what a validation reports beside the loss: names of `trainer.models.metrics`, or "
+        "`package.module:callable`; null takes those of the data",
+        "a list of metrics, such as [accuracy]",
+    )
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)

@@ -47,6 +47,7 @@ class Data:
         vocabulary: The number of distinct tokens, or None if samples are not tokens.
         tokenizer: Turns text into tokens and back, or None if samples are not text.
         notes: What a person should know about the data; a run shows it.
+        metrics: What a validation reports, unless the configuration says: names of `trainer.models.metrics`.
     """
 
     training: Dataset
@@ -55,6 +56,7 @@ class Data:
     vocabulary: int | None = None
     tokenizer: "Tokenizer | None" = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
 
 class Tokenizer(Protocol):
@@ -69,6 +71,9 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of the token numbers; never raises."""
+
+    def count_bytes(self, tokens: list[int]) -> int:
+        """Return the number of bytes of the text of consecutive tokens."""
 
 
 def as_tensors(activation: Activation) -> Activation:

@@ -121,6 +121,7 @@ def load(config: TextConfig) -> Data:
         vocabulary=_vocabulary(tokenizer, config),
         tokenizer=tokenizer,
         notes=tuple(note for each in loaded for note in each.notes),
+        metrics=("accuracy",) if config.objective == "masked" else ("perplexity", "bits_per_byte"),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Library
+from tokenizers.decoders import ByteLevel
 
 from trainer.data.dataset import Tokenizer
 from trainer.errors import UserError
@@ -78,6 +79,10 @@ class ByteTokenizer:
         """Return the text of the bytes; invalid UTF-8 becomes U+FFFD."""
         return bytes(tokens).decode("utf-8", errors="replace")
 
+    def count_bytes(self, tokens: list[int]) -> int:
+        """Return the number of tokens."""
+        return len(tokens)
+
     def encode_all(self, parts: Iterable[Readable], wrong: dict[str, int]) -> Iterator[NDArray[Any]]:
         """Yield the bytes of the parts, unchanged even if they are not UTF-8."""
         for part in parts:
@@ -120,6 +125,7 @@ class LibraryTokenizer:
         self.vocabulary = 1 + max(self._library.get_vocab(with_added_tokens=True).values(), default=-1)
         if self.vocabulary == 0:
             raise UserError(f"data.tokenizer={path} has no tokens: train it first")
+        self._special = {token.content for token in self._library.get_added_tokens_decoder().values()}
         found = (self._library.token_to_id(name) for name in _MASKS)
         self.mask = next((number for number in found if number is not None), None)
         named = _named_end(folder) if path.name == _FILE else None
@@ -134,6 +140,17 @@ class LibraryTokenizer:
     def decode(self, tokens: list[int]) -> str:
         """Return the text of the tokens, special ones included."""
         return str(self._library.decode(tokens, skip_special_tokens=False))
+
+    def count_bytes(self, tokens: list[int]) -> int:
+        """Return the number of bytes of the tokens' text.
+
+        A token of a byte-level vocabulary writes each byte as one character, so tokens that begin or end
+        within a character are counted right. Other vocabularies have no such tokens.
+        """
+        if isinstance(self._library.decoder, ByteLevel):
+            names = (self._library.id_to_token(token) or "" for token in tokens)
+            return sum(len(name.encode()) if name in self._special else len(name) for name in names)
+        return len(self.decode(tokens).encode())
 
     def encode_all(self, parts: Iterable[Readable], wrong: dict[str, int]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of the parts' text, with a token after each document, if there is one for that.
