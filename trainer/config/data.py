@@ -47,9 +47,9 @@ class TextConfig(DataConfig):
     )
     field: str = plain("text", "the field of JSON lines, or the column of a table, that holds the text")
     tokenizer: str = plain(
-        "auto",
-        "`bytes`, or a file of the `tokenizers` library, or a folder with a tokenizer.json; `auto` takes "
-        "that of `model=hf`, else `bytes`",
+        "bytes",
+        "`bytes`, or a file of the `tokenizers` library, or a folder with a tokenizer.json; "
+        "`${own_tokenizer:}` is that of `model=hf`, if there is one, else `bytes`",
     )
     context: int = positive(128, "length of a sample; follows `model.context`", unit="tokens")
     validation: float = true_share(0.05, "share of the text, at its end, that is held out for validation")

@@ -71,6 +71,11 @@ class HFConfig(ModelConfig):
         "paths of the parts to cut between; an empty list takes the model's list of blocks",
         "a list of paths, such as [model.layers]",
     )
+    context: int = positive(
+        1024,
+        "length of a sample; `${positions:}` is what the model has positions for, at most 1024",
+        unit="tokens",
+    )
     config: dict[str, Any] = plain({}, "values of config.json to change, such as `{num_hidden_layers: 4}`")
     attention: str = one_of("sdpa", ("sdpa", "eager"), "how attention is computed")
     experts: str = one_of("batched_mm", ("batched_mm", "eager"), "how mixtures of experts are computed")

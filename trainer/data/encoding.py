@@ -78,7 +78,7 @@ def tokenise(
         if (known := describe(cache, key)) is not None:  # another run has just written it
             return known, True
         _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
-        pieces, notes = cut(text, source, any_bytes=tokenizer in ("auto", "bytes"))
+        pieces, notes = cut(text, source, any_bytes=tokenizer == "bytes")
         wrong: dict[str, int] = {}
 
         def all_notes() -> list[str]:

@@ -59,7 +59,7 @@ def build_tokenizer(name: str) -> FileTokenizer:
     Raises:
         UserError: The file does not exist, or is not a file of the tokenizers library.
     """
-    return ByteTokenizer() if name in ("auto", "bytes") else LibraryTokenizer(Path(name))
+    return ByteTokenizer() if name == "bytes" else LibraryTokenizer(Path(name))
 
 
 class ByteTokenizer:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.activation import Activation
+from trainer.config.model_folder import limit
 from trainer.config.schema import HFConfig
 from trainer.cut.blocks import find_blocks
 from trainer.cut.model import cut
@@ -42,11 +43,7 @@ def hf(config: HFConfig, data: Data) -> Model:
     settings = folder.read_config(config)
     kind = folder.model_class(settings, config.path)
     example = as_tensors(data.training.inputs(np.zeros(1, dtype=np.int64)))
-    if data.vocabulary is not None and data.vocabulary > settings.vocab_size:
-        raise UserError(
-            f"the data has {data.vocabulary} distinct tokens, and model.path={config.path} knows "
-            f"{settings.vocab_size}: use the model's own tokenizer"
-        )
+    _check_fit(config, settings, data, example)
     padded = isinstance(example, dict) and _MASK in example
 
     def made_with(implementation: str) -> nn.Module:
@@ -71,6 +68,30 @@ def hf(config: HFConfig, data: Data) -> Model:
     names = config.blocks or [folder.find_list(weights.skeleton)]
     blocks = find_blocks(weights.skeleton, names, "model.blocks")
     return cut(weights, blocks, example, TokenLoss(), _call if padded else _unpadded)
+
+
+def _check_fit(config: HFConfig, settings: Any, data: Data, example: Activation) -> None:
+    """Raise a UserError unless the data's tokens and their number fit the model."""
+    path, tokens, known = config.path, data.vocabulary, settings.vocab_size
+    if tokens is not None and tokens > known:
+        raise UserError(
+            f"the data has {tokens} distinct tokens, and model.path={path} knows {known}: use the model's own "
+            "tokenizer"
+        )
+    if tokens is not None and data.tokenizer is not None and config.load == "weights" and 2 * tokens < known:
+        raise UserError(
+            f"the data has {tokens} distinct tokens, and the weights in model.path={path} know {known}, of "
+            "another tokenizer: give data.tokenizer=... the model's own, or train new weights with "
+            "model.load=config"
+        )
+    longest = limit(settings.to_dict())
+    ids = example.get("input_ids") if isinstance(example, dict) else example
+    rotary = hasattr(settings, "rope_theta") or hasattr(settings, "rope_parameters")
+    if longest is not None and not rotary and isinstance(ids, Tensor) and ids.shape[-1] > longest:
+        raise UserError(
+            f"a sample has {ids.shape[-1]} tokens, and model.path={path} has positions for {longest}: give "
+            f"data.context={longest}, or less"
+        )
 
 
 def _call(model: nn.Module, inputs: Activation) -> Any:
