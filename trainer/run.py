@@ -32,7 +32,7 @@ from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import LocalTransport, Transport
 from trainer.pipeline.wires.connect import connect
 from trainer.plan.agreed_costs import agreed_costs
-from trainer.plan.plan import Plan
+from trainer.plan.plan import Plan, may_read
 from trainer.replication.build import build_replication
 from trainer.replication.replication import Parts, Replication
 from trainer.schedule.actions import Action, Schedule
@@ -85,13 +85,16 @@ class Run:
         seed_generators(derive(config.train.seed, "data"))
         self.data = load_data(config.data, world)
         world.agree("data", {"fingerprint": self.data.fingerprint})
-        check_data(self.data, config, world)
+        recipe = resolve(config.schedule)
+        # A rank of a middle stage needs no samples, if their shapes are known without them.
+        reads = self.data.example is None or may_read(config, recipe, world.size, world.rank)
+        check_data(self.data, config, world, reads=reads)
         self.order = order_of(self.data.training, config.train.seed)
         seed_generators(derive(config.train.seed, "model"))
-        self.model = freeze(build_model(config.model, self.data, config.loss), config.train.freeze)
+        model = build_model(config.model, self.data.as_example(), config.loss)
+        self.model = freeze(model, config.train.freeze)
         self.metrics = build_metrics(config.metrics, self.data)
         check_groups(config.optimizer.groups, self.model)
-        recipe = resolve(config.schedule)
         world.agree("schedule", {recipe.name: recipe.digest})
         costs = agreed_costs(world, config, self.model, self.data)
         self.plan = Plan(config, self.model, costs, world.size, recipe)
@@ -213,7 +216,9 @@ class Run:
     def context(self) -> int:
         """Return the number of tokens of a sample."""
         (inputs,) = read_samples(
-            self.data.training.inputs, [np.zeros(1, dtype=np.int64)], Randomness(self.config.train.seed)
+            self.data.as_example().training.inputs,
+            [np.zeros(1, dtype=np.int64)],
+            Randomness(self.config.train.seed),
         )
         assert isinstance(inputs, Tensor)
         return inputs.shape[1]

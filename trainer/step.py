@@ -142,23 +142,21 @@ class TrainStep:
         All of it before the first forward, because the loss is divided by a count over all targets.
         """
         run = self._run
+        inputs, targets = run.holds_first_stage, run.holds_last_stage
+        if not inputs and not targets:
+            return MicroBatches(run.data.training, [], run.randomness, read_inputs=False, read_targets=False)
         batch = MicroBatches(
             run.data.training,
             self._samples(samples_seen),
             run.randomness,
-            read_inputs=run.holds_first_stage,
-            read_targets=run.holds_last_stage,
+            read_inputs=inputs,
+            read_targets=targets,
             reader=run.reader,
         )
-        if step < self._steps and (run.holds_first_stage or run.holds_last_stage):
-            following = Reading(
-                self._samples(samples_seen + run.config.batch.global_size),
-                step + 1,
-                run.micro_batches.start,
-                run.holds_first_stage,
-                run.holds_last_stage,
-            )
-            run.reader.expect(run.data.training, following)
+        if step < self._steps:
+            following = self._samples(samples_seen + run.config.batch.global_size)
+            first = run.micro_batches.start
+            run.reader.expect(run.data.training, Reading(following, step + 1, first, inputs, targets))
         return batch
 
     def _samples(self, samples_seen: int) -> list[NDArray[np.int64]]:

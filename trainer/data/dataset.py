@@ -1,6 +1,6 @@
 """What a dataset is: numbered samples; the first stage reads their inputs, the last their targets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +47,7 @@ class Data:
         vocabulary: The number of distinct tokens, or None if samples are not tokens.
         tokenizer: Turns text into tokens and back, or None if samples are not text.
         notes: What a person should know about the data; a run shows it.
+        example: Stands for samples where only types and shapes matter, and reads nothing; None: reads some.
         metrics: What a validation reports, unless the configuration says: names of `trainer.models.metrics`.
     """
 
@@ -57,6 +58,13 @@ class Data:
     tokenizer: "Tokenizer | None" = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    example: Dataset | None = field(default=None, repr=False)
+
+    def as_example(self) -> "Data":
+        """Return the data with its example as all of its samples, if there is one."""
+        if self.example is None:
+            return self
+        return replace(self, training=self.example, validation=self.example)
 
 
 class Tokenizer(Protocol):

@@ -20,7 +20,7 @@ from trainer.data.masked import Masked
 from trainer.data.mixture import Chosen, Mixture
 from trainer.data.pieces import TextSource
 from trainer.data.tokenizer import FileTokenizer, build_tokenizer
-from trainer.data.tokens import describe, map_tokens
+from trainer.data.tokens import MappedTokens, describe, map_tokens
 from trainer.errors import UserError, suggest
 
 _MASK_SEED = 0  # samples are masked alike in every run, so that validations can be compared
@@ -33,7 +33,7 @@ class Windows:
     last target of the first is the first input of the second. Tokens after the last full window are not used.
     """
 
-    def __init__(self, tokens: NDArray[Any], context: int) -> None:
+    def __init__(self, tokens: NDArray[Any] | MappedTokens, context: int) -> None:
         self._tokens = tokens
         self._context = context
 
@@ -121,6 +121,7 @@ def load(config: TextConfig) -> Data:
         vocabulary=_vocabulary(tokenizer, config),
         tokenizer=tokenizer,
         notes=tuple(note for each in loaded for note in each.notes),
+        example=_with_objective(_example(config), tokenizer, config),
         metrics=("accuracy",) if config.objective == "masked" else ("perplexity", "bits_per_byte"),
     )
 
@@ -190,11 +191,15 @@ def example(config: TextConfig, vocabulary: int | None = None) -> Data:
     """
     if vocabulary is None:
         vocabulary = _vocabulary(build_tokenizer(config.tokenizer), config)
-    windows = Windows(np.zeros(2 * config.context + 1, dtype=np.uint8), config.context)
+    windows = _example(config)
     return Data(windows, windows, fingerprint="example", vocabulary=vocabulary)
 
 
-def _split(tokens: NDArray[Any], config: TextConfig, title: str) -> tuple[Windows, Windows]:
+def _example(config: TextConfig) -> Windows:
+    return Windows(np.zeros(2 * config.context + 1, dtype=np.uint8), config.context)
+
+
+def _split(tokens: MappedTokens, config: TextConfig, title: str) -> tuple[Windows, Windows]:
     """Return the training part and the validation part, each with at least one sample."""
     held_out = int(len(tokens) * config.validation)
     cut = len(tokens) - held_out
@@ -207,4 +212,5 @@ def _split(tokens: NDArray[Any], config: TextConfig, title: str) -> tuple[Window
             f"needs {shortest} in each, {math.ceil(shortest / smaller_share)} in total: "
             "give a longer text or a smaller data.context"
         )
-    return Windows(tokens[:cut], config.context), Windows(tokens[cut:], config.context)
+    parts = tokens.part(0, cut), tokens.part(cut, len(tokens))
+    return Windows(parts[0], config.context), Windows(parts[1], config.context)

@@ -114,11 +114,44 @@ def write_tokens(
     return description
 
 
-def map_tokens(folder: Path, key: str, description: Description) -> NDArray[Any]:
-    """Return the tokens; they are read from the file only when used."""
-    if not description.tokens:  # an empty file cannot be mapped
-        return np.empty(0, dtype=description.dtype)
-    return np.asarray(np.memmap(folder / f"{key}.tokens", dtype=description.dtype, mode="r"))
+class MappedTokens:
+    """The tokens of a file, or a range of them; the file is opened when tokens are first asked for.
+
+    So a rank that reads no samples, of a stage in the middle, never opens it.
+
+    Args:
+        path: The file.
+        dtype: NumPy's name of a token's type.
+        start: The first token.
+        stop: The token after the last.
+    """
+
+    def __init__(self, path: Path, dtype: str, start: int, stop: int) -> None:
+        self._path = path
+        self._dtype = dtype
+        self._start = start
+        self._stop = stop
+        self._map: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return self._stop - self._start
+
+    def part(self, start: int, stop: int) -> "MappedTokens":
+        """Return a range of these tokens."""
+        return MappedTokens(self._path, self._dtype, self._start + start, self._start + stop)
+
+    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the tokens at some places."""
+        if self._map is None:
+            self._map = np.asarray(np.memmap(self._path, dtype=self._dtype, mode="r"))
+        found: NDArray[Any] = self._map[places + self._start]
+        return found
+
+
+def map_tokens(folder: Path, key: str, description: Description) -> MappedTokens:
+    """Return the tokens of a key; they are read from the file only when used."""
+    return MappedTokens(folder / f"{key}.tokens", description.dtype, 0, description.tokens)
 
 
 def dtype_of(vocabulary: int) -> np.dtype[Any]:

@@ -75,8 +75,8 @@ def _check_fit(config: HFConfig, settings: Any, data: Data, example: Activation)
     path, tokens, known = config.path, data.vocabulary, settings.vocab_size
     if tokens is not None and tokens > known:
         raise UserError(
-            f"the data has {tokens} distinct tokens, and model.path={path} knows {known}: use the model's own "
-            "tokenizer"
+            f"the data has {tokens} distinct tokens, and model.path={path} knows {known}: use the model's "
+            "own tokenizer"
         )
     if tokens is not None and data.tokenizer is not None and config.load == "weights" and 2 * tokens < known:
         raise UserError(

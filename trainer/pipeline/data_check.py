@@ -30,8 +30,14 @@ _REMEDY = (
 )
 
 
-def check_data(data: Data, config: Config, world: Communicator) -> None:
+def check_data(data: Data, config: Config, world: Communicator, *, reads: bool = True) -> None:
     """Compare what the ranks read; every rank calls this.
+
+    Args:
+        data: The data.
+        config: The run's configuration.
+        world: All ranks.
+        reads: Whether this rank reads samples in training. Rank 0 does: it holds the first stage.
 
     Raises:
         UserError: There are no training samples, some cannot be read, a second reading differs from the
@@ -48,9 +54,9 @@ def check_data(data: Data, config: Config, world: Communicator) -> None:
         )
     seen: dict[str, str] = {}
     for name, part in parts.items():
-        for samples in _chosen(name, part, config):
+        for samples in _chosen(name, part, config) if reads else ():
             seen |= _read(part, name, samples, config.train.seed)
-    _agree(seen, world)
+    _agree(seen if reads else None, world)
 
 
 def _chosen(name: str, part: Dataset, config: Config) -> list[NDArray[np.int64]]:
@@ -94,8 +100,10 @@ def _place(error: Exception) -> str:
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
-def _agree(seen: Mapping[str, str], world: Communicator) -> None:
-    everyone = world.all_gather_objects(dict(seen))
+def _agree(seen: Mapping[str, str] | None, world: Communicator) -> None:
+    """Raise a UserError unless all ranks have seen the same; None: this one has not looked."""
+    given = world.all_gather_objects(None if seen is None else dict(seen))
+    everyone = [given[0] if each is None else each for each in given]
     for what, ranks in differing(everyone):
         value, other = everyone[0][what], everyone[ranks[0]].get(what)
         values = "" if len(value) > _SHORT else f" ({value} there, {other} here)"
