@@ -30,6 +30,7 @@ from trainer.data.torch_dataset import Items, MapStyle, data_of
 from trainer.errors import TrainingError, UserError
 from trainer.seeds import derive, seed_generators
 
+_FAR = 1000  # items, from which on a position is asked for; micro-batches of other replicas are skipped
 _MANY = 10_000  # items that are skipped: worth a line in the log
 _log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class _Numbered:
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
         self._length = length_of_stream(dataset)
+        self._seeks = hasattr(dataset, "start")
         self._seed = torch.initial_seed()  # the run has seeded the generators, alike on every rank
         self._iterator: Iterator[Any] = iter(())
         self._next = 0  # the number of the iterator's next item
@@ -80,7 +82,8 @@ class _Numbered:
         return self._length
 
     def __getitem__(self, number: int) -> Any:
-        if number < self._next or self._pass != self._place(number)[0]:
+        far = self._seeks and number - self._next >= _FAR
+        if number < self._next or far or self._pass != self._place(number)[0]:
             self._seek(number)
         if number - self._next >= _MANY:
             _log.warning("skipping %d items of the stream, which has no method start", number - self._next)
@@ -98,7 +101,7 @@ class _Numbered:
         self._seed_for(number - position)
         if self._length and hasattr(self._dataset, "set_epoch"):
             self._dataset.set_epoch(self._pass)
-        if hasattr(self._dataset, "start"):
+        if self._seeks:
             self._iterator, self._next = iter(self._dataset.start(position)), number
         else:
             self._iterator, self._next = iter(self._dataset), number - position

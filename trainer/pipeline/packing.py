@@ -14,11 +14,12 @@ from trainer.activation import Activation, TreeSpec, flatten, unflatten
 
 @dataclass(frozen=True)
 class _Plain:
-    """A contiguous tensor on the CPU: its bytes, with its type and shape."""
+    """A contiguous tensor on the CPU: its bytes, with its type, shape and strides (any where a size is 1)."""
 
     content: NDArray[np.uint8]
     dtype: torch.dtype
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
 Packed = tuple[list[_Plain | bytes], TreeSpec]
@@ -49,11 +50,11 @@ def _pack(tensor: Tensor) -> _Plain | bytes:
         torch.save(tensor, stream)
         return stream.getvalue()
     content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-    return _Plain(content, tensor.dtype, tuple(tensor.shape))
+    return _Plain(content, tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 def _unpack(part: _Plain | bytes) -> Tensor:
     if isinstance(part, bytes):
         loaded: Tensor = torch.load(io.BytesIO(part), weights_only=False)
         return loaded
-    return torch.from_numpy(part.content).view(part.dtype).view(part.shape)
+    return torch.from_numpy(part.content).view(part.dtype).as_strided(part.shape, part.strides)
