@@ -47,8 +47,9 @@ class Data:
         vocabulary: The number of distinct tokens, or None if samples are not tokens.
         tokenizer: Turns text into tokens and back, or None if samples are not text.
         notes: What a person should know about the data; a run shows it.
-        example: Stands for samples where only types and shapes matter, and reads nothing; None: reads some.
         metrics: What a validation reports, unless the configuration says: names of `trainer.models.metrics`.
+        longest: The number of tokens of the longest sample; None: samples are not padded, or not tokens.
+        example: Stands for samples where only types and shapes matter, and reads nothing; None: reads some.
     """
 
     training: Dataset
@@ -58,6 +59,7 @@ class Data:
     tokenizer: "Tokenizer | None" = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    longest: int | None = None
     example: Dataset | None = field(default=None, repr=False)
 
     def as_example(self) -> "Data":

@@ -23,7 +23,7 @@ from trainer.data.tokenizer import FileTokenizer, build_tokenizer
 from trainer.data.tokens import MappedTokens, describe, map_tokens
 from trainer.errors import UserError, suggest
 
-_MASK_SEED = 0  # samples are masked alike in every run, so that validations can be compared
+MASK_SEED = 0  # samples are masked alike in every run, so that validations can be compared
 
 
 class Windows:
@@ -107,7 +107,7 @@ def load(config: TextConfig) -> Data:
     loaded = [_load(text, config, tokenizer, seed=i) for i, (text, _) in enumerate(sources)]
     training, validation = loaded[0].training, loaded[0].validation
     facts: list[Any] = [loaded[0].digest, tokenizer.digest, config.context, config.validation]
-    facts += [config.objective, config.masked] if config.objective == "masked" else []
+    facts += [config.objective, config.masked, config.masking] if config.objective == "masked" else []
     if config.mixture:
         weights = [weight for _, weight in sources]
         training = Mixture([each.training for each in loaded], weights)
@@ -119,7 +119,7 @@ def load(config: TextConfig) -> Data:
         validation=validation,
         fingerprint=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
         vocabulary=_vocabulary(tokenizer, config),
-        tokenizer=tokenizer,
+        tokenizer=tokenizer if config.objective == "next" else None,  # a masked model writes no text
         notes=tuple(note for each in loaded for note in each.notes),
         example=_with_objective(_example(config), tokenizer, config),
         metrics=("accuracy",) if config.objective == "masked" else ("perplexity", "bits_per_byte"),
@@ -148,14 +148,16 @@ def _load(text: TextSource, config: TextConfig, tokenizer: FileTokenizer, seed: 
         )
     training, validation = _split(map_tokens(cache, key, description), config, source.title)
     return _Loaded(
-        _with_objective(training, tokenizer, config, seed),
+        _with_objective(training, tokenizer, config, seed, dynamic=config.masking == "dynamic"),
         _with_objective(validation, tokenizer, config, seed),
         description.digest,
         (*source.notes, *description.notes),
     )
 
 
-def _with_objective(windows: Windows, tokenizer: FileTokenizer, config: TextConfig, seed: int = 0) -> Dataset:
+def _with_objective(
+    windows: Windows, tokenizer: FileTokenizer, config: TextConfig, seed: int = 0, *, dynamic: bool = False
+) -> Dataset:
     """Return the samples with the targets of the configured objective.
 
     Raises:
@@ -173,7 +175,8 @@ def _with_objective(windows: Windows, tokenizer: FileTokenizer, config: TextConf
         share=config.masked,
         mask=tokenizer.mask,
         vocabulary=tokenizer.vocabulary,
-        seed=_MASK_SEED + seed,
+        seed=MASK_SEED + seed,
+        dynamic=dynamic,
     )
 
 

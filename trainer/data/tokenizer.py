@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from trainer.data.dataset import Tokenizer
 from trainer.errors import UserError
 
 _MASKS = ("[MASK]", "<mask>")
+_STARTS, _SEGMENT_ENDS, _PADDINGS = ("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[PAD]", "<pad>")
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"  # in a folder of Hugging Face's
 _TOGETHER = 1 << 21  # characters that are encoded in parallel; about 100 MB while that runs
@@ -28,6 +29,14 @@ class Readable(Protocol):
 
     def chunks(self, wrong: dict[str, int]) -> Iterator[tuple[str, bool]]:
         """Yield its text in chunks, and whether a document ends with each."""
+
+
+class Marks(NamedTuple):
+    """Tokens around text: where a sample starts, where each of its segments ends, and what fills it up."""
+
+    start: int
+    end: int
+    padding: int
 
 
 class FileTokenizer(Tokenizer, Protocol):
@@ -46,11 +55,18 @@ class FileTokenizer(Tokenizer, Protocol):
         """Return the number of the token that ends a document; None if there is none."""
 
     @property
+    def marks(self) -> Marks | None:
+        """Return the tokens around text; None if one is missing."""
+
+    @property
     def invalid(self) -> str:
         """Return what becomes of bytes that are not UTF-8, in words."""
 
     def encode_all(self, parts: Iterable[Readable], wrong: dict[str, int]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of one part of a text after another, in arrays of unsigned integers."""
+
+    def encode_lines(self, lines: Sequence[bytes]) -> list[list[int]]:
+        """Return the tokens of every line; a line is UTF-8, and ends as it does in its file."""
 
 
 def build_tokenizer(name: str) -> FileTokenizer:
@@ -66,7 +82,8 @@ class ByteTokenizer:
     """Every byte of the UTF-8 text is a token; the vocabulary is 256."""
 
     vocabulary = 256
-    mask = 256  # beyond the vocabulary: no text has it
+    mask = 256  # beyond the vocabulary: no text has it, nor these
+    marks = Marks(257, 258, 259)
     end = None
     digest = "bytes"
     invalid = "their bytes are tokens as they are"
@@ -88,6 +105,10 @@ class ByteTokenizer:
         for part in parts:
             for block in part.blocks(wrong):
                 yield np.frombuffer(block, dtype=np.uint8)
+
+    def encode_lines(self, lines: Sequence[bytes]) -> list[list[int]]:
+        """Return the bytes of every line."""
+        return [list(line) for line in lines]
 
 
 class LibraryTokenizer:
@@ -126,11 +147,11 @@ class LibraryTokenizer:
         if self.vocabulary == 0:
             raise UserError(f"data.tokenizer={path} has no tokens: train it first")
         self._special = {token.content for token in self._library.get_added_tokens_decoder().values()}
-        found = (self._library.token_to_id(name) for name in _MASKS)
-        self.mask = next((number for number in found if number is not None), None)
+        self.mask = self._first_of(_MASKS)
+        marks = [self._first_of(names) for names in (_STARTS, _SEGMENT_ENDS, _PADDINGS)]
+        self.marks = None if None in marks else Marks(*marks)  # type: ignore[arg-type]
         named = _named_end(folder) if path.name == _FILE else None
-        found = (self._library.token_to_id(name) for name in ([named] if named else _ENDS))
-        self.end: int | None = next((number for number in found if number is not None), None)
+        self.end = self._first_of([named] if named else _ENDS)
         self.digest = hashlib.sha256(content + f"end {self.end}".encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -163,6 +184,16 @@ class LibraryTokenizer:
             for encoding, (_, ends) in zip(encoded, batch, strict=True):
                 closing = [self.end] if ends and self.end is not None else []
                 yield np.array([*encoding.ids, *closing], dtype=np.uint32)
+
+    def encode_lines(self, lines: Sequence[bytes]) -> list[list[int]]:
+        """Return the tokens of every line; what is not UTF-8 is read as U+FFFD."""
+        texts = [line.decode("utf-8", errors="replace") for line in lines]
+        return [encoding.ids for encoding in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _first_of(self, names: Sequence[str]) -> int | None:
+        """Return the number of the first of some tokens that there is."""
+        found = (self._library.token_to_id(name) for name in names)
+        return next((number for number in found if number is not None), None)
 
 
 def _batch(chunks: Iterator[tuple[str, bool]]) -> list[tuple[str, bool]]:

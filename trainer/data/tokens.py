@@ -141,12 +141,20 @@ class MappedTokens:
         """Return a range of these tokens."""
         return MappedTokens(self._path, self._dtype, self._start + start, self._start + stop)
 
-    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the tokens at some places."""
+    def __getitem__(self, places: NDArray[np.int64] | slice) -> NDArray[Any]:
+        """Return the tokens at some places, or a range of them that is not negative."""
         if self._map is None:
             self._map = np.asarray(np.memmap(self._path, dtype=self._dtype, mode="r"))
-        found: NDArray[Any] = self._map[places + self._start]
+        found: NDArray[Any]
+        if isinstance(places, slice):
+            found = self._map[self._start : self._stop][places]
+        else:
+            found = self._map[places + self._start]
         return found
+
+    def all(self) -> NDArray[Any]:
+        """Return all of them."""
+        return self[:] if len(self) else np.empty(0, dtype=self._dtype)  # an empty file cannot be mapped
 
 
 def map_tokens(folder: Path, key: str, description: Description) -> MappedTokens:

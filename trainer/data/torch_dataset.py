@@ -127,7 +127,7 @@ def data_of(training: MapStyle, held_out: MapStyle, notes: tuple[str, ...] = ())
     """
     if not len(training):
         raise UserError("the dataset has no samples to train on")
-    return Data(training, held_out, _fingerprint(training, held_out), notes=notes)
+    return Data(training, held_out, _fingerprint(training, held_out), notes=notes, metrics=("accuracy",))
 
 
 def is_map_style(made: Any) -> bool:
