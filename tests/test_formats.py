@@ -86,6 +86,16 @@ def test_large_files_are_cut_at_ends_of_lines(tmp_path: Path, monkeypatch: pytes
     assert documents(text) == ["no end of line", content]
 
 
+def test_a_line_longer_than_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 100)
+    content = f"short\n{'long ' * 100}\nshort\nshort\n"
+    (tmp_path / "text").write_text(content)
+    text = TextSource(str(tmp_path / "text"))
+    made, _ = cut(text, text.find(), any_bytes=True)
+    assert [segment.start for piece in made for segment in piece] == [0, 507]
+    assert documents(text) == [content]
+
+
 def test_documents_end_in_a_token_or_a_newline(tmp_path: Path) -> None:
     jsonl(tmp_path / "lines.jsonl")
     library = tokenizers.Tokenizer(tokenizers.models.BPE())

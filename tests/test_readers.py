@@ -116,6 +116,15 @@ def test_a_validation_between_what_is_read_ahead(data: Data, reader: WorkerReade
     assert_equal(reader.read(data.training, STEPS[0]), own.read(data.training, STEPS[0]))
 
 
+def test_an_exception_ahead_waits_for_its_step(data: Data, reader: WorkerReader) -> None:
+    place = next(i for i in range(95) if data.training._chosen[i] == BROKEN)  # type: ignore[attr-defined]
+    broken = reading(2, [place], [1], [2])
+    reader.expect(data.training, broken)
+    assert_equal(reader.read(data.validation, VALIDATION), OwnReader(SEED).read(data.validation, VALIDATION))
+    with pytest.raises(ValueError, match="broken on purpose"):
+        reader.read(data.training, broken)
+
+
 def test_an_exception_is_the_same(data: Data, reader: WorkerReader) -> None:
     place = next(i for i in range(95) if data.training._chosen[i] == BROKEN)  # type: ignore[attr-defined]
     caught = []
@@ -124,6 +133,7 @@ def test_an_exception_is_the_same(data: Data, reader: WorkerReader) -> None:
             each.read(data.training, reading(1, [1], [place, 2]))
         caught.append((str(error.value), notes(error.value)))
     assert caught[0] == caught[1]
+    test_the_bits_are_those_of_the_rank_itself(False, data, reader)  # nothing of that batch is left
     assert f"while reading the inputs of samples {place}, 2" in caught[0][1]
 
 

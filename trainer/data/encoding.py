@@ -80,39 +80,63 @@ def tokenise(
         _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
         pieces, notes = cut(text, source, any_bytes=tokenizer == "bytes")
         wrong: dict[str, int] = {}
+        arrays = _encode(
+            _Setting(tokenizer, cache / f"{key}.parts", tuple(pieces)), built, wrong, workers, report
+        )
 
         def all_notes() -> list[str]:
             return [*notes, *encoding_note(wrong, source.title, len(source.files), built.invalid)]
 
-        total = sum(segment.weight for piece in pieces for segment in piece)
-        if workers is None:
-            workers = 1 if total <= _FEW else environment.cores()
-        if workers == 1 and total <= _FEW:
-            arrays = _encode_here(built, pieces, wrong, report)
-            return write_tokens(cache, key, arrays, built.vocabulary, all_notes), False
-        folder = cache / f"{key}.parts"
-        folder.mkdir(exist_ok=True)
-        _encode_apart(_Setting(tokenizer, folder, tuple(pieces)), min(workers, len(pieces)), report)
-        arrays = _joined(folder, len(pieces), dtype_of(built.vocabulary), wrong)
-        description = write_tokens(cache, key, arrays, built.vocabulary, all_notes)
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            description = write_tokens(cache, key, arrays, built.vocabulary, all_notes)
+        except OSError as error:
+            raise UserError(f"tokens cannot be written to data.cache={cache}: {error.strerror}") from error
+        shutil.rmtree(cache / f"{key}.parts", ignore_errors=True)
         return description, False
+
+
+def _encode(
+    setting: "_Setting", tokenizer: FileTokenizer, wrong: dict[str, int], workers: int | None, report: Report
+) -> Iterator[NDArray[Any]]:
+    """Yield the tokens of all pieces in order, made here if there is little text, else in processes."""
+    pieces = setting.pieces
+    total = sum(segment.weight for piece in pieces for segment in piece)
+    if total <= _FEW and workers in (None, 1):
+        yield from _encode_here(tokenizer, pieces, wrong, report)
+        return
+    setting.folder.mkdir(exist_ok=True)
+    _encode_apart(setting, min(workers or environment.cores(), len(pieces)), report)
+    yield from _joined(setting.folder, len(pieces), dtype_of(tokenizer.vocabulary), wrong)
 
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process of this machine is in here with the same file."""
-    with path.open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: both write the same
+    """Wait until no other process is in here with the same file, where the file system has locks.
+
+    Where it has none, several processes write the same.
+    """
+    while True:
+        with path.open("w") as file:
+            with contextlib.suppress(OSError):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    _log.info("another run tokenises the same text; waiting for it")
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(path, file.fileno()):  # removed by the one that was waited for
+                continue
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _log.info("another run tokenises the same text; waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _encode_here(

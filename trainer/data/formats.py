@@ -171,5 +171,8 @@ def _library(module: str, path: Path, package: str) -> Any:
 
 def cut_lines(path: Path, size: int, every: int) -> list[tuple[int, int]]:
     """Return ranges of bytes of about `every` bytes each, which end at ends of lines."""
-    places = [line_start(path, place, size) for place in range(0, size, every)] + [size]
-    return [(start, stop) for start, stop in pairwise(places) if start < stop]
+    places = [0]
+    for place in range(every, size, every):
+        if place > places[-1]:  # else a line is longer than a range
+            places.append(line_start(path, place, size))
+    return [(start, stop) for start, stop in pairwise([*places, size]) if start < stop]

@@ -26,7 +26,7 @@ from torch.utils.data import IterableDataset
 
 from trainer.data.dataset import Data
 from trainer.data.order import SampleOrder
-from trainer.data.torch_dataset import Items, MapStyle, data_of
+from trainer.data.torch_dataset import Items, MapStyle, data_of, is_map_style
 from trainer.errors import TrainingError, UserError
 from trainer.seeds import derive, seed_generators
 
@@ -132,8 +132,13 @@ def length_of_stream(dataset: Any) -> int | None:
 
 
 def is_stream(made: Any) -> bool:
-    """Return whether something is an iterable dataset."""
-    return isinstance(made, IterableDataset)
+    """Return whether something can be iterated again and again, and is no container or map-style dataset."""
+    if isinstance(made, IterableDataset):
+        return True
+    plain = isinstance(made, (str, bytes, dict, list, tuple, set, frozenset))
+    return (
+        not plain and hasattr(made, "__iter__") and not hasattr(made, "__next__") and not is_map_style(made)
+    )
 
 
 def from_stream(made: Sequence[Any], items: Items) -> Data:

@@ -7,7 +7,7 @@ each worker has one batch to read at a time, and at most one batch is read ahead
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from trainer.config.schema import DataConfig
 from trainer.data.build import build_data
 from trainer.data.dataset import Data, Dataset
 from trainer.distributed.workers import Answer, Worker
-from trainer.errors import UserError
+from trainer.errors import TrainingError, UserError
 from trainer.pipeline.micro_batches import Reading, read
 from trainer.pipeline.packing import Packed, pack, unpack
 from trainer.seeds import seed_generators
@@ -80,6 +80,9 @@ class _Request:
     mine: range
 
 
+_Outcome: TypeAlias = tuple[list[Activation], list[Activation]] | Exception
+
+
 class WorkerReader:
     """Reads in workers, ahead of the computation.
 
@@ -107,6 +110,7 @@ class WorkerReader:
         ]
         self._checked = False
         self._asked: _Request | None = None
+        self._kept: tuple[_Request, _Outcome] | None = None  # read ahead, and not yet asked for
         for worker in self._workers:
             worker.ask(None)
 
@@ -119,11 +123,14 @@ class WorkerReader:
         """
         self._check()
         request = self._request(dataset, reading)
+        if self._kept is not None and _equal(self._kept[0], request):
+            (_, outcome), self._kept = self._kept, None
+            return _result(outcome)
         if self._asked is not None and not _equal(self._asked, request):
-            self._collect(self._asked)  # read in vain, as before a validation
+            self._kept = self._asked, self._collect(self._asked)  # for the step after this validation
         if self._asked is None:
             self._ask(request)
-        return self._collect(request)
+        return _result(self._collect(request))
 
     def expect(self, dataset: Dataset, reading: Reading) -> None:
         """Start to read a batch."""
@@ -157,18 +164,36 @@ class WorkerReader:
             worker.ask(_Request(request.part, request.reading, range(number, count, len(self._workers))))
         self._asked = request
 
-    def _collect(self, request: _Request) -> tuple[list[Activation], list[Activation]]:
+    def _collect(self, request: _Request) -> _Outcome:
+        """Return what the workers read, or what the first micro-batch that cannot be read raises.
+
+        Raises:
+            TrainingError: A worker has ended.
+        """
         self._asked = None
-        inputs: list[Activation] = []
-        targets: list[Activation] = []
+        both: tuple[list[Activation], list[Activation]] = ([], [])
+        failed: dict[Worker, Exception] = {}  # in the order of micro-batches
         for micro_batch in range(len(request.reading.samples)):
-            packed: tuple[Packed | None, Packed | None] = self._workers[
-                micro_batch % len(self._workers)
-            ].answer()
-            for parts, into in zip(packed, (inputs, targets), strict=True):
+            worker = self._workers[micro_batch % len(self._workers)]
+            if worker in failed:  # it has given up the batch; the others have not
+                continue
+            try:
+                packed: tuple[Packed | None, Packed | None] = worker.answer()
+            except TrainingError:
+                raise
+            except Exception as error:
+                failed[worker] = error
+                continue
+            for parts, into in zip(packed, both, strict=True):
                 if parts is not None:
                     into.append(unpack(parts))
-        return inputs, targets
+        return next(iter(failed.values()), both)
+
+
+def _result(outcome: _Outcome) -> tuple[list[Activation], list[Activation]]:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _equal(one: _Request, other: _Request) -> bool:
