@@ -32,6 +32,7 @@ ORDER = [
     "run",
     "step",
     "evaluation",
+    "generate",
     "generation",
     "metrics",
     "evaluate",

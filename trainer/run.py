@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trainer.config.schema import Config, flat
 from trainer.data.build import load_data
+from trainer.data.dataset import Data
 from trainer.data.order import order_of
 from trainer.distributed import environment
 from trainer.distributed.devices import devices_of_rank
@@ -48,6 +49,7 @@ class Run:
     Args:
         config: The whole configuration.
         world: All ranks.
+        data: The samples; None: those that the configuration names.
 
     Attributes:
         config: The whole configuration.
@@ -74,7 +76,7 @@ class Run:
         engine: Runs schedules on the stages.
     """
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, data: Data | None = None) -> None:
         self.config = config
         self.world = world
         self.meter = world.meter
@@ -83,7 +85,8 @@ class Run:
         world.agree("versions", versions())
         self.threads = _prepare_torch(config, world)
         seed_generators(derive(config.train.seed, "data"))
-        self.data = load_data(config.data, world)
+        self.data = load_data(config.data, world) if data is None else data
+        self._workers = config.data.workers if data is None else 0  # they build what is configured
         world.agree("data", {"fingerprint": self.data.fingerprint})
         recipe = resolve(config.schedule)
         # A rank of a middle stage needs no samples, if their shapes are known without them.
@@ -156,7 +159,7 @@ class Run:
     def _reader(self, *, reads: bool) -> Reader:
         """Return what reads samples; only ranks with the first or the last stage start workers."""
         config = self.config
-        if not reads or not config.data.workers:
+        if not reads or not self._workers:
             return OwnReader(config.train.seed)
         return WorkerReader(
             self.data,

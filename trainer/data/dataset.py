@@ -49,6 +49,7 @@ class Data:
         notes: What a person should know about the data; a run shows it.
         metrics: What a validation reports, unless the configuration says: names of `trainer.models.metrics`.
         longest: The number of tokens of the longest sample; None: samples are not padded, or not tokens.
+        classes: The number of classes of the samples, or of their pixels; None if the data does not say.
         example: Stands for samples where only types and shapes matter, and reads nothing; None: reads some.
     """
 
@@ -60,6 +61,7 @@ class Data:
     notes: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     longest: int | None = None
+    classes: int | None = None
     example: Dataset | None = field(default=None, repr=False)
 
     def as_example(self) -> "Data":
