@@ -75,24 +75,39 @@ def tokenise(
         return known, True
     prepare_cache(cache)
     with _alone(cache / f".{key}.lock"):
-        if (known := describe(cache, key)) is not None:  # another run has just written it
+        known = describe(cache, key)  # another run may just have written it
+        if known is not None:
             return known, True
         _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
         pieces, notes = cut(text, source, any_bytes=tokenizer == "bytes")
-        wrong: dict[str, int] = {}
-        arrays = _encode(
-            _Setting(tokenizer, cache / f"{key}.parts", tuple(pieces)), built, wrong, workers, report
-        )
-
-        def all_notes() -> list[str]:
-            return [*notes, *encoding_note(wrong, source.title, len(source.files), built.invalid)]
-
+        setting = _Setting(tokenizer, cache / f"{key}.parts", tuple(pieces))
         try:
-            description = write_tokens(cache, key, arrays, built.vocabulary, all_notes)
+            return _write(setting, source, built, cache, key, notes, workers, report), False
         except OSError as error:
-            raise UserError(f"tokens cannot be written to data.cache={cache}: {error.strerror}") from error
-        shutil.rmtree(cache / f"{key}.parts", ignore_errors=True)
-        return description, False
+            raise UserError(
+                f"the tokens of {source.title} cannot be written to data.cache={cache}: {error}"
+            ) from error
+
+
+def _write(  # noqa: PLR0917
+    setting: "_Setting",
+    source: Source,
+    tokenizer: FileTokenizer,
+    cache: Path,
+    key: str,
+    notes: Sequence[str],
+    workers: int | None,
+    report: Report,
+) -> Description:
+    wrong: dict[str, int] = {}
+
+    def all_notes() -> list[str]:
+        return [*notes, *encoding_note(wrong, source.title, len(source.files), tokenizer.invalid)]
+
+    arrays = _encode(setting, tokenizer, wrong, workers, report)
+    description = write_tokens(cache, key, arrays, tokenizer.vocabulary, all_notes)
+    shutil.rmtree(setting.folder, ignore_errors=True)
+    return description
 
 
 def _encode(
