@@ -67,7 +67,9 @@ def _launched(folder: Path) -> bool:
     outcomes = json.loads(written.read_text()) if written.exists() else {}
     if RUNNING not in outcomes:
         raise SystemExit(launch.stderr)
-    lines = [line for line in launch.stderr.splitlines() if "Error" in line] or [f"exit code {launch.returncode}"]
+    lines = [line for line in launch.stderr.splitlines() if "Error" in line] or [
+        f"exit code {launch.returncode}"
+    ]
     outcomes[outcomes.pop(RUNNING)] = f"failed: {lines[-1].strip()[:200]}"
     written.write_text(json.dumps(outcomes, indent=1))
     return False

@@ -217,7 +217,9 @@ def _difference(
     for training, seen in zip((False, True), logits, strict=True):
         samples = torch.as_tensor(run.order.samples(0, SAMPLES) if training else range(SAMPLES))
         inputs, targets = run.data.training.inputs(samples), run.data.training.targets(samples)
-        output = whole.train(training)(**(inputs if isinstance(inputs, dict) else {"input_ids": inputs})).logits
+        output = whole.train(training)(
+            **(inputs if isinstance(inputs, dict) else {"input_ids": inputs})
+        ).logits
         if not torch.equal(output, seen):
             worst = (output - seen).abs().max().item()
             return f"the logits of {'training' if training else 'evaluation'} differ by {worst:.1e}"

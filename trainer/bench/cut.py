@@ -107,7 +107,9 @@ def _on_torch(job: str, folder: str, work: Work) -> Entry:
 
 def table(pairs: Mapping[str, Sequence[Pair]]) -> str:
     """Return the table, with a row for every contestant."""
-    rows = [f"{'contestant':22}{'seconds':>9}{'CPU seconds':>13}  {'time / ours, 95 %':26}{'CPU time / ours'}"]
+    rows = [
+        f"{'contestant':22}{'seconds':>9}{'CPU seconds':>13}  {'time / ours, 95 %':26}{'CPU time / ours'}"
+    ]
     for name, of_name in pairs.items():
         seconds = statistics.median(pair.turn.seconds for pair in of_name)
         cpu = statistics.median(pair.turn.cpu_seconds for pair in of_name)

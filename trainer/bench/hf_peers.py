@@ -1,10 +1,10 @@
 """A model of transformers on others' parallelism: a contestant, one process a rank.
 
-    ddp           torch's DistributedDataParallel
-    pipeline      torch.distributed.pipelining.pipeline(), which traces the model and splits it, with 1F1B
-    accelerate    accelerate's prepare_pippy, which is `pipeline()` for inference
+ddp           torch's DistributedDataParallel
+pipeline      torch.distributed.pipelining.pipeline(), which traces the model and splits it, with 1F1B
+accelerate    accelerate's prepare_pippy, which is `pipeline()` for inference
 
-    RANK=0 WORLD_SIZE=2 ... python -m trainer.bench.hf_peers ddp FOLDER '{"replicas": 2, ...}'
+RANK=0 WORLD_SIZE=2 ... python -m trainer.bench.hf_peers ddp FOLDER '{"replicas": 2, ...}'
 """
 
 import contextlib
@@ -73,7 +73,10 @@ def _pipeline(model: nn.Module, work: Work) -> Step:
 
     def step() -> None:
         schedule.step(
-            *((batch,) if rank == 0 else ()), target=targets if rank else None, losses=[], return_outputs=False
+            *((batch,) if rank == 0 else ()),
+            target=targets if rank else None,
+            losses=[],
+            return_outputs=False,
         )
         optimizer.step()
         optimizer.zero_grad()

@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from trainer.cut.analysis import Cuts
 from trainer.cut.answers import on_meta, stand_in
 
-_MOST_KNOWN = 16  # kinds of arguments of each module whose outputs are remembered; then the oldest is forgotten
+_MOST_KNOWN = (
+    16  # kinds of arguments of each module whose outputs are remembered; then the oldest is forgotten
+)
 
 
 class Part:

@@ -53,6 +53,8 @@ def _ties(model: Model, partition: Partition) -> Iterator[str]:
     for layer in model.layers:
         for tie in layer.ties:
             uses, owns = stage_of[layer.name], stage_of[tie.owner]
-            where = f"stage {owns}" if uses == owns else f"stages {owns} and {uses}, which add up its gradients"
+            where = (
+                f"stage {owns}" if uses == owns else f"stages {owns} and {uses}, which add up its gradients"
+            )
             same = "" if tie.parameter == tie.owner_parameter else f" = {tie.parameter}"
             yield f"  shared: {tie.owner_parameter}{same} on {where}"
