@@ -1,7 +1,8 @@
 """`python -m tests.families [FAMILY ...]`: compares small models of transformers' families, cut and whole.
 
-Without names all families run on four ranks, and docs/families.md is written. A comparison that ends the ranks
-is an outcome too: the others continue in another launch. `--folder` keeps what is known, and continues from it.
+Without names all families run on four ranks, and docs/families.md is written. A comparison that ends the
+ranks is an outcome too: the others continue in another launch. `--folder` keeps what is known, and continues
+from it.
 """
 
 import argparse

@@ -92,9 +92,9 @@ def small_folder(family: str, root: Path) -> str | None:
 def without_dropout(config: Any) -> None:
     """Set all dropout of a configuration to 0."""
     for name in dir(config):
-        if name.endswith(("pdrop", "dropout", "dropout_prob", "layerdrop")):
-            if isinstance(getattr(config, name), float):
-                setattr(config, name, 0.0)
+        is_dropout = name.endswith(("pdrop", "dropout", "dropout_prob", "layerdrop"))
+        if is_dropout and isinstance(getattr(config, name), float):
+            setattr(config, name, 0.0)
 
 
 def _small(family: str) -> Any:

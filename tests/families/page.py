@@ -12,8 +12,8 @@ _PAGE = """# Families of models
 `python -m tests.families` repeats this comparison and writes this page, for every family of causal and masked
 models that transformers {version} knows. A small random model of four blocks, or about that, runs with
 [`model=hf`](any-module.md#hugging-faces-models) on 1, 2 and 4 ranks, without dropout, with a padded batch and
-without padding. The logits of an evaluation, and the logits and all gradients of a step of training, are compared
-with those of the same model as transformers alone runs it.
+without padding. The logits of an evaluation, and the logits and all gradients of a step of training, are
+compared with those of the same model as transformers alone runs it.
 
 ## Equal to the bit
 

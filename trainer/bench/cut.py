@@ -1,12 +1,13 @@
 """`python -m trainer.bench.cut JOB KIND`: what `model=hf` costs, and others' parallelism on the same model.
 
-    layers        2 stages: against transformers' modules in a list of layers by hand, and the trainer's own GPT
+    layers        2 stages: against the same modules in a list of layers by hand, and the trainer's own GPT
     pipeline      2 stages: against torch.distributed.pipelining.pipeline()
     ddp           2 replicas: against plain transformers in torch's DistributedDataParallel
     accelerate    2 stages, inference: against accelerate's prepare_pippy (pip install accelerate)
 
-All have the same sizes, batch, threads and optimizer, and take turns, as in `trainer.bench.peers`. The table has
-each contestant's time over that of `model=hf`, and the same of processor time, which other load disturbs less.
+All have the same sizes, batch, threads and optimizer, and take turns, as in `trainer.bench.peers`. The table
+has each contestant's time over that of `model=hf`, and the same of processor time, which other load disturbs
+less.
 """
 
 import argparse

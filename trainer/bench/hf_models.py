@@ -60,7 +60,12 @@ def layers(data: Data, path: str) -> Model:
     """Return the model as layers that somebody who knows it would write, of transformers' own modules.
 
     For `model=custom`: what `model=hf` has to keep up with.
+
+    Args:
+        data: Not used.
+        path: The folder of `write`.
     """
+    del data
     whole: Any = plain(path).model  # type: ignore[union-attr]
     number: int = whole.config.num_hidden_layers
     if whole.config.model_type == "gpt2":

@@ -40,8 +40,8 @@ class Cuts:
         outer: The paths of the other modules whose outputs are sources.
         calls: Every call of an outer module, in order: its index in `outer`, and the segment.
         arguments: For every block, what each tensor among its arguments depends on.
-        given: For every block, which argument each of these tensors was when a block first got it; None if it
-            follows from the model's inputs.
+        given: For every block, which argument each of these tensors was when a block first got it; None if
+            it follows from the model's inputs.
         reads: For every segment, what it reads.
         written: The sources that code outside of modules writes into.
         unused: The paths of the parameters that nothing reads; the first segment keeps them.
@@ -100,8 +100,8 @@ class Crossing:
     """What crosses the entry of a block.
 
     Attributes:
-        arguments: The block's arguments that do not follow from the model's inputs alone, and those of earlier
-            blocks that later ones get too.
+        arguments: The block's arguments that do not follow from the model's inputs alone, and those of
+            earlier blocks that later ones get too.
         sources: Outputs of earlier blocks and calls that are read later.
         inputs: The indices of the model's inputs that are read later.
     """

@@ -1,6 +1,7 @@
 """What a cut model's activations hold, and what about its cuts a user should know, in words."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from trainer.cut.analysis import Cuts
 
@@ -30,12 +31,12 @@ def crossing_name(cuts: Cuts, layer: int, key: str) -> str:
 def notes(cuts: Cuts) -> Iterator[str]:
     """Yield what a user should know of the cuts."""
     numbers = [len(crossing.arguments) + len(crossing.sources) for crossing in cuts.crossing]
-    growth = {later - earlier for earlier, later in zip(numbers, numbers[1:], strict=False)}
+    growth = {later - earlier for earlier, later in pairwise(numbers)}
     if len(numbers) >= _FEWEST and len(growth) == 1 and (grows := growth.pop()) > 0:
         yield (
-            f"what crosses a cut grows by {grows} tensor{'s' * (grows > 1)} a block, because code between the "
-            "blocks reads the outputs of all earlier ones (x = x + block(x)): wrap such code and its block in "
-            "one module, and name that in model.blocks"
+            f"what crosses a cut grows by {grows} tensor{'s' * (grows > 1)} a block, because code between "
+            "blocks reads the outputs of all earlier ones (x = x + block(x)): wrap such code and its block "
+            "in one module, and name that in model.blocks"
         )
     if cuts.unused:
         shown = ", ".join(cuts.unused[:_FEWEST])
