@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from trainer.checkpoint.packing import Packed, to_bytes, unpack
@@ -134,3 +135,19 @@ def test_memory_that_overlaps_is_found() -> None:
 def test_what_no_encoder_writes(encoded: Any) -> None:
     with pytest.raises(ValueError, match="optimizer's state of w"):
         Packed({}, {"w": {"dict": [["value", encoded]]}}).state_of("w", lambda _: CPU)
+
+
+def test_a_file_has_the_bytes_that_safetensors_would_write() -> None:
+    tensors = {
+        "weight.a": torch.randn(3, 4),
+        "weight.half": torch.randn(5).bfloat16(),
+        "weight.transposed": torch.randn(4, 2).t(),
+        "weight.complex": torch.randn(2, dtype=torch.complex64),
+        "buffer.number": torch.tensor(3),
+        "buffer.empty": torch.empty(0, 3),
+        "buffer.flags": torch.tensor([True, False, True]),
+        "buffer.double": torch.tensor([0.1], dtype=torch.float64),
+    }
+    content = json.dumps({"layer": "l", "step": 1, "state": {}}, sort_keys=True)
+    expected = save({name: t.contiguous() for name, t in tensors.items()}, metadata={"content": content})
+    assert to_bytes(Packed(tensors, {}, "l", 1)) == expected
