@@ -28,20 +28,23 @@ Job = Callable[[Config, Any], None]
 Prepare = Callable[[Config], None]
 
 
-def run_command(job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda _: None) -> None:
+def run_command(
+    job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda _: None, from_run: bool = False
+) -> None:
     """Run a job on every rank with the configuration of the command line; on failure, exit the process.
 
     Args:
         job: Called with each configuration and the world.
         with_ranks: Whether it needs the other ranks; if not, MPI does not start, and the job gets no world.
         prepare: Sets in each configuration what the job does not need to be given, before the check.
+        from_run: Whether it uses a trained model: `run.dir=RUN` then gives the configuration of that run.
 
     Exit codes: 0 success; 2 invalid user input; 75 stopped early with everything saved; 1 any other failure;
     130 interrupted.
     """
     listen()
     try:
-        run_jobs(job, with_ranks=with_ranks, prepare=prepare)
+        run_jobs(job, with_ranks=with_ranks, prepare=prepare, from_run=from_run)
     except SystemExit:
         raise
     except BaseException as error:
@@ -50,13 +53,16 @@ def run_command(job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda 
         fail(error)
 
 
-def run_jobs(job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda _: None) -> None:
+def run_jobs(
+    job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda _: None, from_run: bool = False
+) -> None:
     """Run a job on this rank with the configuration of the command line; raise any error.
 
     Args:
         job: Called with each configuration and the world.
         with_ranks: As of `run_command`.
         prepare: As of `run_command`.
+        from_run: As of `run_command`.
 
     Raises:
         UserError: The command line, the configuration or the job's input is invalid.
@@ -69,7 +75,7 @@ def run_jobs(job: Job, *, with_ranks: bool = True, prepare: Prepare = lambda _: 
         if environment.shares_cores():
             request_long_time_slices()
         environment.keep_freed_memory()
-        composed = compose(prepare)  # [2]
+        composed = compose(prepare, from_run=from_run)  # [2]
         if composed.sweep is not None:
             place_sweep(composed.configs, composed.sweep, _world())
         for config in composed.configs:

@@ -14,6 +14,7 @@ from trainer.distributed.devices import devices_of_rank
 from trainer.distributed.world import Groups, World, horovod, versions
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
+from trainer.models.metrics import build_metrics
 from trainer.optim.build import build_optimizer, check_groups
 from trainer.optim.loss_scale import LossScale
 from trainer.pipeline.build import build_layer
@@ -54,6 +55,7 @@ class Run:
         data: The samples.
         order: Which of them a step trains on.
         model: Its layers, not built, and its loss; what `train.freeze` names is frozen.
+        metrics: What validations report beside the loss.
         plan: The layout, the layers of each stage, the schedules: the same on every rank.
         threads: How many this rank computes with.
         groups: This rank's model-parallel and data-parallel group.
@@ -85,6 +87,7 @@ class Run:
         self.order = Order(len(self.data.training), config.train.seed)
         seed_generators(derive(config.train.seed, "model"))
         self.model = freeze(build_model(config.model, self.data, config.loss), config.train.freeze)
+        self.metrics = build_metrics(config.metrics, self.data)
         check_groups(config.optimizer.groups, self.model)
         recipe = resolve(config.schedule)
         world.agree("schedule", {recipe.name: recipe.digest})
@@ -128,6 +131,7 @@ class Run:
                     for cost in (partition.costs[layer.index] for layer in layers)
                 ],
                 loss_layer=loss_layer if stage == layout.stages - 1 else None,
+                metrics=self.metrics,
             )
             for stage, layers in built.items()
         }

@@ -101,9 +101,9 @@ class _Loop:
 
     def _validate(self) -> None:
         """Validate; a signal during that stops the run."""
-        loss = evaluate(self._run, self._run.config.eval.samples)
-        if loss is not None:
-            self._observers.validation(self.step, loss)
+        result = evaluate(self._run, self._run.config.eval.samples)
+        if result is not None:
+            self._observers.validation(self.step, result)
         self._look_for_notice()
         if self.stopped_by and self._saved != self.step:
             self._save()

@@ -1,5 +1,6 @@
 """The files and the output of a run."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,12 @@ def test_metrics(trained: Trained) -> None:
     assert [step["step"] for step in run.steps] == [1, 2, 3, 4, 5, 6]
     validations = [item for item in run.objects if item not in run.steps]
     assert [item["step"] for item in validations] == [3, 6]
-    assert [set(item) for item in validations] == [{"step", "val_loss"}] * 2
+    assert [set(item) for item in validations] == [
+        {"step", "val_loss", "val_perplexity", "val_bits_per_byte"}
+    ] * 2
+    for item in validations:  # bytes are the tokens
+        assert item["val_perplexity"] == pytest.approx(math.exp(item["val_loss"]))
+        assert item["val_bits_per_byte"] == pytest.approx(item["val_loss"] / math.log(2))
     for step in run.steps:
         assert len(step["peak_memory_bytes"]) == len(step["cpu_seconds"]) == 3
         assert min(step["cpu_seconds"]) > 0

@@ -71,6 +71,32 @@ def test_a_logger_is_told_of_a_failure(pools: Pools, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "diary0.txt").read_text().splitlines()[-1] == "failure ArithmeticError"
 
 
+def test_a_custom_metric_is_added_over_all_replicas(pools: Pools, tmp_path: Path) -> None:
+    def values(ranks: int, stages: int) -> dict[str, float]:
+        folder = tmp_path / f"{ranks} {stages}"
+        folder.mkdir()
+        metrics = "metrics=[accuracy,tests.support.models:positives]"
+        overrides = [*SIMPLE, metrics, "train.steps=3", f"layout.stages={stages}"]
+        run = Finished(pools.run(ranks, overrides, folder).check(), folder / "run")
+        return dict(run.objects[-1])
+
+    alone, cut, replicated = values(1, 1), values(2, 2), values(2, 1)
+    assert set(alone) == {"step", "val_loss", "val_accuracy", "val_positives"}
+    assert 0 < alone["val_positives"] < 1
+    assert cut == alone
+    assert replicated == pytest.approx(alone)
+
+
+def test_a_metric_that_returns_no_pair_is_refused_in_the_first_step(pools: Pools, tmp_path: Path) -> None:
+    result = pools.run(2, [*SIMPLE, "metrics=[tests.support.models:no_pair]"], tmp_path)
+    assert_refused(
+        result,
+        tmp_path,
+        "it must return a sum and a count",
+        "in the metric 'no_pair': micro-batch 0 of step 1",
+    )
+
+
 def test_an_unknown_logger_is_refused(pools: Pools, tmp_path: Path) -> None:
     result = pools.run(2, [*SIMPLE, "logger=[cvs]"], tmp_path)
     assert_refused(result, tmp_path, "logger=cvs is not one of csv", "did you mean csv?")

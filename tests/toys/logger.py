@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from trainer.evaluation import Validation
 from trainer.metrics.folder import RunFolder
 from trainer.metrics.observer import Beginning, RunObserver
 from trainer.run import Run
@@ -20,8 +21,8 @@ class Diary(RunObserver):
     def step(self, result: StepResult) -> None:
         self._note(f"step {result.step} {result.summary.loss!r}")
 
-    def validation(self, step: int, loss: float) -> None:
-        self._note(f"validation {step} {loss!r}")
+    def validation(self, step: int, result: Validation) -> None:
+        self._note(f"validation {step} {result.loss!r}")
 
     def checkpoint(self, step: int, path: Path) -> None:
         self._note(f"checkpoint {step} {path.name} {(path / 'manifest.json').exists()}")

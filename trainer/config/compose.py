@@ -25,6 +25,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from trainer.config import schema
 from trainer.config.check import check
+from trainer.config.from_run import Saved, with_choices
 from trainer.config.quoting import quoting_hint
 from trainer.config.registry import GROUPS, choices
 from trainer.distributed import environment
@@ -53,7 +54,7 @@ def conf_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def compose(prepare: Callable[[schema.Config], None] = lambda _: None) -> Composed:
+def compose(prepare: Callable[[schema.Config], None] = lambda _: None, *, from_run: bool = False) -> Composed:
     """Return what the command line asks for.
 
     The configurations are checked, and the jobs run, after Hydra has returned, so that errors are reported
@@ -61,13 +62,17 @@ def compose(prepare: Callable[[schema.Config], None] = lambda _: None) -> Compos
 
     Args:
         prepare: Called with each configuration before it is checked.
+        from_run: Whether the configuration is that of the run which `run.dir` or `checkpoint.resume` names.
 
     Raises:
-        UserError: A value is wrong.
+        UserError: A value is wrong, or there is no such run.
         HydraException, OmegaConfBaseException: The command line is; see `explain`.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, to be reported in our words
     sys.argv[1:] = [_as_named_now(word) for word in sys.argv[1:]]
+    saved = Saved.of(sys.argv[1:]) if from_run else None
+    if saved is not None:
+        sys.argv[1:] = with_choices(sys.argv[1:], saved)
     nodes: list[DictConfig] = []
     of_sweep = False
 
@@ -75,6 +80,8 @@ def compose(prepare: Callable[[schema.Config], None] = lambda _: None) -> Compos
     def collect(node: DictConfig) -> None:
         nonlocal of_sweep
         of_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        if saved is not None:
+            saved.put_into(node)
         nodes.append(node)
 
     with tempfile.TemporaryDirectory() as scratch:  # each rank's own: no folder of the run exists yet

@@ -11,9 +11,18 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from trainer.config.data import BinaryConfig, CustomDataConfig, DataConfig, DigitsConfig, TextConfig
+from trainer.config.data import (
+    BinaryConfig,
+    CustomDataConfig,
+    DataConfig,
+    DigitsConfig,
+    PairsConfig,
+    PromptsConfig,
+    TextConfig,
+)
 from trainer.config.fields import auto_or_positive, not_negative, one_of, plain, positive, size, text
 from trainer.config.models import (
+    BertConfig,
     CustomModelConfig,
     GPTConfig,
     HFConfig,
@@ -36,6 +45,7 @@ __all__ = [
     "AdamWConfig",
     "AveragingConfig",
     "BatchConfig",
+    "BertConfig",
     "BinaryConfig",
     "CheckpointConfig",
     "Config",
@@ -45,6 +55,7 @@ __all__ = [
     "DataConfig",
     "DigitsConfig",
     "EvalConfig",
+    "EvaluateConfig",
     "GPTConfig",
     "GenerateConfig",
     "GroupConfig",
@@ -56,7 +67,9 @@ __all__ = [
     "ModelConfig",
     "ModuleConfig",
     "OptimizerConfig",
+    "PairsConfig",
     "PlanConfig",
+    "PromptsConfig",
     "RunConfig",
     "SGDConfig",
     "SimpleNetConfig",
@@ -157,6 +170,14 @@ class EvalConfig:
 
 
 @dataclass
+class EvaluateConfig:
+    """What `python -m trainer.evaluate` evaluates on."""
+
+    samples: int = not_negative(0, "validation samples; 0 takes all of them")
+    output: str | None = plain(None, "file for the results, as JSON")
+
+
+@dataclass
 class GenerateConfig:
     """The text that a language model writes at the end of a run."""
 
@@ -247,8 +268,15 @@ class Config:
     precision: str = one_of(
         "fp32", ("fp32", "bf16", "fp16"), "what layers compute in; weights and gradients stay float32"
     )
+    metrics: list[str] | None = text(
+        None,
+        "what a validation reports beside the loss: names of `trainer.models.metrics`, or "
+        "`package.module:callable`; null takes those of the data",
+        "a list of metrics, such as [accuracy]",
+    )
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)

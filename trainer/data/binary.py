@@ -52,6 +52,7 @@ def binary(config: BinaryConfig) -> Data:
         training=Labelled(features[:cut], labels[:cut]),
         validation=Labelled(features[cut:], labels[cut:]),
         fingerprint=_digest(np.array([cut]), features, labels),
+        metrics=("accuracy",),
     )
 
 

@@ -42,6 +42,8 @@ class Data:
         vocabulary: The number of distinct tokens, or None if samples are not tokens.
         tokenizer: Turns text into tokens and back, or None if samples are not text.
         notes: What a person should know about the data; a run shows it.
+        metrics: What a validation reports, unless the configuration says: names of `trainer.models.metrics`.
+        longest: The number of tokens of the longest sample; None: samples are not padded, or not tokens.
     """
 
     training: Dataset
@@ -50,6 +52,8 @@ class Data:
     vocabulary: int | None = None
     tokenizer: "Tokenizer | None" = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    longest: int | None = None
 
 
 class Tokenizer(Protocol):
@@ -64,6 +68,9 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of the token numbers; never raises."""
+
+    def count_bytes(self, tokens: list[int]) -> int:
+        """Return the number of bytes of the text of consecutive tokens."""
 
 
 def as_tensors(activation: Activation) -> Activation:

@@ -35,6 +35,7 @@ def digits(config: DigitsConfig) -> Data:
         training=Labelled(images[~held_out], classes[~held_out]),
         validation=Labelled(images[held_out], classes[held_out]),
         fingerprint=digest.hexdigest(),
+        metrics=("accuracy",),
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.evaluation import Validation
 from trainer.run import Run
 from trainer.step import StepResult
 
@@ -42,8 +43,8 @@ class RunObserver:
     def step(self, result: StepResult) -> None:
         """Called after every step."""
 
-    def validation(self, step: int, loss: float) -> None:
-        """Called after every validation, with the mean loss on the validation samples."""
+    def validation(self, step: int, result: Validation) -> None:
+        """Called after every validation, with the mean loss and the metrics on the validation samples."""
 
     def checkpoint(self, step: int, path: Path) -> None:
         """Called after every checkpoint.
@@ -81,10 +82,10 @@ class Observers(RunObserver):
         for observer in self._observers:
             observer.step(result)
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, result: Validation) -> None:
         """Pass it on."""
         for observer in self._observers:
-            observer.validation(step, loss)
+            observer.validation(step, result)
 
     def checkpoint(self, step: int, path: Path) -> None:
         """Pass it on."""

@@ -6,6 +6,7 @@ from pkgutil import iter_modules
 from trainer.checkpoint.resumable import check_resumable
 from trainer.config.import_path import load
 from trainer.errors import UserError, suggest
+from trainer.evaluation import Validation
 from trainer.metrics import loggers
 from trainer.metrics.folder import RunFolder
 from trainer.metrics.forecast import Forecast
@@ -104,9 +105,10 @@ class MetricsFile(RunObserver):
             **scaling,
         )
 
-    def validation(self, step: int, loss: float) -> None:
-        """Write a validation's loss."""
-        self._folder.write(step=step, val_loss=loss)
+    def validation(self, step: int, result: Validation) -> None:
+        """Write a validation's loss and metrics."""
+        metrics = {f"val_{name}": value for name, value in result.metrics.items()}
+        self._folder.write(step=step, val_loss=result.loss, **metrics)
 
 
 class Shown(RunObserver):
@@ -143,9 +145,10 @@ class Shown(RunObserver):
                 f"step {result.step} skipped: loss {summary.loss:g}, gradient norm {summary.grad_norm:g}"
             )
 
-    def validation(self, step: int, loss: float) -> None:
-        """Show a validation's loss."""
-        self._display.say(f"step {step}  validation loss {loss:.4f}")
+    def validation(self, step: int, result: Validation) -> None:
+        """Show a validation's loss and metrics."""
+        metrics = "".join(f"  {name.replace('_', ' ')} {value:.4g}" for name, value in result.metrics.items())
+        self._display.say(f"step {step}  validation loss {result.loss:.4f}{metrics}")
 
     def message(self, text: str) -> None:
         """Show a text."""

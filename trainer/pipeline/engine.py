@@ -11,6 +11,7 @@ from torch import Tensor
 from trainer.activation import Activation, TreeSpec, flatten, tuple_of, unflatten
 from trainer.distributed.waiting import WaitMeter
 from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.measures import Measured
 from trainer.pipeline.source import Source, TokenSource
 from trainer.pipeline.stage import Stage
 from trainer.pipeline.ties import TiedParameters
@@ -48,6 +49,7 @@ class _Run:
     outputs: dict[tuple[int, int], tuple[list[Tensor], TreeSpec]] = field(default_factory=dict)
     gradients: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
     losses: dict[int, Tensor] = field(default_factory=dict)
+    measured: dict[int, Measured] = field(default_factory=dict)
     tokens: dict[int, Tensor] = field(default_factory=dict)
     averaging: set[str] = field(default_factory=set)
 
@@ -131,6 +133,11 @@ class Engine:
         """Run the forward passes of an evaluation or a generation; return the losses if there are targets."""
         return self._execute(actions, source, None)
 
+    @property
+    def measured(self) -> Mapping[int, Measured]:
+        """Return the metrics of every micro-batch of the latest evaluation; empty without the last stage."""
+        return self._run.measured
+
     def _execute(self, actions: Sequence[Action], source: Source, scale: float | None) -> dict[int, Tensor]:
         training = scale is not None
         split = frozenset((a.stage, a.micro_batch) for a in actions if a.kind is Kind.BACKWARD_WEIGHT)
@@ -170,8 +177,10 @@ class Engine:
 
     def _loss(self, stage: Stage, micro_batch: int, output: Activation, target: Activation) -> Tensor:
         tensors, nest = flatten(target)
-        moved = [tensor.to(stage.device, non_blocking=True) for tensor in tensors]
-        return stage.loss_sum(micro_batch, output, unflatten(moved, nest))
+        moved = unflatten([tensor.to(stage.device, non_blocking=True) for tensor in tensors], nest)
+        if self._run.scale is None:
+            self._run.measured[micro_batch] = stage.measure(micro_batch, output, moved)
+        return stage.loss_sum(micro_batch, output, moved)
 
     def _backward(self, action: Action) -> None:
         stage, i = self._stages[action.stage], action.micro_batch

@@ -18,15 +18,18 @@ from torch import Tensor
 
 from trainer.activation import Activation, TreeSpec, flatten, unflatten
 from trainer.errors import UserError, add_note
+from trainer.models.deferring import Deferred
+from trainer.models.metrics import Metrics
 from trainer.models.model import Loss
 from trainer.pipeline.forward import LayerForward
 from trainer.pipeline.graph import run_backward
 from trainer.pipeline.layer import BuiltLayer, limits_weights
 from trainer.pipeline.loss import LossForward
+from trainer.pipeline.measures import Measured, Measures
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute, Repeatable
-from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients
+from trainer.pipeline.weight_gradients import Deferral, add_weight_gradients
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Stage:
         layers: Its layers, in order.
         device: The device of the layers.
         loss: The model's loss on the last stage; None elsewhere.
+        metrics: What the last stage measures beside it.
         randomness: Seeds the device before every layer's forward.
         on_layer_done: Called after every layer, to progress pending messages.
         recompute: By layer, what its backward recomputes; None: nothing.
@@ -77,6 +81,7 @@ class Stage:
         precision: Precision = Precision(),  # noqa: B008  (frozen)
         loss_layer: BuiltLayer | None = None,
         writes: Sequence[bool] | None = None,
+        metrics: Metrics = Metrics(),  # noqa: B008  (frozen)
     ) -> None:
         self.index = index
         self.layers = tuple(layers)
@@ -105,6 +110,7 @@ class Stage:
             )
         ]
         self._loss = None if loss is None else LossForward(loss, device, randomness)
+        self._measures = Measures(metrics, device, randomness)
         self._tapes: dict[int, _Tape] = {}
         self._deferral = Deferral(layer.module for layer in layers)
         self._deferred: dict[int, list[Deferred]] = {}  # by micro-batch, then by layer
@@ -154,7 +160,12 @@ class Stage:
         if torch.is_grad_enabled():
             self._tapes[micro_batch].leaves.append([leaf for leaf in leaves if leaf.requires_grad])
             self._tapes[micro_batch].outputs.append([total] if total.requires_grad else [])
+            self._measures.check(micro_batch, output, target)
         return total.detach()
+
+    def measure(self, micro_batch: int, output: Activation, target: Activation) -> Measured:
+        """Return the sum and the count of every metric of the last layer's output."""
+        return self._measures.run(micro_batch, output, target)
 
     def backward(
         self,

@@ -127,7 +127,7 @@ class _OneProcess:
             expected = self._reference.validate(samples)
             # Running statistics may differ by rounding.
             allowed = abs(expected) * 1e-5 if self._reference.values("buffer") else 0.0
-            self._comparison.number(steps, VALIDATION, seen=seen, expected=expected, allowed=allowed)
+            self._comparison.number(steps, VALIDATION, seen=seen.loss, expected=expected, allowed=allowed)
 
     def reason(self) -> str | None:
         """Name the first operation that differs by itself, or else where the differences begin."""
