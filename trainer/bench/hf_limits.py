@@ -41,13 +41,6 @@ def _tokens(samples: int = 2, length: int = 16) -> torch.Tensor:
     return torch.randint(_WORK.vocabulary, (samples, length))
 
 
-def _as_it_is(kind: str, folder: str) -> str:
-    model: Any = plain(folder)
-    model.model.config.use_cache = True  # the default
-    _split(kind, model, _tokens())
-    return "works"
-
-
 def _ties(kind: str, folder: str) -> str:
     model: Any = plain(folder)
     model.model.config.tie_word_embeddings = True
@@ -72,7 +65,6 @@ def _other(samples: int, length: int) -> Callable[[str, str], str]:
 
 
 _ATTEMPTS = {
-    "with transformers' defaults": _as_it_is,
     "tied weights": _ties,
     "a micro-batch of another size": _other(1, 16),
     "samples of another length": _other(2, 12),
