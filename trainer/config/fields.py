@@ -127,6 +127,22 @@ def one_of(default: str, choices: Collection[str], about: str, *, or_file: bool 
     return described(default, Spec(about, choices=choices, or_file=or_file))
 
 
+def one_number(default: int, choices: Collection[int], about: str) -> int:
+    """Return a field that takes one of some numbers."""
+    *others, last = map(str, choices)
+    words = f"{', '.join(others)} or {last}"
+    return described(default, Spec(about, words=words, holds=lambda value: value in choices))
+
+
+def all_positive(default: list[T], about: str) -> list[T]:
+    """Return a field of a list of numbers greater than 0."""
+
+    def holds(value: Any) -> bool:
+        return all(each > 0 for each in value)
+
+    return described(default, Spec(about, words="numbers greater than 0", holds=holds))
+
+
 def auto_or_positive(default: Any, about: str, *, unit: str = "") -> Any:
     """Return a field that takes "auto" or a whole number greater than 0."""
 

@@ -11,7 +11,16 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from trainer.config.data import BinaryConfig, CustomDataConfig, DataConfig, DigitsConfig, TextConfig
+from trainer.config.data import (
+    BinaryConfig,
+    Cifar10Config,
+    CustomDataConfig,
+    DataConfig,
+    DigitsConfig,
+    ImagesConfig,
+    ScenesConfig,
+    TextConfig,
+)
 from trainer.config.fields import auto_or_positive, not_negative, one_of, plain, positive, size, text
 from trainer.config.models import (
     CustomModelConfig,
@@ -19,7 +28,9 @@ from trainer.config.models import (
     HFConfig,
     ModelConfig,
     ModuleConfig,
+    ResNetConfig,
     SimpleNetConfig,
+    UNetConfig,
 )
 from trainer.config.optimizers import (
     AdamWConfig,
@@ -38,6 +49,7 @@ __all__ = [
     "BatchConfig",
     "BinaryConfig",
     "CheckpointConfig",
+    "Cifar10Config",
     "Config",
     "CustomDataConfig",
     "CustomModelConfig",
@@ -50,6 +62,7 @@ __all__ = [
     "GenerateConfig",
     "GroupConfig",
     "HFConfig",
+    "ImagesConfig",
     "LRScheduleConfig",
     "LayoutConfig",
     "LossConfig",
@@ -58,12 +71,15 @@ __all__ = [
     "ModuleConfig",
     "OptimizerConfig",
     "PlanConfig",
+    "ResNetConfig",
     "RunConfig",
     "SGDConfig",
+    "ScenesConfig",
     "SimpleNetConfig",
     "SynchronousConfig",
     "TextConfig",
     "TrainConfig",
+    "UNetConfig",
     "UpdateConfig",
     "VerifyConfig",
     "flat",

@@ -44,6 +44,7 @@ class Data:
         notes: What a person should know about the data; a run shows it.
         metrics: What a validation reports, unless the configuration says: names of `trainer.models.metrics`.
         longest: The number of tokens of the longest sample; None: samples are not padded, or not tokens.
+        classes: The number of classes of the samples, or of their pixels; None if the data does not say.
     """
 
     training: Dataset
@@ -54,6 +55,7 @@ class Data:
     notes: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     longest: int | None = None
+    classes: int | None = None
 
 
 class Tokenizer(Protocol):

@@ -31,6 +31,9 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "top5": f"{_HERE}:top5",
         "perplexity": f"{_HERE}:Perplexity",
         "bits_per_byte": f"{_HERE}:BitsPerByte",
+        "word_error_rate": "trainer.models.error_rates:word_error_rate",
+        "character_error_rate": "trainer.models.error_rates:character_error_rate",
+        "iou": "trainer.models.segmentation:iou",
     }
 )
 
