@@ -31,6 +31,7 @@ ORDER = [
     "run",
     "step",
     "evaluation",
+    "generate",
     "generation",
     "metrics",
     "evaluate",

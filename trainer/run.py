@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trainer.config.schema import Config, flat
 from trainer.data.build import load_data
+from trainer.data.dataset import Data
 from trainer.data.order import Order
 from trainer.distributed import environment
 from trainer.distributed.devices import devices_of_rank
@@ -47,6 +48,7 @@ class Run:
     Args:
         config: The whole configuration.
         world: All ranks.
+        data: The samples; None: those that the configuration names.
 
     Attributes:
         config: The whole configuration.
@@ -72,7 +74,7 @@ class Run:
         engine: Runs schedules on the stages.
     """
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, data: Data | None = None) -> None:
         self.config = config
         self.world = world
         self.meter = world.meter
@@ -81,7 +83,7 @@ class Run:
         world.agree("versions", versions())
         self.threads = _prepare_torch(config, world)
         seed_generators(derive(config.train.seed, "data"))
-        self.data = load_data(config.data, world)
+        self.data = load_data(config.data, world) if data is None else data
         world.agree("data", {"fingerprint": self.data.fingerprint})
         check_data(self.data, config, world)
         self.order = Order(len(self.data.training), config.train.seed)

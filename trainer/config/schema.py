@@ -21,7 +21,16 @@ from trainer.config.data import (
     ScenesConfig,
     TextConfig,
 )
-from trainer.config.fields import auto_or_positive, not_negative, one_of, plain, positive, size, text
+from trainer.config.fields import (
+    above_zero_to_one,
+    auto_or_positive,
+    not_negative,
+    one_of,
+    plain,
+    positive,
+    size,
+    text,
+)
 from trainer.config.models import (
     CustomModelConfig,
     GPTConfig,
@@ -183,12 +192,43 @@ class EvaluateConfig:
 
 @dataclass
 class GenerateConfig:
-    """The text that a language model writes at the end of a run."""
+    """What a language model writes: at the end of a run, and with `python -m trainer.generate`."""
 
-    tokens: int = not_negative(0, "tokens to write; 0 writes none")
-    prompt: str = plain("def ", "what the text begins with")
+    tokens: int = not_negative(
+        0, "tokens to write at most; 0 writes no text at the end of a run, and 128 with `trainer.generate`"
+    )
+    prompt: str = plain("def ", "what the text begins with, where `prompts` is null")
+    prompts: str | None = text(
+        None,
+        "file of prompts, one a line, or objects with a `prompt` if its name ends in .jsonl; `-` reads "
+        "standard input",
+        "null, -, or the path of a file",
+    )
+    output: str | None = text(
+        None,
+        "file for the texts, one JSON object a line; null prints them",
+        "null, or the path of a file",
+    )
     temperature: float = not_negative(0.8, "randomness of the choice; 0 always takes the likeliest token")
     top_k: int = not_negative(40, "how many of the likeliest tokens to sample among; 0 takes all")
+    top_p: float = above_zero_to_one(
+        1.0, "what the likeliest tokens to sample among must be worth together; 1 takes all"
+    )
+    repetition_penalty: float = positive(1.0, "what tokens that the text has already lose; 1 is nothing")
+    stop: list[str] = text(
+        [], "strings that end a text, which does not contain them", "a list of strings, such as [END]"
+    )
+    ignore_eos: bool = plain(False, "whether to write on after the model's token for the end of a text")
+    tokenizer: str = text(
+        "auto",
+        "`auto` takes that of the run or of the model's folder; or `bytes`, or the path of a tokenizers file",
+        "auto, bytes, or the path of a file",
+    )
+    cache: bool = plain(True, "whether layers keep keys and values rather than compute them for every token")
+    batch: int = positive(8, "prompts that are computed together, as one group")
+    in_flight: Any = auto_or_positive(
+        "auto", "groups that a replica works on at a time; `auto` takes 4, or as many as it has stages"
+    )
 
 
 @dataclass

@@ -31,10 +31,7 @@ def hf(config: HFConfig, data: Data) -> Model:
         UserError: `transformers` is not installed, the folder holds no model that can be trained, or it does
             not fit the data.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError(
-            "model=hf needs transformers: pip install 'transformers>=5.24' (Python 3.11 or newer)"
-        )
+    check_installed()
     from trainer.hf import attention, folder  # noqa: PLC0415  (they import transformers)
     from trainer.hf.weights import SavedWeights  # noqa: PLC0415
 
@@ -84,6 +81,14 @@ def _check_length(settings: Any, data: Data, example: Activation) -> None:
             f"the data's samples have up to {longest} tokens (data.context), and the model has {most} "
             "positions: lower data.context, or raise +model.config.max_position_embeddings where positions "
             "are computed, as rotary ones are"
+        )
+
+
+def check_installed() -> None:
+    """Raise a UserError unless transformers is installed."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            "model=hf needs transformers: pip install 'transformers>=5.24' (Python 3.11 or newer)"
         )
 
 
