@@ -18,8 +18,6 @@ from trainer.config.data import (
     DataConfig,
     DigitsConfig,
     ImagesConfig,
-    PairsConfig,
-    PromptsConfig,
     ScenesConfig,
     TextConfig,
 )
@@ -34,7 +32,6 @@ from trainer.config.fields import (
     text,
 )
 from trainer.config.models import (
-    BertConfig,
     CustomModelConfig,
     GPTConfig,
     HFConfig,
@@ -59,7 +56,6 @@ __all__ = [
     "AdamWConfig",
     "AveragingConfig",
     "BatchConfig",
-    "BertConfig",
     "BinaryConfig",
     "CheckpointConfig",
     "Cifar10Config",
@@ -83,9 +79,7 @@ __all__ = [
     "ModelConfig",
     "ModuleConfig",
     "OptimizerConfig",
-    "PairsConfig",
     "PlanConfig",
-    "PromptsConfig",
     "ResNetConfig",
     "RunConfig",
     "SGDConfig",

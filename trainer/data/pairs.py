@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.activation import Activation
-from trainer.config.schema import PairsConfig
+from trainer.config.data import PairsConfig
 from trainer.data.dataset import Data
 from trainer.data.files import find_text
 from trainer.data.masked import Masked

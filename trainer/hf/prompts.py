@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.activation import Activation
-from trainer.config.schema import PromptsConfig
+from trainer.config.data import PromptsConfig
 from trainer.data.dataset import Data
 from trainer.data.files import Source, find_text
 from trainer.data.masked import IGNORED
