@@ -58,8 +58,8 @@ def test_nothing_changes(
 
 def test_tones_are_learnt(corpus: list[str], pools: Pools, tmp_path: Path) -> None:
     """On two stages, and by a voice of another loudness."""
-    sizes = ["batch.global_size=16", "batch.micro_size=8", "train.steps=60", "optimizer.lr=0.02"]
-    pools.run(2, [*corpus, *sizes, "layout.stages=2", "eval.every=30", "run.dir=run"], tmp_path).check()
+    sizes = ["batch.global_size=16", "batch.micro_size=8", "train.steps=40", "optimizer.lr=0.02"]
+    pools.run(2, [*corpus, *sizes, "layout.stages=2", "eval.every=5", "run.dir=run"], tmp_path).check()
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     rates = [record["val_word_error_rate"] for line in lines if "val_loss" in (record := json.loads(line))]
     assert rates[0] > 0.5
