@@ -1,5 +1,7 @@
 """The speech model: padding changes nothing, the loss is torch's, and what does not fit is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -119,7 +121,7 @@ def test_too_large_a_stride_is_refused(data: Data) -> None:
 
 
 def test_the_full_size_recipe_is_planned(tmp_path: Path) -> None:
-    """Without LibriSpeech: 100 million parameters, of which a recurrent layer's can wait, over eight ranks."""
+    """Without LibriSpeech: over 100 million parameters on eight ranks."""
     overrides = ["experiment=deepspeech", "plan.ranks=8", "plan.memory=24GiB", "schedule=zb_h1"]
     config = typed(composed(*overrides, f"data.path={tmp_path}/nowhere"))
     check(config)

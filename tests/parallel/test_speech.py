@@ -42,7 +42,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize(
     ("ranks", "overrides"),
     [
-        pytest.param(2, ["model.cell=lstm", "model.front=conv", "model.channels=2"], id="2 ranks, LSTM"),
+        pytest.param(
+            2,
+            ["model.cell=lstm", "model.front=conv", "model.channels=2", "memory.recompute=selective"],
+            id="2 ranks, LSTM",
+        ),
         pytest.param(4, ["model.layers=6"], id="4 ranks, GRU"),
     ],
 )

@@ -23,6 +23,7 @@ from trainer.errors import UserError
 
 _ALPHABET = 29  # of English: blank, space, apostrophe and 26 letters
 _LETTERS_A_SECOND = 15  # of read speech, as in LibriSpeech: for examples
+_SHORTEST = 0.001  # seconds of a frame
 _log = logging.getLogger(__name__)
 
 
@@ -107,7 +108,7 @@ def prepare(config: SpeechDataConfig) -> None:
     cache, bands = Path(config.cache), _bands(config)
     for recordings in _parts(config):
         key = feature_key(recordings, bands)
-        if contents(cache, key) is None:
+        if contents(cache, key, bands) is None:
             prepare_cache(cache)
             _log.info("Computing the features of %d recordings", len(recordings))
             write_features(cache, key, recordings, bands)
@@ -163,6 +164,20 @@ def example(config: SpeechDataConfig, vocabulary: int | None = None) -> Data:
 
 
 def _bands(config: SpeechDataConfig) -> Bands:
+    """Return the configured bands.
+
+    Raises:
+        UserError: They have no width, or frames no length.
+    """
+    if config.lowest >= config.highest:
+        raise UserError(
+            f"data.lowest={config.lowest:g} must be below data.highest={config.highest:g}: bands lie between"
+        )
+    if min(config.hop, config.window) < _SHORTEST:
+        raise UserError(
+            f"data.window={config.window:g} and data.hop={config.hop:g} are in seconds: each must be "
+            f"{_SHORTEST:g} or more"
+        )
     return Bands(config.features, config.lowest, config.highest, config.window, config.hop)
 
 
@@ -198,7 +213,7 @@ def _utterances(
     """
     cache, bands = Path(config.cache), _bands(config)
     key = feature_key(recordings, bands)
-    held = contents(cache, key)
+    held = contents(cache, key, bands)
     if held is None or len(held.frames) != len(recordings):
         raise UserError(
             f"the features of {recordings[0].path.parent} and others are not in data.cache={cache}: "
