@@ -32,6 +32,8 @@ def test_every_file_of_conf_passes(group: str) -> None:
         overrides = [f"{group}={file.stem}"]
         if file.stem == "hf":
             overrides += ["model.path=folder"]
+        if file.stem == "prompts":
+            overrides += ["data.path=file.jsonl", "data.tokenizer=folder"]
         if group == "data" and file.stem == "speech":
             overrides += ["data.path=folder"]
         if file.stem in ("custom", "module"):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from trainer.config.custom import CustomConfig
-from trainer.config.fields import not_negative, one_of, plain, positive, text, true_share
+from trainer.config.fields import not_negative, one_of, plain, positive, share, text, true_share
 from trainer.config.registry import choice
 
 
@@ -38,6 +38,11 @@ class TextConfig(DataConfig):
         "next", ("next", "masked"), "what a model predicts: the next token, or masked tokens as BERT does"
     )
     masked: float = true_share(0.15, "share of the tokens that are predicted, with `objective=masked`")
+    masking: str = one_of(
+        "static",
+        ("static", "dynamic"),
+        "whether a sample is masked alike each time, or otherwise in every step; validation is static",
+    )
     cache: str = plain(MISSING, "folder for token files; each node writes them once")
 
 
@@ -61,6 +66,52 @@ class DigitsConfig(DataConfig):
     name: str = "digits"
     validation: float = true_share(0.2, "share of the images of each digit that is held out for validation")
     seed: int = not_negative(0, "seed of the choice of these")
+
+
+@choice(
+    "data",
+    build="trainer.data.pairs:load",
+    prepare="trainer.data.pairs:prepare",
+    example="trainer.data.pairs:example",
+)
+@dataclass
+class PairsConfig(DataConfig):
+    """Two segments of a document each, of whole lines, with masked tokens: what BERT trains on."""
+
+    name: str = "pairs"
+    path: str | None = plain(
+        None, "a file or a folder of text; null reads the source of Python's standard library"
+    )
+    pattern: str = plain("*", "which files of a folder to read")
+    documents: str = one_of(
+        "files", ("files", "paragraphs"), "where a document ends: with its file, or at blank lines too"
+    )
+    tokenizer: str = plain("bytes", "`bytes`, or the path of a file of the `tokenizers` library")
+    context: int = positive(128, "length of the longest sample; follows `model.context`", unit="tokens")
+    short: float = share(0.1, "share of the samples that are cut shorter than the context, at random")
+    segments: bool = plain(True, "whether the inputs name each token's segment; some models have none")
+    validation: float = true_share(0.05, "share of the samples, at the end, that is held out for validation")
+    masked: float = true_share(0.15, "share of the tokens that are predicted")
+    masking: str = one_of(
+        "dynamic",
+        ("static", "dynamic"),
+        "whether a sample is masked alike each time, or otherwise in every step; validation is static",
+    )
+    cache: str = plain(MISSING, "folder for token files; each node writes them once")
+
+
+@choice("data", build="trainer.hf.prompts:load", prepare="trainer.hf.prompts:prepare")
+@dataclass
+class PromptsConfig(DataConfig):
+    """Prompts and their completions, or conversations: what a model of Hugging Face's is fine-tuned on."""
+
+    name: str = "prompts"
+    path: str = plain(MISSING, "a jsonl file of `{prompt, completion}` or `{messages: [{role, content}]}`")
+    tokenizer: str = plain(MISSING, "folder of the model's tokenizer; follows `model.path`")
+    context: int = positive(1024, "tokens beyond which a sample is cut off", unit="tokens")
+    validation: float = true_share(0.05, "share of the samples that is held out for validation")
+    seed: int = not_negative(0, "seed of the choice of these")
+    cache: str = plain(MISSING, "folder for token files; each node writes them once")
 
 
 @choice(

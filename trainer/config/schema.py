@@ -11,9 +11,18 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from trainer.config.data import BinaryConfig, CustomDataConfig, DataConfig, DigitsConfig, TextConfig
+from trainer.config.data import (
+    BinaryConfig,
+    CustomDataConfig,
+    DataConfig,
+    DigitsConfig,
+    PairsConfig,
+    PromptsConfig,
+    TextConfig,
+)
 from trainer.config.fields import auto_or_positive, not_negative, one_of, plain, positive, size, text
 from trainer.config.models import (
+    BertConfig,
     CustomModelConfig,
     GPTConfig,
     HFConfig,
@@ -36,6 +45,7 @@ __all__ = [
     "AdamWConfig",
     "AveragingConfig",
     "BatchConfig",
+    "BertConfig",
     "BinaryConfig",
     "CheckpointConfig",
     "Config",
@@ -57,7 +67,9 @@ __all__ = [
     "ModelConfig",
     "ModuleConfig",
     "OptimizerConfig",
+    "PairsConfig",
     "PlanConfig",
+    "PromptsConfig",
     "RunConfig",
     "SGDConfig",
     "SimpleNetConfig",
