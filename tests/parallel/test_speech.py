@@ -74,5 +74,6 @@ def test_a_broken_recording(corpus: list[str], pools: Pools, tmp_path: Path) -> 
     """The rank that prepares finds it; all ranks end, with its message."""
     broken = write_corpus(tmp_path / "broken", {"anna": ["ab", "ab"], "bert": ["ab"]})
     (broken / "anna/1/anna-1-0001.wav").write_bytes(b"noise")
-    result = pools.run(2, [*corpus, f"data.path={broken}", "train.steps=1"], tmp_path)
+    paths = [f"data.path={broken}", f"data.validation_path={broken}"]
+    result = pools.run(2, [*corpus, *paths, "train.steps=1"], tmp_path)
     assert_refused(result, tmp_path, "anna-1-0001.wav cannot be read as a recording")
