@@ -116,6 +116,9 @@ class SpeechConfig(ModelConfig):
     layers: int = positive(5, "recurrent layers")
     width: int = positive(512, "units of a recurrent layer, in each direction")
     bidirectional: bool = plain(True, "whether recurrent layers also read from the end to the beginning")
+    fused: bool = plain(
+        False, "whether recurrent layers use torch's own kernels: faster on a GPU, but not deferred"
+    )
     dropout: float = below_one(0.1, "share of the activations that dropout zeroes")
 
 
