@@ -238,3 +238,25 @@ def test_composing_and_checking_import_neither_torch_nor_mpi(
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [runs, "[]"]
     assert not list(tmp_path.iterdir())
+
+
+def test_bert_base_is_the_network_of_the_paper() -> None:
+    overrides = ["experiment=bert_base", "plan.ranks=8", "plan.memory=16GiB", "plan.rows=1"]
+    config = typed(composed(*overrides))
+    check(config)
+    planned = report(config, [])
+    # Those of transformers' BertForMaskedLM, 109,514,298, and the head's copy of the embedding.
+    assert f"bert: {109_514_298 + 30_522 * 768:,} parameters in 14 layers, on 8 ranks of 16GiB" in planned
+    assert "a step: 256 samples in 32 micro-batches" in planned
+
+
+def test_bert_in_minutes() -> None:
+    values = resolved("experiment=bert")
+    assert (values["data.objective"], values["data.tokenizer"], values["metrics"]) == (
+        "masked",
+        "bytes",
+        None,
+    )
+    planned = report(typed(composed("experiment=bert", "plan.ranks=4", "plan.memory=1GiB")), [])
+    assert "4 x 1" in planned
+    assert "1 x 4" in planned

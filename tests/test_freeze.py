@@ -109,6 +109,9 @@ def test_patterns(patterns: list[str], expected: set[str]) -> None:
         ("*/bias", "a", "b.bias", False),
         ("*bias", "a", "bias", False),  # without a slash it matches layers
         ("a/", "a", "weight", True),
+        ("b.weigh*", "a", "b.weight", True),  # whatever the layer
+        ("b.*", "a", "c.weight", False),
+        ("b*.weight", "a", "b.weight", False),
     ],
 )
 def test_a_pattern_has_a_layer_part_and_a_parameter_part(

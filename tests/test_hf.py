@@ -77,6 +77,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "quantised": ({"quantization_config": {"bits": 4}}, {}, "has quantised weights"),
     "vocabulary": ({}, {"config": {"vocab_size": 250}}, "256 distinct tokens, and model.path="),
     "type": ({"model_type": "lama"}, {}, "transformers cannot read config.json"),
+    "positions": (
+        {"max_position_embeddings": 8},
+        {},
+        "have up to 12 tokens (data.context), and the model has 8",
+    ),
     "blocks": ({}, {"blocks": ["model.layer"]}, "the model has no such part; did you mean model.layers?"),
 }
 

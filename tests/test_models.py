@@ -80,7 +80,7 @@ def test_the_configuration_chooses() -> None:
     assert names(build_model(SimpleNetConfig(), data)) == ["linear1", "relu", "linear2"]
     with pytest.raises(UserError, match=r"model\.name=gpt"):
         build_model(GPTConfig(), data)
-    with pytest.raises(UserError, match="gpt, simplenet, module, hf, resnet, unet, custom"):
+    with pytest.raises(UserError, match=r"gpt, simplenet, module, hf, .*custom"):
         build_model(ModelConfig(name="other"), data)
 
 

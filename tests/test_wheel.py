@@ -90,20 +90,9 @@ def test_it_trains(installed: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (
-            "trainer model=",
-            {
-                "model=custom",
-                "model=gpt",
-                "model=hf",
-                "model=module",
-                "model=resnet",
-                "model=simplenet",
-                "model=unet",
-            },
-        ),
+        ("trainer model=", {f"model={file.stem}" for file in (REPOSITORY / "conf/model").glob("*.yaml")}),
         ("trainer model.wid", {"model.width="}),
-        ("trainer experiment=s", {"experiment=simplenet", "experiment=small"}),
+        ("trainer experiment=s", {"experiment=simplenet", "experiment=small", "experiment=speech"}),
     ],
 )
 def test_the_shell_completes(installed: Path, tmp_path: Path, line: str, expected: set[str]) -> None:

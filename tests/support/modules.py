@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from trainer.pipeline.weight_gradients import defer
+from trainer.models.deferring import defer
 
 WIDTH = 24
 

@@ -20,8 +20,8 @@ from torch.autograd import Function
 
 from trainer.activation import Activation
 from trainer.data.dataset import Data
+from trainer.models.deferring import defer
 from trainer.models.model import Layer, Model
-from trainer.pipeline.weight_gradients import defer
 
 _SET_TIMER_SLACK = 29  # PR_SET_TIMERSLACK of prctl(2); nanoseconds
 _LATEST = 2e-4  # seconds: the longest wake-up delay to compensate; more is the machine's load

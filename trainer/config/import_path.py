@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from trainer.config.given import MODULE, given
 from trainer.errors import UserError
 
 
@@ -27,6 +28,8 @@ def load(target: str, key: str) -> Any:
     module_name, colon, path = target.partition(":")
     if not colon or not module_name or not path:
         raise UserError(f"{key}={target} is not an import path: write package.module:callable")
+    if module_name == MODULE:
+        return _given(path, target, key)
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))  # `python -m` has it, an installed command has not
     found: Any = _import(module_name, target, key)
@@ -63,6 +66,16 @@ def call(function: Callable[..., Any], path: str, key: str, /, *arguments: Any, 
             f"{key.rpartition('.')[0]}.options do not fit {key}={path}, which takes {signature}: {error}"
         ) from error
     return function(*arguments, **options)
+
+
+def _given(path: str, target: str, key: str) -> Any:
+    thing = given(path)
+    if thing is None:
+        raise UserError(
+            f"{key}={target}: the run was started from Python, with an object that has no import path; give "
+            "its path, as package.module:callable"
+        )
+    return thing
 
 
 def _import(module_name: str, target: str, key: str) -> ModuleType:

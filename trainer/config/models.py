@@ -17,12 +17,10 @@ class ModelConfig:
     name: str = plain(MISSING, "the model's name; `model=...` sets it")
 
 
-@choice("model", build="trainer.models.gpt:gpt")
 @dataclass
-class GPTConfig(ModelConfig):
-    """A decoder-only transformer; its layers are the embedding, the blocks and the head."""
+class TransformerConfig(ModelConfig):
+    """What transformers of tokens have in common."""
 
-    name: str = "gpt"
     blocks: int = positive(8, "transformer blocks")
     width: int = positive(128, "size of the hidden states")
     heads: int = positive(4, "attention heads of a block")
@@ -30,6 +28,14 @@ class GPTConfig(ModelConfig):
     dropout: float = below_one(0.1, "share of the activations that dropout zeroes")
     positions: str = one_of("learned", ("learned", "rotary"), "how the model encodes positions")
     tied: bool = plain(True, "whether the head uses the embedding's weight")
+
+
+@choice("model", build="trainer.models.gpt:gpt")
+@dataclass
+class GPTConfig(TransformerConfig):
+    """A decoder-only transformer; its layers are the embedding, the blocks and the head."""
+
+    name: str = "gpt"
 
 
 @choice("model", build="trainer.models.simplenet:simplenet")
@@ -74,6 +80,38 @@ class HFConfig(ModelConfig):
     config: dict[str, Any] = plain({}, "values of config.json to change, such as `{num_hidden_layers: 4}`")
     attention: str = one_of("sdpa", ("sdpa", "eager"), "how attention is computed")
     experts: str = one_of("batched_mm", ("batched_mm", "eager"), "how mixtures of experts are computed")
+
+
+@choice("model", build="trainer.models.bert:bert")
+@dataclass
+class BertConfig(TransformerConfig):
+    """A transformer that sees both sides of a token; its layers are embedding, blocks and head."""
+
+    name: str = "bert"
+    norm: str = one_of(
+        "post",
+        ("post", "pre"),
+        "where a block normalises: after it adds, as BERT does, or before it computes",
+    )
+    segments: int = positive(2, "segments that a sample may have")
+
+
+@choice("model", build="trainer.models.speech:speech")
+@dataclass
+class SpeechConfig(ModelConfig):
+    """Deep recurrent speech recognition: a front, recurrent layers and a head that writes letters (CTC)."""
+
+    name: str = "speech"
+    front: str = one_of(
+        "conv", ("conv", "stack"), "what shortens the frames: convolutions, or stacking some into one"
+    )
+    stride: int = positive(2, "frames that become one")
+    channels: int = positive(32, "channels of the convolutions")
+    cell: str = one_of("lstm", ("lstm", "gru"), "the cells of the recurrent layers")
+    layers: int = positive(5, "recurrent layers")
+    width: int = positive(512, "units of a recurrent layer, in each direction")
+    bidirectional: bool = plain(True, "whether recurrent layers also read from the end to the beginning")
+    dropout: float = below_one(0.1, "share of the activations that dropout zeroes")
 
 
 @dataclass

@@ -18,11 +18,14 @@ from trainer.config.data import (
     DataConfig,
     DigitsConfig,
     ImagesConfig,
+    PairsConfig,
+    PromptsConfig,
     ScenesConfig,
     TextConfig,
 )
 from trainer.config.fields import auto_or_positive, not_negative, one_of, plain, positive, size, text
 from trainer.config.models import (
+    BertConfig,
     CustomModelConfig,
     GPTConfig,
     HFConfig,
@@ -47,6 +50,7 @@ __all__ = [
     "AdamWConfig",
     "AveragingConfig",
     "BatchConfig",
+    "BertConfig",
     "BinaryConfig",
     "CheckpointConfig",
     "Cifar10Config",
@@ -57,6 +61,7 @@ __all__ = [
     "DataConfig",
     "DigitsConfig",
     "EvalConfig",
+    "EvaluateConfig",
     "GPTConfig",
     "GenerateConfig",
     "GroupConfig",
@@ -69,7 +74,9 @@ __all__ = [
     "ModelConfig",
     "ModuleConfig",
     "OptimizerConfig",
+    "PairsConfig",
     "PlanConfig",
+    "PromptsConfig",
     "ResNetConfig",
     "RunConfig",
     "SGDConfig",
@@ -173,6 +180,14 @@ class EvalConfig:
 
 
 @dataclass
+class EvaluateConfig:
+    """What `python -m trainer.evaluate` evaluates on."""
+
+    samples: int = not_negative(0, "validation samples; 0 takes all of them")
+    output: str | None = plain(None, "file for the results, as JSON")
+
+
+@dataclass
 class GenerateConfig:
     """The text that a language model writes at the end of a run."""
 
@@ -271,6 +286,7 @@ class Config:
     )
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)

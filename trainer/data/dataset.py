@@ -43,6 +43,7 @@ class Data:
         tokenizer: Turns text into tokens and back, or None if samples are not text.
         notes: What a person should know about the data; a run shows it.
         metrics: What a validation reports, unless the configuration says: names of `trainer.models.metrics`.
+        longest: The number of tokens of the longest sample; None: samples are not padded, or not tokens.
         classes: The number of classes of the samples, or of their pixels; None if the data does not say.
     """
 
@@ -53,6 +54,7 @@ class Data:
     tokenizer: "Tokenizer | None" = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    longest: int | None = None
     classes: int | None = None
 
 

@@ -21,7 +21,7 @@ from trainer.data.tokenizer import FileTokenizer, build_tokenizer
 from trainer.data.tokens import describe, map_tokens, prepare_cache, token_key, write_tokens
 from trainer.errors import UserError
 
-_MASK_SEED = 0  # samples are masked alike in every run, so that validations can be compared
+MASK_SEED = 0  # samples are masked alike in every run, so that validations can be compared
 _log = logging.getLogger(__name__)
 
 
@@ -96,19 +96,21 @@ def load(config: TextConfig) -> Data:
     tokens = map_tokens(cache, key, description)
     training, validation = _split(tokens, config, source.title)
     facts = [description.digest, tokenizer.digest, config.context, config.validation]
-    facts += [config.objective, config.masked] if config.objective == "masked" else []
+    facts += [config.objective, config.masked, config.masking] if config.objective == "masked" else []
     return Data(
-        training=_with_objective(training, tokenizer, config),
+        training=_with_objective(training, tokenizer, config, dynamic=config.masking == "dynamic"),
         validation=_with_objective(validation, tokenizer, config),
         fingerprint=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
         vocabulary=_vocabulary(tokenizer, config),
-        tokenizer=tokenizer,
+        tokenizer=tokenizer if config.objective == "next" else None,  # a masked model writes no text
         notes=(*source.notes, *description.notes),
         metrics=("accuracy",) if config.objective == "masked" else ("perplexity", "bits_per_byte"),
     )
 
 
-def _with_objective(windows: Windows, tokenizer: FileTokenizer, config: TextConfig) -> Dataset:
+def _with_objective(
+    windows: Windows, tokenizer: FileTokenizer, config: TextConfig, *, dynamic: bool = False
+) -> Dataset:
     """Return the samples with the targets of the configured objective.
 
     Raises:
@@ -122,7 +124,12 @@ def _with_objective(windows: Windows, tokenizer: FileTokenizer, config: TextConf
             f"data.tokenizer={config.tokenizer} has not"
         )
     return Masked(
-        windows, share=config.masked, mask=tokenizer.mask, vocabulary=tokenizer.vocabulary, seed=_MASK_SEED
+        windows,
+        share=config.masked,
+        mask=tokenizer.mask,
+        vocabulary=tokenizer.vocabulary,
+        seed=MASK_SEED,
+        dynamic=dynamic,
     )
 
 

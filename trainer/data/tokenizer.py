@@ -2,10 +2,10 @@
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from trainer.errors import UserError
 _BYTES_PER_READ = 1 << 20
 _CHARACTERS_PER_CHUNK = 1 << 16
 _MASKS = ("[MASK]", "<mask>")
+_STARTS, _ENDS, _PADDINGS = ("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[PAD]", "<pad>")
 _CHUNKS_PER_BATCH = 32  # encoded in parallel; about 100 MB while that runs
 
 
@@ -26,6 +27,14 @@ class Openable(Protocol):
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """Return a stream of its bytes."""
+
+
+class Marks(NamedTuple):
+    """Tokens around text: where a sample starts, where each of its segments ends, and what fills it up."""
+
+    start: int
+    end: int
+    padding: int
 
 
 class FileTokenizer(Tokenizer, Protocol):
@@ -40,11 +49,18 @@ class FileTokenizer(Tokenizer, Protocol):
         """Return the number of the token that masks others; None if there is none."""
 
     @property
+    def marks(self) -> Marks | None:
+        """Return the tokens around text; None if one is missing."""
+
+    @property
     def invalid(self) -> str:
         """Return what becomes of bytes that are not UTF-8, in words."""
 
     def encode_files(self, files: Iterable[Openable]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of one file after another, in arrays of unsigned integers."""
+
+    def encode_lines(self, lines: Sequence[bytes]) -> list[list[int]]:
+        """Return the tokens of every line; a line is UTF-8, and ends as it does in its file."""
 
 
 def build_tokenizer(name: str) -> FileTokenizer:
@@ -60,7 +76,8 @@ class ByteTokenizer:
     """Every byte of the UTF-8 text is a token; the vocabulary is 256."""
 
     vocabulary = 256
-    mask = 256  # beyond the vocabulary: no text has it
+    mask = 256  # beyond the vocabulary: no text has it, nor these
+    marks = Marks(257, 258, 259)
     digest = "bytes"
     invalid = "their bytes are tokens as they are"
 
@@ -82,6 +99,10 @@ class ByteTokenizer:
             with file.open("rb") as stream:
                 while block := stream.read(_BYTES_PER_READ):
                     yield np.frombuffer(block, dtype=np.uint8)
+
+    def encode_lines(self, lines: Sequence[bytes]) -> list[list[int]]:
+        """Return the bytes of every line."""
+        return [list(line) for line in lines]
 
 
 class LibraryTokenizer:
@@ -112,8 +133,9 @@ class LibraryTokenizer:
         if self.vocabulary == 0:
             raise UserError(f"data.tokenizer={path} has no tokens: train it first")
         self._special = {token.content for token in self._library.get_added_tokens_decoder().values()}
-        found = (self._library.token_to_id(name) for name in _MASKS)
-        self.mask = next((number for number in found if number is not None), None)
+        self.mask = self._first_of(_MASKS)
+        marks = [self._first_of(names) for names in (_STARTS, _ENDS, _PADDINGS)]
+        self.marks = None if None in marks else Marks(*marks)  # type: ignore[arg-type]
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of the text, without adding special tokens."""
@@ -144,6 +166,16 @@ class LibraryTokenizer:
         while batch := list(islice(chunks, _CHUNKS_PER_BATCH)):
             for encoding in self._library.encode_batch_fast(batch, add_special_tokens=False):
                 yield np.array(encoding.ids, dtype=np.uint32)
+
+    def encode_lines(self, lines: Sequence[bytes]) -> list[list[int]]:
+        """Return the tokens of every line; what is not UTF-8 is read as U+FFFD."""
+        texts = [line.decode("utf-8", errors="replace") for line in lines]
+        return [encoding.ids for encoding in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _first_of(self, names: Sequence[str]) -> int | None:
+        """Return the number of the first of some tokens that there is."""
+        found = (self._library.token_to_id(name) for name in names)
+        return next((number for number in found if number is not None), None)
 
 
 def _chunks(file: Openable) -> Iterator[str]:

@@ -106,10 +106,10 @@ def write_tokens(
             stream.write(block)
             count += len(array)
 
-    _write_atomically(folder / f"{key}.tokens", write)
+    write_atomically(folder / f"{key}.tokens", write)
     description = Description(count, dtype.str, digest.hexdigest(), notes())
     content = json.dumps(asdict(description)).encode()
-    _write_atomically(folder / f"{key}.json", lambda stream: stream.write(content))
+    write_atomically(folder / f"{key}.json", lambda stream: stream.write(content))
     return description
 
 
@@ -125,7 +125,7 @@ def _dtype(vocabulary: int) -> np.dtype[Any]:
     return np.dtype(next((name for name in small if vocabulary - 1 <= np.iinfo(name).max), largest))
 
 
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, then rename it, so that no reader sees a partial file."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:

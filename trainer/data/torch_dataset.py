@@ -112,7 +112,7 @@ def from_torch(made: Any, items: Items, validation: float) -> Data:
         held_out = MapStyle(made, items, np.sort(order[:count]))
     if not len(training):
         raise UserError("the dataset has no samples to train on")
-    return Data(training, held_out, _fingerprint(training, held_out))
+    return Data(training, held_out, _fingerprint(training, held_out), metrics=("accuracy",))
 
 
 def is_map_style(made: Any) -> bool:

@@ -48,6 +48,7 @@ def hf(config: HFConfig, data: Data) -> Model:
             f"{settings.vocab_size}: use the model's own tokenizer"
         )
     padded = isinstance(example, dict) and _MASK in example
+    _check_length(settings, data, example)
 
     def made_with(implementation: str) -> nn.Module:
         made: nn.Module = kind._from_config(
@@ -71,6 +72,19 @@ def hf(config: HFConfig, data: Data) -> Model:
     names = config.blocks or [folder.find_list(weights.skeleton)]
     blocks = find_blocks(weights.skeleton, names, "model.blocks")
     return cut(weights, blocks, example, TokenLoss(), _call if padded else _unpadded)
+
+
+def _check_length(settings: Any, data: Data, example: Activation) -> None:
+    """Raise a UserError if samples are longer than the model's positions; a GPU would fail without a word."""
+    tokens = example.get("input_ids") if isinstance(example, dict) else example
+    longest = data.longest or (tokens.shape[-1] if isinstance(tokens, Tensor) else 0)
+    most = getattr(settings, "max_position_embeddings", None)
+    if isinstance(most, int) and 0 < most < longest:
+        raise UserError(
+            f"the data's samples have up to {longest} tokens (data.context), and the model has {most} "
+            "positions: lower data.context, or raise +model.config.max_position_embeddings where positions "
+            "are computed, as rotary ones are"
+        )
 
 
 def _call(model: nn.Module, inputs: Activation) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from trainer.checkpoint.checkpoint import Checkpoint
 from trainer.config.schema import HFConfig
@@ -56,9 +57,13 @@ def export(checkpoint: Checkpoint, config: HFConfig, folder: Path) -> None:
 
 
 def _write_weights(checkpoint: Checkpoint, model: nn.Module, folder: Path) -> None:
-    """Write a file for every layer; a tensor that has several names in the model is saved under one."""
+    """Write a file for every layer, in the form in which transformers stores a model's weights.
+
+    A tensor that has several names in the model is saved under one. Experts are stored one by one.
+    """
     names = _saved_names(model)
     where: dict[str, str] = {}
+    written: set[str] = set()
     total = 0
     for number, layer in enumerate(checkpoint.layers, 1):
         saved = {names.get(name, name): tensor for name, tensor in checkpoint.weights(layer).items()}
@@ -67,11 +72,13 @@ def _write_weights(checkpoint: Checkpoint, model: nn.Module, folder: Path) -> No
             raise UserError(f"the checkpoint {checkpoint.path} is of another model: it has {unknown[0]}")
         if not saved:
             continue
+        written |= saved.keys()
+        saved = {name: tensor.clone() for name, tensor in revert_weight_conversion(model, saved).items()}
         file = f"model-{number:05d}-of-{len(checkpoint.layers):05d}.safetensors"
         save_file(saved, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(saved, file)
         total += sum(tensor.numel() * tensor.element_size() for tensor in saved.values())
-    missing = sorted({*names.values()} - where.keys())
+    missing = sorted({*names.values()} - written)
     if missing:
         raise UserError(f"the checkpoint {checkpoint.path} is of another model: it lacks {missing[0]}")
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}

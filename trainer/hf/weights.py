@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, rename_source_key
+from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
 
 from trainer.cut.parts import tensors
 from trainer.cut.weights import RecordedWeights
@@ -16,6 +20,37 @@ from trainer.errors import UserError
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHOWN = 3
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the files have of a tensor of the model, or of several that are made of the same.
+
+    Attributes:
+        path: The first of these in the model.
+        parts: The file and the name there of each stored tensor, and the converter's pattern for it.
+        converter: Makes the model's tensors of the stored ones, as of experts; None: there is one, as it is.
+    """
+
+    path: str
+    parts: list[tuple[str, str, str]]
+    converter: WeightConverter | None = None
+
+    def read(self, opened: Callable[[str], Any], model: Any) -> dict[str, Tensor]:
+        """Return the model's tensors, by path.
+
+        Args:
+            opened: Returns the open file of a name.
+            model: The model, on the meta device.
+        """
+        stored = [(pattern, name, opened(file).get_tensor(name)) for file, name, pattern in self.parts]
+        if self.converter is None:
+            return {self.path: stored[0][2]}
+        converter = deepcopy(self.converter)  # it keeps what it is given
+        for pattern, name, tensor in stored:
+            converter.add_tensor(self.path, name, pattern, tensor)
+        made = converter.convert(self.path, model=model, config=model.config)
+        return {path: value[0] if isinstance(value, list) else value for path, value in made.items()}
 
 
 class SavedWeights(RecordedWeights):
@@ -44,43 +79,64 @@ class SavedWeights(RecordedWeights):
     def values(self, paths: Iterable[str]) -> dict[str, Tensor]:
         """Return the values of some tensors by path: from the files, or as they are made."""
         paths = list(paths)
-        known = {path: self._found.get(id(self._kept[path])) for path in paths}
-        read = {path: where for path, where in known.items() if where is not None}
-        values = super().values([path for path in paths if path not in read])
-        for file in sorted({file for file, _ in read.values()}):
-            with _opened(self._folder / file) as content:
-                for path, (where, name) in read.items():
-                    if where == file:
-                        values[path] = self._read(content, name, path)
+        saved = {path: found for path in paths if (found := self._found.get(id(self._kept[path])))}
+        values = super().values([path for path in paths if path not in saved])
+        with ExitStack() as files:
+            opened = cache(lambda file: files.enter_context(_opened(self._folder / file)))
+            made = {id(found): self._read(found, opened) for found in saved.values()}
+        for path, found in saved.items():
+            own = {id(self._kept[name]): value for name, value in made[id(found)].items()}
+            values[path] = self._checked(own[id(self._kept[path])], found, path)
         return values
 
-    def _read(self, content: Any, name: str, path: str) -> Tensor:
-        value: Tensor = content.get_tensor(name)
+    def _read(self, saved: _Saved, opened: Callable[[str], Any]) -> dict[str, Tensor]:
+        try:
+            return saved.read(opened, self.skeleton)
+        except (RuntimeError, ValueError, SafetensorError) as error:
+            names = ", ".join(name for _, name, _ in saved.parts[:_SHOWN])
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"model.path={self._folder}: {saved.path} cannot be made of {names}, ...: {reason}"
+            ) from error
+
+    def _checked(self, value: Tensor, saved: _Saved, path: str) -> Tensor:
         expected = self._tensors[path]
         if value.shape != expected.shape:
             raise UserError(
-                f"model.path={self._folder}: {name} has the shape {tuple(value.shape)}, the model's {path} "
-                f"{tuple(expected.shape)}: model.config and the files do not fit"
+                f"model.path={self._folder}: {saved.parts[0][1]} has the shape {tuple(value.shape)}, the "
+                f"model's {path} {tuple(expected.shape)}: model.config and the files do not fit"
+                if saved.converter is None
+                else f"model.path={self._folder}: the {len(saved.parts)} tensors such as {saved.parts[0][1]} "
+                f"make one of shape {tuple(value.shape)}, the model's {path} is {tuple(expected.shape)}: "
+                "the files lack some, or model.config does not fit them"
             )
         return value.to(expected.dtype)
 
-    def _named(self, every: dict[str, Tensor]) -> dict[int, tuple[str, str]]:
-        """Return the file and the name there of every saved tensor, by the tensor's identity."""
+    def _named(self, every: dict[str, Tensor]) -> dict[int, _Saved]:
+        """Return what the files have of every saved tensor, by the tensor's identity."""
         model: Any = self.skeleton
         transforms = get_model_conversion_mapping(model)
         converters = [each for each in transforms if isinstance(each, WeightConverter)]
         renamings = [each for each in transforms if not isinstance(each, WeightConverter)]
+        by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
         state = model.state_dict(keep_vars=True)
-        found: dict[int, tuple[str, str]] = {}
-        for name, file in self._files().items():
-            path, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-            if converted is not None:
-                raise UserError(
-                    f"model.path={self._folder}: {name} is stored in another form than the model's, as "
-                    "experts are, which cannot be read layer by layer yet; use model.load=config"
-                )
-            if path in every:
-                found[id(every[path])] = file, name
+        found: dict[int, _Saved] = {}
+        files = self._files()
+        for name in sorted(files, key=dot_natural_key):  # experts in the order of their numbers
+            path, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+            if path not in every and name in every:  # saved in the model's own form
+                path, pattern = name, None
+            if path not in every:
+                continue
+            if pattern is None:
+                found[id(every[path])] = _Saved(path, [(files[name], name, name)])
+                continue
+            saved = found.setdefault(id(every[path]), _Saved(path, [], by_pattern[pattern]))
+            saved.parts.append((files[name], name, pattern))
+            first, *others = by_pattern[pattern].target_patterns
+            for other in others:
+                if (also := path.replace(first, other)) in every:
+                    found[id(every[also])] = saved
         return found
 
     def _files(self) -> dict[str, str]:

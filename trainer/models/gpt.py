@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.activation import Activation
+from trainer.config.models import TransformerConfig
 from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.data.masked import IGNORED
@@ -25,7 +26,7 @@ from trainer.errors import UserError
 from trainer.models.model import Layer, Model, Tie
 
 MASKED = IGNORED  # the target of a token that the loss ignores
-_STD = 0.02  # GPT-2's standard deviation of initial weights
+STD = 0.02  # GPT-2's standard deviation of initial weights
 
 
 def gpt(config: GPTConfig, data: Data) -> Model:
@@ -37,7 +38,12 @@ def gpt(config: GPTConfig, data: Data) -> Model:
         UserError: The data is not tokens, its samples are longer than the context, or the heads do not
             divide the width.
     """
-    vocabulary = _checked_vocabulary(config, data)
+    vocabulary = checked_vocabulary(config, data)
+    if not isinstance(data.training.inputs(np.zeros(1, dtype=np.int64)), Tensor):
+        raise UserError(
+            f"model.name={config.name} takes tokens alone, and this data gives more: use data=text, or "
+            "model=bert or model=hf"
+        )
     rotary = config.positions == "rotary"
     embedding = partial(
         Embedding,
@@ -66,10 +72,16 @@ def gpt(config: GPTConfig, data: Data) -> Model:
     )
 
 
-def _checked_vocabulary(config: GPTConfig, data: Data) -> int:
-    """Return the data's vocabulary after checking that the data and the configuration match."""
+def checked_vocabulary(config: TransformerConfig, data: Data) -> int:
+    """Return the data's vocabulary after checking that the data and the configuration match.
+
+    Raises:
+        UserError: They do not: see `gpt`.
+    """
     if data.vocabulary is None:
-        raise UserError("model.name=gpt needs text, but this data has no vocabulary: use data=text")
+        raise UserError(
+            f"model.name={config.name} needs text, but this data has no vocabulary: use data=text"
+        )
     if config.width % config.heads:
         raise UserError(
             f"model.width={config.width} is not divisible by model.heads={config.heads}: "
@@ -80,10 +92,13 @@ def _checked_vocabulary(config: GPTConfig, data: Data) -> int:
             f"model.positions=rotary needs heads of even width, but model.width={config.width} and "
             f"model.heads={config.heads} give the odd width {config.width // config.heads}: change either"
         )
-    first = data.training.inputs(np.zeros(1, dtype=np.int64))
-    if isinstance(first, Tensor) and first.shape[-1] > config.context:
+    longest = data.longest
+    if longest is None:
+        first = data.training.inputs(np.zeros(1, dtype=np.int64))
+        longest = first.shape[-1] if isinstance(first, Tensor) else 0
+    if longest > config.context:
         raise UserError(
-            f"the data's samples have {first.shape[-1]} tokens (data.context), more than "
+            f"the data's samples have {longest} tokens (data.context), more than "
             f"model.context={config.context}: lower data.context or raise model.context"
         )
     return data.vocabulary
@@ -95,10 +110,10 @@ class Embedding(nn.Module):
     def __init__(self, *, vocabulary: int, width: int, context: int | None, dropout: float) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
-        nn.init.normal_(self.tokens.weight, std=_STD)
+        nn.init.normal_(self.tokens.weight, std=STD)
         self.positions = None if context is None else nn.Embedding(context, width)
         if self.positions is not None:
-            nn.init.normal_(self.positions.weight, std=_STD)
+            nn.init.normal_(self.positions.weight, std=STD)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -119,14 +134,14 @@ class Block(nn.Module):
 
     def __init__(self, *, width: int, heads: int, blocks: int, dropout: float, rotary: bool) -> None:
         super().__init__()
-        residual_std = _STD / math.sqrt(2 * blocks)
+        residual_std = STD / math.sqrt(2 * blocks)
         self.attention_norm = nn.LayerNorm(width)
         self.attention = Attention(
             width=width, heads=heads, dropout=dropout, rotary=rotary, residual_std=residual_std
         )
         self.network_norm = nn.LayerNorm(width)
-        self.widen = _linear(width, 4 * width)
-        self.narrow = _linear(4 * width, width, std=residual_std)
+        self.widen = linear(width, 4 * width)
+        self.narrow = linear(4 * width, width, std=residual_std)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,8 +159,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.rotary = rotary
         self.dropout = dropout
-        self.query_key_value = _linear(width, 3 * width)
-        self.project = _linear(width, width, std=residual_std)
+        self.query_key_value = linear(width, 3 * width)
+        self.project = linear(width, width, std=residual_std)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, time, width] to the same shape."""
@@ -167,7 +182,7 @@ class Head(nn.Module):
     def __init__(self, *, vocabulary: int, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.linear = _linear(width, vocabulary, bias=False)
+        self.linear = linear(width, vocabulary, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, time, width] to logits [batch, time, vocabulary]."""
@@ -208,7 +223,7 @@ def rotate(x: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)
 
 
-def _linear(inputs: int, outputs: int, *, std: float = _STD, bias: bool = True) -> nn.Linear:
+def linear(inputs: int, outputs: int, *, std: float = STD, bias: bool = True) -> nn.Linear:
     """Return a linear layer with normally distributed weights and a zero bias."""
     linear = nn.Linear(inputs, outputs, bias=bias)
     nn.init.normal_(linear.weight, std=std)

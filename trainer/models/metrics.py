@@ -31,6 +31,8 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "top5": f"{_HERE}:top5",
         "perplexity": f"{_HERE}:Perplexity",
         "bits_per_byte": f"{_HERE}:BitsPerByte",
+        "word_error_rate": "trainer.models.error_rates:word_error_rate",
+        "character_error_rate": "trainer.models.error_rates:character_error_rate",
         "iou": "trainer.models.segmentation:iou",
     }
 )
@@ -113,8 +115,8 @@ def top5(output: Activation, target: Activation) -> tuple[float, float]:
 def _among_likeliest(number: int, output: Activation, target: Activation) -> tuple[float, float]:
     logits, classes = _tensors(output, target)
     if classes.is_floating_point():
-        if logits.numel() != classes.numel():
-            raise UserError(f"targets of type {classes.dtype} are not classes")
+        if logits.numel() != classes.numel() or not ((classes == 0) | (classes == 1)).all():
+            raise UserError(f"targets of type {classes.dtype} are classes only if there are two, 0 and 1")
         right = (logits.reshape(classes.shape) > 0) == (classes > 0.5)  # noqa: PLR2004  (between 0 and 1)
         return float(right.sum()), float(classes.numel())
     rows, flat = _by_row(logits, classes)

@@ -3,12 +3,14 @@
 A parameter's name is "layer/parameter", such as "block.0/attention.project.weight". A pattern has a part for
 the layer and one for the parameter, separated by a slash: "block.*/*.bias". Each is a shell-style wildcard
 pattern (`*`, `?`, `[0-3]`; case-sensitive). A pattern without a slash names layers, and chooses all of their
-parameters.
+parameters. If it begins with a path, with a dot before any wildcard, it names parameters too, whatever their
+layer: "model.embed_tokens*" in a model that was cut, whose parameters keep their names.
 
 A tied parameter has one name, its owner's. So "head" does not choose a weight that the head shares with the
 embedding; "embedding" does, for the head as well. `torch.compile` changes no name.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -22,6 +24,7 @@ from trainer.errors import UserError, suggest
 from trainer.models.model import Layer, Model, Tie
 from trainer.models.skeleton import COMPILED, build_skeleton, never_compile
 
+_PATH = re.compile(r"[^*?[]+\.")  # how a pattern begins that may name a parameter
 Name = tuple[str, str]  # the owning layer's, and the parameter's in that layer's module
 
 
@@ -42,8 +45,10 @@ def plain_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 def chooses(pattern: str, name: Name) -> bool:
     """Return whether a pattern chooses the parameter with this name."""
-    of_layer, of_parameter = _parts(pattern)
-    return fnmatchcase(name[0], of_layer) and fnmatchcase(name[1], of_parameter)
+    of_layer, slash, of_parameter = pattern.partition("/")
+    if not slash and _PATH.match(pattern) and fnmatchcase(name[1], pattern):
+        return True
+    return fnmatchcase(name[0], of_layer) and fnmatchcase(name[1], of_parameter or "*")
 
 
 def own_name(layer: str, parameter: str, ties: Iterable[Tie]) -> Name:
@@ -126,10 +131,9 @@ class Parameters:
         Raises:
             UserError: It matches none, or only parameters that are tied to other layers.
         """
-        layers = [layer for layer in self._layers if fnmatchcase(layer.name, _parts(pattern)[0])]
         uses = {
             (layer.name, name): own_name(layer.name, name, layer.ties)
-            for layer in layers
+            for layer in self._layers
             for name in self.of(layer)
             if chooses(pattern, (layer.name, name))
         }
@@ -142,17 +146,19 @@ class Parameters:
                 f"{key}: {pattern!r} matches only {'/'.join(use)}, which is tied to {'/'.join(own)}: "
                 "refer to a tied parameter by its owner's name"
             )
-        near = suggest(pattern, self._near(layers, pattern))
+        near = suggest(pattern, self._near(pattern))
         raise UserError(
             f"{key}: {pattern!r} matches no parameter of the model; "
             f"a pattern names layers, such as 'block.*', or their parameters, such as 'block.*/*.bias'{near}"
         )
 
-    def _near(self, layers: Sequence[Layer], pattern: str) -> list[str]:
+    def _near(self, pattern: str) -> list[str]:
         """Return alternatives to the pattern: other layers, or other parameters of its layers."""
+        of_layer, *suffix = pattern.partition("/")
+        layers = [layer for layer in self._layers if fnmatchcase(layer.name, of_layer)]
         if not layers:
-            suffix = pattern.partition("/")[1:]
-            return ["".join((layer.name, *suffix)) for layer in self._layers]
+            every = [] if suffix[0] else [name for layer in self._layers for name in self.of(layer)]
+            return ["".join((layer.name, *suffix)) for layer in self._layers] + every
         return [f"{layer.name}/{name}" for layer in layers for name in self.of(layer)]
 
 
@@ -161,8 +167,3 @@ def _describe(layer: Layer) -> list[_Description]:
         (name, () if is_lazy(p) else tuple(p.shape), p.dtype, p.requires_grad)
         for name, p in plain_parameters(build_skeleton(layer)[1]).items()
     ]
-
-
-def _parts(pattern: str) -> Name:
-    of_layer, _, of_parameter = pattern.partition("/")
-    return of_layer, of_parameter or "*"

@@ -54,7 +54,7 @@ class Measures:
                 if self._asked or self._checked:
                     add_note(error, f"in the metric {name!r}: {self._randomness.place(micro_batch)}")
                     raise
-                _log.warning("metric %s left out, as it does not fit the model's output: %s", name, error)
+                _log.info("metric %s left out, as it does not fit the model's output: %s", name, error)
                 del self._functions[name]
         self._checked = True
         return measured

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainer.activation import Activation, TreeSpec, flatten, unflatten
 from trainer.errors import UserError, add_note
+from trainer.models.deferring import Deferred
 from trainer.models.metrics import Metrics
 from trainer.models.model import Loss
 from trainer.pipeline.forward import LayerForward
@@ -28,7 +29,7 @@ from trainer.pipeline.measures import Measured, Measures
 from trainer.pipeline.precision import Precision
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.recomputation import Recompute, Repeatable
-from trainer.pipeline.weight_gradients import Deferral, Deferred, add_weight_gradients
+from trainer.pipeline.weight_gradients import Deferral, add_weight_gradients
 
 
 @dataclass

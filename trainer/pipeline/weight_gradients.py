@@ -13,8 +13,7 @@ computed from others (by a parametrisation, say) or also used elsewhere, of norm
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -22,50 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from trainer.models.deferring import Deferred, Gradient, collecting, converted
 from trainer.pipeline.graph import run_backward
 from trainer.pipeline.weight_nodes import WEIGHT_NODES, WeightNode
 
-# Computes a gradient; None if it turns out that there is none.
-Gradient: TypeAlias = Callable[[], Tensor | None]
 # Computes the gradient of an operation between a node and a parameter.
 Step: TypeAlias = Callable[[Gradient, Tensor], Tensor | None]
-# Parameters and the functions that compute their gradients, an entry for each use, in backward order.
-Deferred: TypeAlias = list[tuple[nn.Parameter, Gradient]]
-
-_collecting: list[Deferred] = []  # a stack of lists for deferred gradients; empty outside split backwards
-
-
-def defer(parameter: nn.Parameter, gradient: Callable[[], Tensor]) -> bool:
-    """Defer a parameter's gradient to the second part of the current backward, if it is split.
-
-    For the `backward` of a custom `torch.autograd.Function`:
-
-        x, weight = ctx.saved_tensors
-        later = defer(ctx.weight, lambda: product(gradient, x))
-        return gradient_of_x, None if later else product(gradient, x)
-
-    Args:
-        parameter: The parameter; either all its uses defer their gradients, or none does.
-        gradient: Returns the gradient of this use, a new tensor in the parameter's shape; called with
-            gradients disabled. Another type is converted to the parameter's, as autograd does.
-
-    Returns:
-        Whether it is deferred: False in a full backward, where autograd adds gradients.
-    """
-    if not _collecting:
-        return False
-    _collecting[-1].append((parameter, partial(_cast, gradient, parameter)))
-    return True
-
-
-@contextmanager
-def collecting(deferred: Deferred) -> Iterator[None]:
-    """Collect into a list what backwards within this context defer."""
-    _collecting.append(deferred)
-    try:
-        yield
-    finally:
-        _collecting.pop()
 
 
 def add_weight_gradients(deferred: Deferred) -> None:
@@ -268,13 +229,8 @@ def _transposed(make: Gradient, _leaf: Tensor) -> Tensor | None:
     return None if gradient is None else gradient.t()
 
 
-def _cast(make: Gradient, leaf: Tensor) -> Tensor | None:
-    gradient = make()
-    return None if gradient is None else gradient.to(leaf)
-
-
 # The steps that may lie between a node and a parameter, each once: nn.Linear's transpose, autocast's copy.
-_STEPS: Mapping[str, Step] = {"TBackward0": _transposed, "ToCopyBackward0": _cast}
+_STEPS: Mapping[str, Step] = {"TBackward0": _transposed, "ToCopyBackward0": converted}
 
 
 def _is_free_parameter(leaf: Tensor) -> bool:

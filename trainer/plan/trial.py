@@ -13,11 +13,12 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from trainer.activation import ActivationSpec, TreeSpec, flatten, spec_of, unflatten
+from trainer.models.deferring import Deferred
 from trainer.models.names import plain_parameters
 from trainer.pipeline.kernel_mode import KernelMode
 from trainer.pipeline.recomputation import Recompute
 from trainer.pipeline.tensor_bytes import LiveBytes, memory_of, tensors_in, written_by
-from trainer.pipeline.weight_gradients import Deferral, Deferred
+from trainer.pipeline.weight_gradients import Deferral
 from trainer.plan.layer_cost import FLOPS_PER_BYTE, LayerCost
 from trainer.plan.saved_activations import saved_bytes
 

@@ -1,0 +1,1 @@
+"""Recorded speech and its transcripts."""
