@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.chat import MARKED, TEMPLATE, conversations, prompts, tokenizer, written
-from trainer.config.schema import PromptsConfig
+from trainer.config.data import PromptsConfig
 from trainer.data.dataset import Data
 from trainer.data.masked import IGNORED
 from trainer.errors import UserError
