@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tests.families import CAUSAL, VOCABULARY, small_model
+from tests.families.configurations import VOCABULARY, families, small_model
 from tests.support.hf_models import tokens
 from tests.support.writing import writer, written
 from trainer.config.schema import GenerateConfig, HFConfig
@@ -72,7 +72,7 @@ def main(names: Sequence[str]) -> None:
     """Compare families and print the outcomes."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    for family in names or CAUSAL:
+    for family in names or [name for name, auto in families().items() if "Causal" in auto.__name__]:
         try:
             found = outcome(family)
         except Exception as error:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families import VOCABULARY
+from tests.families.configurations import VOCABULARY
 from tests.generating import CUTS, PROMPTS, TOKENS, expected, saved
 from tests.support.configs import valid
 from tests.support.hf_models import tokens

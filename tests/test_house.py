@@ -19,6 +19,7 @@ ORDER = [
     "config",
     "command",
     "data",
+    "tokenize",
     "models",
     "pipeline",
     "cut",

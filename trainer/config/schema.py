@@ -87,6 +87,7 @@ __all__ = [
     "SimpleNetConfig",
     "SynchronousConfig",
     "TextConfig",
+    "TokenizeConfig",
     "TrainConfig",
     "UNetConfig",
     "UpdateConfig",
@@ -286,6 +287,25 @@ class PlanConfig:
 
 
 @dataclass
+class TokenizeConfig:
+    """What `python -m trainer.tokenize` does with the text of `data`."""
+
+    train: str | None = plain(
+        None, "file for a vocabulary that is trained on the text, such as tokenizer.json; null trains none"
+    )
+    kind: str = one_of("bpe", ("bpe", "wordpiece"), "byte-level BPE as GPT-2's, or WordPiece as BERT's")
+    size: int = positive(32000, "tokens of the vocabulary, at most")
+    special: list[str] = text(
+        [], "further special tokens", "a list of tokens, such as ['<user>','<assistant>']"
+    )
+    lowercase: bool = plain(True, "whether WordPiece ignores case and accents")
+    min_frequency: int = positive(2, "how often a pair must occur to become a token")
+    workers: Any = auto_or_positive(
+        "auto", "processes; `auto` takes one for each core, if there is much text"
+    )
+
+
+@dataclass
 class RunConfig:
     """The run's folder."""
 
@@ -325,6 +345,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     run: RunConfig = field(default_factory=RunConfig)
     threads: Any = auto_or_positive(
         "auto", "threads of each rank; `auto` divides the node's cores by its ranks"

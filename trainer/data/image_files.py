@@ -76,9 +76,10 @@ def _images(root: Path, name: str) -> tuple[list[bytes], int]:
             continue
         seen.add((status.st_dev, status.st_ino))
         below[:] = filter(_shown, below)
+        prefix = os.fsencode(os.path.relpath(folder, root)) + b"/"
         for file in filter(_shown, files):
             if file.lower().endswith(ENDINGS):
-                names.append(os.fsencode(os.path.relpath(os.path.join(folder, file), root)))  # noqa: PTH118
+                names.append(prefix + os.fsencode(file))
             else:
                 others += 1
     return sorted(names), others

@@ -38,20 +38,18 @@ class Sampler:
         logits = logits.float().cpu()
         if self._config.temperature == 0 and self._config.repetition_penalty == 1:
             return logits.argmax(-1)
-        rows = [
-            self._choose(row, [*text.tokens, *more], text.index)
-            for row, text, more in zip(logits, texts, earlier, strict=True)
-        ]
+        rows = [self._choose(row, text, more) for row, text, more in zip(logits, texts, earlier, strict=True)]
         return torch.stack(rows)
 
-    def _choose(self, logits: Tensor, tokens: Sequence[int], index: int) -> Tensor:
+    def _choose(self, logits: Tensor, text: Text, more: Sequence[int]) -> Tensor:
         """Return the next token, 0-dimensional, from the logits [vocabulary]."""
-        config = self._config
-        logits = penalised(logits, tokens, config.repetition_penalty)
+        config, position = self._config, len(text.tokens) + len(more)
+        if config.repetition_penalty != 1:
+            logits = penalised(logits, [*text.tokens, *more], config.repetition_penalty)
         if config.temperature == 0:
             return logits.argmax()
         logits = nucleus(likeliest(logits / config.temperature, config.top_k), config.top_p)
-        self._generator.manual_seed(derive(self._seed, "generate", index, len(tokens)))
+        self._generator.manual_seed(derive(self._seed, "generate", text.index, position))
         return torch.multinomial(logits.softmax(0), 1, generator=self._generator)[0]
 
 
@@ -61,8 +59,6 @@ def penalised(logits: Tensor, tokens: Sequence[int], penalty: float) -> Tensor:
     CTRL (Keskar et al., 2019, https://arxiv.org/abs/1909.05858, section 4.1), as transformers does it:
     positive logits are divided by the penalty, and negative ones multiplied.
     """
-    if penalty == 1:
-        return logits
     seen = torch.tensor(sorted(set(tokens)))
     values = logits[seen]
     return logits.index_put((seen,), torch.where(values > 0, values / penalty, values * penalty))

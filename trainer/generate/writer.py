@@ -72,6 +72,8 @@ class Writer:
                 mine = source.written if run.holds_last_stage else None
                 written = next(filter(None, run.groups.model_parallel.all_gather_objects(mine)))
                 batches.end_round(parts, [written[part.number] for part in parts], finish)
+        for stage in self.stages.values():
+            stage.begin(())
         self.seconds = time.perf_counter() - start
 
     def _run_turns(self, turns: Sequence[Turn], source: Round) -> None:
@@ -91,8 +93,9 @@ class Writer:
     def _groups(self, texts: int) -> tuple[int, int]:
         """Return the size of a group, and how many are in flight."""
         config, stages = self._config, self._run.plan.layout.stages
-        at_least = min(stages, texts) if config.in_flight == "auto" else 1
-        most = max(_IN_FLIGHT, stages) if config.in_flight == "auto" else config.in_flight
+        auto = config.in_flight == "auto"
+        most = max(_IN_FLIGHT, stages) if auto else config.in_flight
+        at_least = min(stages if auto else most, texts)
         if not self.cached:
             return 1, max(1, min(most, texts))  # rows of one length need no padding
         groups = max(at_least, min(most, -(-texts // config.batch)))

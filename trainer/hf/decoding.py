@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from trainer.activation import Activation
 from trainer.cut.answers import stand_in
+from trainer.cut.flow import Source
 from trainer.cut.layer import CutLayer
 from trainer.cut.parts import Part
 from trainer.hf.ahead import Ahead, UnknownArgumentError
@@ -185,8 +186,10 @@ def _can(part: Part) -> bool:
     model: Any = part.model
     if not takes_cache(model):
         return False
-    if any(crossing.arguments != (0,) or crossing.sources for crossing in part.cuts.crossing):
-        return False
+    for number, crossing in enumerate(part.cuts.crossing):
+        hidden = Source("argument", number, 0)
+        if crossing.arguments != (hidden,) or crossing.sources:
+            return False
     try:
         layers = DynamicCache(config=model.config).layers
     except Exception:  # a family without such a cache

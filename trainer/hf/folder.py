@@ -89,10 +89,16 @@ def find_list(model: nn.Module) -> str:
     marked = [name for name, module in lists.items() if isinstance(module[0], kind)]
     candidates: list[str] = marked or [name for name, module in lists.items() if len(module) > 1]
     outermost = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
-    if len(outermost) != 1:
+    if not outermost:
         raise UserError(
-            f"model.blocks=auto found {len(outermost)} lists of blocks: name them; "
-            f"the model's lists are {', '.join(lists) or 'none'}"
+            "model.blocks=auto found no list of blocks: name them; a block that the forward calls for "
+            f"several layers, as ALBERT's, cannot be cut at. The model's lists are "
+            f"{', '.join(lists) or 'none'}"
+        )
+    if len(outermost) > 1:
+        raise UserError(
+            f"model.blocks=auto found {len(outermost)} lists of blocks, {', '.join(outermost)}: name those "
+            "to cut between, in the order of their calls"
         )
     return outermost[0]
 
