@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.fixtures.networks import Recurrent, Tokens, UNet, Unused, data, residual
+from tests.fixtures.networks import Biased, Recurrent, Tokens, UNet, Unused, data, residual
 from tests.support.cutting import backward, built, forward, gradient_of, whole, without_dropout
 from tests.support.models import NoLoss
 from trainer.cut.answers import Call, call
@@ -23,6 +23,9 @@ from trainer.cut.weights import RecordedWeights
 from trainer.data.dataset import as_tensors
 from trainer.errors import UserError
 from trainer.models.model import Model
+from trainer.plan.costs import layer_costs
+from trainer.plan.crossing import crossing_lines
+from trainer.plan.stages import partition_model
 
 TWO = np.arange(2)
 
@@ -65,6 +68,7 @@ CASES = {
     "ties": Case(Tokens, ["blocks"], "tokens", logits),
     "an unused part": Case(Unused, ["blocks"], "frames"),
     "a mask": Case(Tokens, ["blocks"], "masked", logits),
+    "one argument for all blocks": Case(Biased, ["blocks"], "frames"),
 }
 
 
@@ -174,6 +178,53 @@ def test_a_block_is_called_alone_where_nothing_is_around_it() -> None:
     assert all(alone("ties"))
     assert not any(alone("between blocks"))
     assert not any(alone("a mask"))
+    assert all(alone("one argument for all blocks"))
+
+
+def test_an_argument_of_several_blocks_crosses_once() -> None:
+    crossing = built(CASES["one argument for all blocks"].cut())[0].module.part.cuts.crossing
+    names = [[str(source) for source in (*each.arguments, *each.sources)] for each in crossing]
+    assert names == [
+        ["argument.0.0", "argument.0.1"],
+        ["argument.0.1", "argument.1.0"],
+        ["argument.0.1", "argument.2.0"],
+    ]
+
+
+def test_shapes_of_many_inputs_are_forgotten() -> None:
+    layers = built(CASES["ties"].cut())
+    model = whole(CASES["ties"].make, layers)
+    without_dropout(model, *(layer.module for layer in layers))
+    for _ in range(2):
+        for size in range(1, 40):
+            tokens = torch.arange(6).expand(size, -1)
+            with torch.no_grad():
+                assert torch.equal(forward(layers, tokens)[0], logits(model(tokens)))
+    for layer in layers:
+        assert len(layer.module.part._shapes) <= 16 * 5
+
+
+def test_what_a_user_should_know() -> None:
+    assert not CASES["residual"].cut().notes
+    (note,) = CASES["between blocks"].cut().notes
+    assert note.startswith("what crosses a cut grows by 1 tensor a block")
+    (note,) = CASES["an unused part"].cut().notes
+    assert note.startswith("no forward reads unused_scale, unused.weight, unused.bias: kept")
+
+
+def test_lines_of_the_table() -> None:
+    case = CASES["ties"]
+    model = case.cut()
+    costs = layer_costs(model, case.inputs)
+    assert list(crossing_lines(model, partition_model(costs, [1, 2], range(3)), len(TWO))) == [
+        "  crosses 0|1 .. 1|2: the block's input, float32 [2, 6, 8] (192 B a sample)",
+        "  shared: positions on stages 0 and 2, which add up its gradients",
+        "  shared: embedding.weight = project.weight on stages 0 and 2, which add up its gradients",
+    ]
+    model = CASES["skips"].cut()
+    partition = partition_model(layer_costs(model, CASES["skips"].inputs), [3], range(2))
+    (line,) = crossing_lines(model, partition, len(TWO))
+    assert "the block's input, float32 [2, 16, 4, 4]; output 0 of down.0, float32 [2, 8, 16, 16]" in line
 
 
 class Wrong(nn.Module):

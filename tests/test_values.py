@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from trainer.checkpoint.packing import Packed, to_bytes, unpack
@@ -134,3 +135,21 @@ def test_memory_that_overlaps_is_found() -> None:
 def test_what_no_encoder_writes(encoded: Any) -> None:
     with pytest.raises(ValueError, match="optimizer's state of w"):
         Packed({}, {"w": {"dict": [["value", encoded]]}}).state_of("w", lambda _: CPU)
+
+
+def test_safetensors_reads_a_file() -> None:
+    tensors = {
+        "weight.a": torch.randn(3, 4),
+        "weight.half": torch.randn(5).bfloat16(),
+        "weight.transposed": torch.randn(4, 2).t(),
+        "weight.complex": torch.randn(2, dtype=torch.complex64),
+        "buffer.number": torch.tensor(3),
+        "buffer.empty": torch.empty(0, 3),
+        "buffer.flags": torch.tensor([True, False, True]),
+        "buffer.double": torch.tensor([0.1], dtype=torch.float64),
+    }
+    read = load(to_bytes(Packed(tensors, {}, "l", 1)))
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)

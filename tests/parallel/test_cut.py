@@ -65,7 +65,9 @@ def test_three_stages(name: str, way: str, pools: Pools, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["skips", "between blocks"])
 def test_two_replicas_that_interleave(name: str, pools: Pools, tmp_path: Path) -> None:
-    overrides = ["layout.stages=2", "schedule=zb_v"]
+    """With all that may make a difference: dropout, half precision, recomputation, split backwards."""
+    dropout = {"skips": "+model.options.dropout=0.2", "between blocks": "+model.options.dropout=0.2"}[name]
+    overrides = ["layout.stages=2", "schedule=zb_v", "precision=bf16", "memory.recompute=full", dropout]
     assert EQUAL in verify(pools, 4, [*network(name), *overrides], tmp_path).check().out
 
 

@@ -5,6 +5,8 @@
 With `TRAINER_BENCH_FREE` set it runs free: after two real steps every receive is answered immediately, with
 the message of the second step. The same ranks then do the same actions at the same time, and wait for one
 another only at the end of a step. No schedule of these actions can be faster on this machine.
+
+With `TRAINER_BENCH_EVALUATE` set, a step is an evaluation of the validation samples.
 """
 
 import os
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from trainer.distributed.world import World
 
 FREE = "TRAINER_BENCH_FREE"
+EVALUATE = "TRAINER_BENCH_EVALUATE"
 
 
 def main() -> None:
@@ -28,6 +31,7 @@ def main() -> None:
 
 def _contest(config: Config, world: "World") -> None:
     from trainer.bench.free_running import FreeTransport  # noqa: PLC0415  (after the configuration has been checked)
+    from trainer.evaluation import evaluate  # noqa: PLC0415
     from trainer.run import Run  # noqa: PLC0415
     from trainer.step import TrainStep  # noqa: PLC0415
 
@@ -45,7 +49,11 @@ def _contest(config: Config, world: "World") -> None:
         run.engine.remote = recorder
         step()
         recorder.free = True
-    serve(world.rank, world.all_gather_objects, step)
+
+    def inference() -> None:
+        evaluate(run, 0)
+
+    serve(world.rank, world.all_gather_objects, inference if os.environ.get(EVALUATE) else step)
     world.barrier()  # a rank that exits early would shut Horovod down for the others
 
 

@@ -1,13 +1,13 @@
 """The content of a layer's file: weights, buffers and optimizer state, as one safetensors file."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from trainer.checkpoint.values import decode
@@ -19,6 +19,24 @@ from trainer.models.names import plain_buffers, plain_name
 KINDS = ("weight", "training", "buffer", "optimizer")
 _CONTENT = "content"  # the entry of the metadata that has what is no tensor
 _SCALARS = "scalars"  # the same in format 1
+_TYPES = {  # by their names in the format
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 @dataclass(frozen=True)
@@ -75,17 +93,33 @@ def gather_shards(state: Packed, replicas: Communicator) -> Packed:
 
 def to_bytes(packed: Packed) -> bytes:
     """Return the bytes of a file."""
-    on_host: dict[str, Tensor] = {}
-    storages = set()
-    for key, tensor in packed.tensors.items():
-        copy = tensor.detach().cpu().contiguous()
-        if copy.untyped_storage().data_ptr() in storages:
-            copy = copy.clone()  # safetensors refuses tensors that share memory
-        storages.add(copy.untyped_storage().data_ptr())
-        on_host[key] = copy
+    return b"".join(chunks(packed))
+
+
+def chunks(packed: Packed) -> Iterator[Any]:
+    """Yield the bytes of a file: its header, then one tensor after another.
+
+    `safetensors.torch.save` would hold two copies of all tensors, which may be most of what a rank holds. The
+    format is https://github.com/huggingface/safetensors#format: the header's length, the header, and numbers
+    without gaps, those of large types first, so that they are aligned.
+    """
+    tensors = sorted(packed.tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     content = {"layer": packed.layer, "step": packed.step, "state": packed.state}
-    # One entry: safetensors writes several in random order, and equal runs should write equal files.
-    return save(on_host, metadata={_CONTENT: json.dumps(content, sort_keys=True)})
+    header: dict[str, Any] = {"__metadata__": {_CONTENT: json.dumps(content, sort_keys=True)}}
+    end = 0
+    for key, tensor in tensors:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[key] = {
+            "dtype": _TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in tensors:
+        if tensor.numel():
+            yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def unpack(data: bytes) -> Packed:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.checkpoint.folders import PARTIAL, checkpoint_folder, remove
 from trainer.checkpoint.optimizer_state import Shared, agreed, layer_state, shared_values
-from trainer.checkpoint.packing import Packed, gather_shards, persistent_buffers, to_bytes
+from trainer.checkpoint.packing import Packed, chunks, gather_shards, persistent_buffers, to_bytes
 from trainer.checkpoint.schema import FORMATS, Progress
 from trainer.checkpoint.shared_state import write_shared
 from trainer.checkpoint.values import NotStorableError
@@ -97,7 +97,8 @@ def _write_layers(
             name = f"layers/{file_name(layer.name)}.safetensors"
             packed = _pack(layer, state, training, step)
             if writer.problem is None:
-                writer.write(name, to_bytes(packed))
+                size = sum(tensor.nbytes for tensor in packed.tensors.values())
+                writer.write(name, chunks(packed), size)
             shapes = {owned: list(parameter.shape) for owned, parameter in layer.owned()}
             described[layer.index] = {"name": layer.name, "file": name, "parameters": shapes}
     return described
@@ -108,10 +109,10 @@ def _write_rest(
 ) -> None:
     """Write what is no layer's; the manifest last."""
     if shared:
-        writer.write("optimizer.json", write_shared(shared))
-    writer.write("progress.json", _json(asdict(progress)))
+        writer.write("optimizer.json", [write_shared(shared)])
+    writer.write("progress.json", [_json(asdict(progress))])
     layers = [described[index] for index in sorted(described)]
-    writer.write("manifest.json", _json({"format": FORMATS[-1], "layers": layers, "files": writer.files}))
+    writer.write("manifest.json", [_json({"format": FORMATS[-1], "layers": layers, "files": writer.files})])
 
 
 def file_name(layer: str) -> str:
@@ -138,9 +139,10 @@ class _Writer:
         self.problem: str | None = None
         self.attempt("making the folder", lambda: (folder / "layers").mkdir(parents=True, exist_ok=True))
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file and sync it to disk."""
-        self.attempt(f"writing {name} ({len(data)} bytes)", lambda: self._write(name, data))
+    def write(self, name: str, parts: Iterable[Any], size: int | None = None) -> None:
+        """Write a file, part by part, and sync it to disk; its size in bytes is for messages."""
+        about = "" if size is None else f" ({size} bytes)"
+        self.attempt(f"writing {name}{about}", lambda: self._write(name, parts))
 
     def attempt(self, what: str, action: Callable[[], object]) -> None:
         """Do something with files, unless something failed before."""
@@ -155,12 +157,16 @@ class _Writer:
                 "stay as they are, and the run can resume from the newest once this is mended"
             )
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, parts: Iterable[Any]) -> None:
+        digest, size = hashlib.sha256(), 0
         with (self.folder / name).open("wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
+                digest.update(part)
+                size += len(part)
             file.flush()
             os.fsync(file.fileno())
-        self.files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        self.files[name] = {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _raise_problem(writer: _Writer, group: Communicator) -> None:

@@ -1,6 +1,7 @@
 """The configuration of every kind of data. To add a kind: its module, and its declaration here."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -24,6 +25,9 @@ class DataConfig:
     """What every kind of data has."""
 
     name: str = plain(MISSING, "the kind of data; `data=...` sets it")
+    workers: int = not_negative(
+        0, "processes of each rank that reads, which read the next step's samples; 0: the rank itself reads"
+    )
 
 
 @choice(
@@ -41,7 +45,22 @@ class TextConfig(DataConfig):
         None, "a file or a folder of text; null reads the source of Python's standard library"
     )
     pattern: str = plain("*", "which files of a folder to read")
-    tokenizer: str = plain("bytes", "`bytes`, or the path of a file of the `tokenizers` library")
+    mixture: list[Any] = plain(
+        [],
+        "sources and how often each is trained on, in place of `path`, such as "
+        "`[{path: books, weight: 3}, {path: web, pattern: '*.jsonl', weight: 1}]`",
+    )
+    format: str = one_of(
+        "auto",
+        ("auto", "text", "jsonl", "parquet"),
+        "the files' format; `auto` goes by their names; a folder of `datasets` is recognised",
+    )
+    field: str = plain("text", "the field of JSON lines, or the column of a table, that holds the text")
+    tokenizer: str = plain(
+        "bytes",
+        "`bytes`, or a file of the `tokenizers` library, or a folder with a tokenizer.json; "
+        "`${own_tokenizer:}` is that of `model=hf`, if there is one, else `bytes`",
+    )
     context: int = positive(128, "length of a sample; follows `model.context`", unit="tokens")
     validation: float = true_share(0.05, "share of the text, at its end, that is held out for validation")
     objective: str = one_of(

@@ -110,6 +110,11 @@ def share(default: T, about: str) -> T:
     return described(default, Spec(about, "", "from 0 to 1", lambda value: 0 <= value <= 1))
 
 
+def above_zero_to_one(default: T, about: str) -> T:
+    """Return a field of a number greater than 0, up to 1."""
+    return described(default, Spec(about, "", "greater than 0, up to 1", lambda value: 0 < value <= 1))
+
+
 def true_share(default: T, about: str) -> T:
     """Return a field of a number between 0 and 1, neither of the two."""
     return described(default, Spec(about, "", "between 0 and 1", lambda value: 0 < value < 1))

@@ -77,6 +77,11 @@ class HFConfig(ModelConfig):
         "paths of the parts to cut between; an empty list takes the model's list of blocks",
         "a list of paths, such as [model.layers]",
     )
+    context: int = positive(
+        1024,
+        "length of a sample; `${positions:}` is what the model has positions for, at most 1024",
+        unit="tokens",
+    )
     config: dict[str, Any] = plain({}, "values of config.json to change, such as `{num_hidden_layers: 4}`")
     attention: str = one_of("sdpa", ("sdpa", "eager"), "how attention is computed")
     experts: str = one_of("batched_mm", ("batched_mm", "eager"), "how mixtures of experts are computed")
@@ -111,6 +116,9 @@ class SpeechConfig(ModelConfig):
     layers: int = positive(5, "recurrent layers")
     width: int = positive(512, "units of a recurrent layer, in each direction")
     bidirectional: bool = plain(True, "whether recurrent layers also read from the end to the beginning")
+    fused: bool = plain(
+        False, "whether recurrent layers use torch's own kernels: faster on a GPU, but not deferred"
+    )
     dropout: float = below_one(0.1, "share of the activations that dropout zeroes")
 
 

@@ -40,6 +40,8 @@ class Cuts:
         outer: The paths of the other modules whose outputs are sources.
         calls: Every call of an outer module, in order: its index in `outer`, and the segment.
         arguments: For every block, what each tensor among its arguments depends on.
+        given: For every block, which argument each of these tensors was when a block first got it; None if
+            it follows from the model's inputs.
         reads: For every segment, what it reads.
         written: The sources that code outside of modules writes into.
         unused: The paths of the parameters that nothing reads; the first segment keeps them.
@@ -49,6 +51,7 @@ class Cuts:
     outer: tuple[str, ...]
     calls: tuple[tuple[int, int], ...]
     arguments: tuple[tuple[Sources, ...], ...]
+    given: tuple[tuple[Source | None, ...], ...]
     reads: tuple[Sources, ...]
     written: Sources = NONE
     unused: tuple[str, ...] = ()
@@ -76,12 +79,11 @@ class Cuts:
 
     def _crossing(self, block: int) -> "Crossing":
         later = NONE.union(*self.reads[block + 1 :])
-        arguments = {
-            i for i, sources in enumerate(self.arguments[block]) if any(s.kind != "input" for s in sources)
-        }
-        computed = NONE.union(*(s for i, s in enumerate(self.arguments[block]) if i not in arguments))
+        mine = zip(self.arguments[block], self.given[block], strict=True)
+        computed = NONE.union(*(sources for sources, source in mine if source is None))
+        given = {source for each in self.given[block:] for source in each if source is not None}
         return Crossing(
-            arguments=tuple(sorted(arguments)),
+            arguments=tuple(sorted(source for source in given if source.number <= block)),
             sources=tuple(sorted(source for source in later if self._before(source, block))),
             inputs=tuple(sorted({s.number for s in later | computed if s.kind == "input"})),
         )
@@ -98,13 +100,13 @@ class Crossing:
     """What crosses the entry of a block.
 
     Attributes:
-        arguments: The indices, among the tensors of the block's arguments, of those that depend on more than
-            the model's inputs.
+        arguments: The block's arguments that do not follow from the model's inputs alone, and those of
+            earlier blocks that later ones get too.
         sources: Outputs of earlier blocks and calls that are read later.
         inputs: The indices of the model's inputs that are read later.
     """
 
-    arguments: tuple[int, ...]
+    arguments: tuple[Source, ...]
     sources: tuple[Source, ...]
     inputs: tuple[int, ...]
 
@@ -140,7 +142,8 @@ class _Analysis:
     def __init__(self, model: nn.Module, blocks: tuple[str, ...], outer: tuple[str, ...]) -> None:
         self._model = model
         self._flow = Flow(dict(model.named_parameters()))
-        self._cuts = Cuts(blocks, outer, (), (), ())
+        self._cuts = Cuts(blocks, outer, (), (), (), ())
+        self._given: dict[tuple[int, int], tuple[Source, Tensor]] = {}  # arguments, by identity and version
         self._reads: list[Sources] = [NONE]
         self._inside = 0  # of opaque modules
         self.draws: set[str] = set()  # the paths of leaf modules outside that draw random numbers
@@ -189,15 +192,29 @@ class _Analysis:
                 f"{cuts.blocks[number]} is called before {cuts.blocks[expected]}: name the blocks in the "
                 "order of their calls; the model cannot be cut at one that is never called (layer drop?)"
             )
-        given = tensors_in((args, kwargs))
-        self._read(given)
-        of_each = tuple(self._flow.of([tensor]) for tensor in given)
-        self._cuts = replace(cuts, arguments=(*cuts.arguments, of_each))
+        tensors = tensors_in((args, kwargs))
+        of_each = tuple(self._flow.of([tensor]) for tensor in tensors)
+        given = tuple(self._first_given(number, part, tensor) for part, tensor in enumerate(tensors))
+        new = [source is None or source.number == number for source in given]
+        self._read([tensor for tensor, read in zip(tensors, new, strict=True) if read])
+        self._cuts = replace(cuts, arguments=(*cuts.arguments, of_each), given=(*cuts.given, given))
         self._reads.append(NONE)
         self._flow.segment += 1
         output = self._opaque(own, args, kwargs)
         self._flow.mark(output, "block", number)
         return output
+
+    def _first_given(self, number: int, part: int, tensor: Tensor) -> Source | None:
+        """Return which argument a tensor was when a block first got it; None if it follows from the inputs.
+
+        A later block that gets it too takes it from there. So the gradients of all add up in one place, as
+        they do in the whole model, before they pass through what made the tensor.
+        """
+        if all(source.kind == "input" for source in self._flow.of([tensor])):
+            return None
+        key = id(tensor), int(tensor._version)
+        source, _ = self._given.setdefault(key, (Source("argument", number, part), tensor))
+        return source
 
     def _call(self, index: int, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._inside:
@@ -248,7 +265,7 @@ def _lasting(cuts: Cuts) -> Any:
         return frozenset(source for source in sources if source.kind != "random")
 
     reads = tuple(map(without, cuts.reads))
-    return cuts.calls, reads, tuple(tuple(map(without, each)) for each in cuts.arguments)
+    return cuts.calls, reads, cuts.given, tuple(tuple(map(without, each)) for each in cuts.arguments)
 
 
 def _unused(model: nn.Module, cuts: Cuts) -> Iterator[str]:

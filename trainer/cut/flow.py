@@ -16,9 +16,10 @@ class Source(NamedTuple):
 
     Attributes:
         kind: "input" of the model, "block" or "call" (of a module outside of the blocks) for their outputs,
-            "weight" for a parameter that code outside of modules reads, "random" for drawn numbers.
+            "argument" for what a block is given, "weight" for a parameter that code outside of modules reads,
+            "random" for drawn numbers.
         number: Which input, block or call; of random numbers, the segment that drew them.
-        part: Which tensor of an output.
+        part: Which tensor of an output, or of a block's arguments.
         name: The path of a weight.
     """
 

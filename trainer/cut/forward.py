@@ -97,8 +97,8 @@ class SegmentForward:
         if self._restore is not None:
             self._restore()
         assert self._block is not None
-        crossing, arguments = self._cuts.crossing[number], self._cuts.arguments[number]
-        if any(sources for i, sources in enumerate(arguments) if i not in crossing.arguments):
+        arguments = zip(self._cuts.arguments[number], self._cuts.given[number], strict=True)
+        if any(sources for sources, source in arguments if source is None):
             return None  # a mask, say, that follows from the inputs' values
         leaves, tree = self._block
         block = self._part.blocks[number]
@@ -113,8 +113,9 @@ class SegmentForward:
             raise _Reached(tensors_in((args, kwargs)))  # [4]
         leaves, tree = tree_flatten((args, kwargs))  # [2]
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        for index in self._cuts.crossing[mine].arguments:
-            leaves[places[index]] = self._carried[f"argument.{index}.0"]
+        for place, source in zip(places, self._cuts.given[mine], strict=True):
+            if source is not None:
+                leaves[place] = self._carried[str(source)]
         self._block = leaves, tree
         args, kwargs = tree_unflatten(leaves, tree)
         if self._restore is not None:
@@ -166,7 +167,10 @@ class SegmentForward:
     def _handed_on(self, arguments: Sequence[Tensor]) -> Carried:
         crossing = self._cuts.crossing[self._part.segment]
         known = {**self._carried, **self._returned}
-        carried: Carried = {f"argument.{index}.0": arguments[index] for index in crossing.arguments}
+        carried: Carried = {
+            str(source): arguments[source.part] if source.number == self._part.segment else known[str(source)]
+            for source in crossing.arguments
+        }
         carried |= {str(source): known[str(source)] for source in crossing.sources}
         carried |= {f"input.{number}.0": self._tensors[number] for number in crossing.inputs}
         carried[SHAPES] = " ".join(",".join(map(str, tensor.shape)) for tensor in self._tensors)

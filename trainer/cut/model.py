@@ -9,6 +9,7 @@ from torch import nn
 from trainer.activation import Activation
 from trainer.cut.analysis import Cuts, analyse
 from trainer.cut.answers import Call, call
+from trainer.cut.description import crossing_name, notes
 from trainer.cut.layer import CutLayer, Inputs
 from trainer.cut.parts import Part
 from trainer.cut.weights import RecordedWeights
@@ -48,7 +49,7 @@ def cut(
 
     ties = _ties(skeleton, cuts)
     layers = tuple(Layer(name, partial(build, i), ties[i]) for i, name in enumerate(cuts.names))
-    return Model(layers, loss)
+    return Model(layers, loss, partial(crossing_name, cuts), tuple(notes(cuts)))
 
 
 def _ties(skeleton: nn.Module, cuts: Cuts) -> list[tuple[Tie, ...]]:

@@ -16,6 +16,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from trainer.cut.analysis import Cuts
 from trainer.cut.answers import on_meta, stand_in
 
+_MOST_KNOWN = (
+    16  # kinds of arguments of each module whose outputs are remembered; then the oldest is forgotten
+)
+
 
 class Part:
     """A model in which one segment has modules of its own.
@@ -77,6 +81,8 @@ class Part:
         """
         key = half, module, tuple(map(_kind, tree_leaves((args, kwargs))))
         if key not in self._shapes:
+            if len(self._shapes) >= _MOST_KNOWN * len(self._originals):
+                self._shapes.pop(next(iter(self._shapes)))
             original = self._originals[module]
             function = own if original is module else original  # the others' forwards answer
             args, kwargs = _converted(on_meta((args, kwargs)), half, torch.float32)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.config.schema import HFConfig
@@ -65,6 +65,15 @@ def model_class(config: Any, path: str) -> Any:
     raise UserError(f"model.path={path}: {config.model_type} has no causal and no masked language model")
 
 
+def end_tokens(path: str, config: Any) -> tuple[int, ...]:
+    """Return the tokens that end a text, by the folder's configuration of generation, or the model's."""
+    try:
+        found = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
+    except OSError:  # it has none
+        found = config.eos_token_id
+    return () if found is None else (found,) if isinstance(found, int) else tuple(found)
+
+
 def find_list(model: nn.Module) -> str:
     """Return the path of a model's list of blocks.
 
@@ -80,10 +89,16 @@ def find_list(model: nn.Module) -> str:
     marked = [name for name, module in lists.items() if isinstance(module[0], kind)]
     candidates: list[str] = marked or [name for name, module in lists.items() if len(module) > 1]
     outermost = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
-    if len(outermost) != 1:
+    if not outermost:
         raise UserError(
-            f"model.blocks=auto found {len(outermost)} lists of blocks: name them; "
-            f"the model's lists are {', '.join(lists) or 'none'}"
+            "model.blocks=auto found no list of blocks: name them; a block that the forward calls for "
+            f"several layers, as ALBERT's, cannot be cut at. The model's lists are "
+            f"{', '.join(lists) or 'none'}"
+        )
+    if len(outermost) > 1:
+        raise UserError(
+            f"model.blocks=auto found {len(outermost)} lists of blocks, {', '.join(outermost)}: name those "
+            "to cut between, in the order of their calls"
         )
     return outermost[0]
 

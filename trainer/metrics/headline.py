@@ -1,6 +1,7 @@
 """A run's summary when it starts: one line and a table."""
 
 from trainer.distributed.environment import why_threads
+from trainer.plan.crossing import crossing_lines
 from trainer.plan.table import stages_table
 from trainer.run import Run
 
@@ -8,7 +9,9 @@ from trainer.run import Run
 def layout_table(run: Run) -> str:
     """Return the headline, and a table of the stages."""
     plan = run.plan
-    return f"{headline(run)}\n{stages_table(plan.layout, plan.partition, run.schedule, plan.memory)}"
+    table = stages_table(plan.layout, plan.partition, run.schedule, plan.memory)
+    crossing = crossing_lines(run.model, plan.partition, run.config.batch.micro_size)
+    return "\n".join([headline(run), table, *crossing])
 
 
 def headline(run: Run) -> str:

@@ -126,7 +126,7 @@ class Shown(RunObserver):
     def begin(self, run: Run, beginning: Beginning) -> None:
         """Show who holds what, and where the run starts from."""
         self._display.say(layout_table(run))
-        for note in (*run.data.notes, *notes(run.plan.partition.costs)):
+        for note in (*run.data.notes, *run.model.notes, *notes(run.plan.partition.costs)):
             self._display.say(f"note: {note}")
         if not len(run.data.validation):
             self._display.say("note: the data has no validation samples: there is no validation")

@@ -57,10 +57,19 @@ class Model:
     """An ordered list of layers, and a loss on the output of the last.
 
     A loss may be a module, and have parameters: they train, on the last stage.
+
+    Attributes:
+        layers: The layers.
+        loss: The loss.
+        crossing: Given a layer's number and the key of a tensor in the dict that it hands on, says what that
+            tensor is. The table at a run's start lists it; None: there is nothing to say.
+        notes: What a user should know, in sentences.
     """
 
     layers: tuple[Layer, ...]
     loss: Loss
+    crossing: Callable[[int, str], str] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[Layer, ...]:

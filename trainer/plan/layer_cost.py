@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from trainer.activation import ActivationSpec
 from trainer.pipeline.recomputation import Recompute
 
 # Operations per byte at which computing and moving data take equally long: about 100 GFLOP/s against 10 to
@@ -39,6 +40,7 @@ class LayerCost:
         dynamic: Whether the shapes of its outputs may depend on the values of its inputs, as those of
             `x[x > 0]` do: its forward has such an operation, or reads a value.
         loss_writes: Of the last layer: whether the loss writes into its outputs.
+        outputs: The types and shapes of what it returns; None if they are a guess.
     """
 
     name: str
@@ -59,6 +61,7 @@ class LayerCost:
     writes_inputs: bool = False
     dynamic: bool = False
     loss_writes: bool = False
+    outputs: ActivationSpec | None = None
 
     @property
     def forward(self) -> float:

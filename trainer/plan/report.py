@@ -9,9 +9,11 @@ from trainer.data.build import example_data
 from trainer.errors import UserError
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
+from trainer.models.model import Model
 from trainer.optim.build import check_groups
 from trainer.pipeline.recomputation import Recompute
 from trainer.plan.costs import notes
+from trainer.plan.crossing import crossing_lines
 from trainer.plan.hardware import Hardware, predict_step
 from trainer.plan.plan import Plan, model_costs
 from trainer.plan.search import Candidate, Misfit, Overrides, search, settle
@@ -46,10 +48,10 @@ def report(config: Config, given: Sequence[str]) -> str:
     if not fits:
         Plan(config, model, costs, config.plan.ranks, resolve(config.schedule))  # raises what a run would
         raise UserError(f"no layout fits; these {_refused(fits, misfits, workers)}")
-    noted = "\n".join(f"note: {note}" for note in notes(costs))
+    noted = "\n".join(f"note: {note}" for note in (*model.notes, *notes(costs)))
     parts = [_title(config, fits[0], hardware), noted, _table(fits, config.plan.rows)]
     if fixed >= _SHOWN:
-        parts.append(_whole(fits[0], hardware))
+        parts.append(_whole(fits[0], model, hardware))
     parts.append(_refused(fits, misfits, workers))
     parts.append(f"the first of them:\n  {_command_line(config, given, fits[0])}")
     return "\n\n".join(filter(None, parts))
@@ -133,7 +135,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
 
 
-def _whole(candidate: Candidate, hardware: Hardware) -> str:
+def _whole(candidate: Candidate, model: Model, hardware: Hardware) -> str:
     """Return one layout: the table of its stages, and its schedule."""
     plan, schedule = candidate.plan, candidate.plan.schedule(0)
     memory = plan.memory
@@ -145,6 +147,7 @@ def _whole(candidate: Candidate, hardware: Hardware) -> str:
     return "\n".join(
         [
             stages_table(plan.layout, plan.partition, schedule, memory),
+            *crossing_lines(model, plan.partition, plan.sizes[0]),
             "",
             *lines,
             "",

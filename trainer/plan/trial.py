@@ -131,6 +131,7 @@ class Trial:
             deferred_work=self._deferred_work,
             writes_inputs=self._copied,
             dynamic=self.dynamic,
+            outputs=self._outputs,
             **vars(weights),
         )
 

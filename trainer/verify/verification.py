@@ -45,6 +45,7 @@ def verify(run: Run) -> bool:
         seen.steps.append(StepDigests(step, result.summary.loss, result.summary.grad_norm, digests))
         judge.step(step, result)
     judge.end()
+    run.reader.end()
     if config.save is not None and run.world.rank == 0:
         seen.write(Path(config.save))
     failed: bool = run.world.all_gather_objects(bool(comparison.failures() + replicas.failures()))[0]
