@@ -66,12 +66,12 @@ def layers(data: Data, path: str) -> Model:
         path: The folder of `write`.
     """
     del data
-    whole: Any = plain(path).model  # type: ignore[union-attr]
+    whole: Any = plain(path).model
     number: int = whole.config.num_hidden_layers
     if whole.config.model_type == "gpt2":
         body, blocks = whole.transformer, whole.transformer.h
         first, last = _FirstOfGPT2(body), _Last(body.ln_f, whole.lm_head)
-        wrapped = [_BlockOfGPT2(block) for block in blocks]
+        wrapped: list[nn.Module] = [_BlockOfGPT2(block) for block in blocks]
         ties: tuple[Tie, ...] = (Tie("head.weight", "first", "tokens.weight"),)
     else:
         body, blocks = whole.model, whole.model.layers
