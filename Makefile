@@ -34,7 +34,8 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train verify verify-matrix report bench-schedule bench-overhead \
-	bench-recompute bench-pipeline bench-data bench-hybrid bench-cut setup-deepspeed test test-quick lint types format docs figures docs-config \
+	bench-recompute bench-pipeline bench-data bench-hybrid bench-generate bench-cut setup-deepspeed test \
+	test-quick lint types format docs figures docs-config \
 	wheels clean
 
 ##@ Use
@@ -80,6 +81,9 @@ bench-data: setup ## Compare GPT replicas with DistributedDataParallel
 
 bench-hybrid: setup ## Compare replicated pipelines with torch's in DistributedDataParallel, and DeepSpeed's
 	$(IN_VENV) .venv/bin/python -m trainer.bench.peers hybrid $(ARGS)
+
+bench-generate: setup ## Measure what several groups of prompts in flight bring
+	$(IN_VENV) .venv/bin/python -m trainer.bench.generate $(ARGS)
 
 bench-cut: setup ## Measure what model=hf costs, and compare with others (ARGS="pipeline llama")
 	$(IN_VENV) .venv/bin/python -m trainer.bench.cut $(or $(ARGS),layers gpt2)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.test_gpt import build, run
-from trainer.config.schema import BertConfig, GPTConfig
+from trainer.config.models import BertConfig
+from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.data.pairs import Pairs
 from trainer.data.tokenizer import Marks

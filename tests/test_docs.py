@@ -150,6 +150,7 @@ def own_code(page: Path, folder: Path) -> list[list[str]]:
     [
         ("README.md", "trainer", "step 2  validation loss"),
         ("docs/any-module.md", "trainer", "step 2  validation loss"),
+        ("docs/data.md", "trainer", "step 2/2  loss"),
         ("docs/tutorial.md", "trainer.verify", "the layout does not change the training"),
     ],
 )

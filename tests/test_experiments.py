@@ -122,6 +122,15 @@ SIMPLENET = {
 _OF_GROUPS = ("model.", "data.", "optimizer.")
 
 
+# What `python -m trainer.plan` is given besides, and the parameters that it finds.
+PLANNED = {
+    "digits": ((), 174_970),
+    "unet": ((), 482_619),
+    "resnet18_cifar10": (("data.path=FOLDER",), 11_173_962),
+    "resnet50_imagenet": (("data.path=FOLDER",), 25_557_032),
+}
+
+
 def resolved(*overrides: str) -> dict[str, object]:
     values = OmegaConf.to_container(composed(*overrides), resolve=True)
     assert isinstance(values, dict)
@@ -150,6 +159,19 @@ def test_simplenet() -> None:
     assert {key for key in values if key.startswith(_OF_GROUPS)} == {
         key for key in SIMPLENET if key.startswith(_OF_GROUPS)
     }
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_plan_of_each(name: str) -> None:
+    """Without the files of its data."""
+    overrides, parameters = PLANNED[name]
+    given = [f"experiment={name}", *overrides, "plan.ranks=4", "layout.stages=4"]
+    config = typed(composed(*given))
+    check(config)
+    text = report(config, given)
+    assert f"{parameters:,} parameters" in text
+    assert "4 x 1" not in text
+    assert "1 x 4" in text
 
 
 @pytest.mark.parametrize(

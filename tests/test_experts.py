@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from tests.families import VOCABULARY, small_model
+from tests.families.configurations import VOCABULARY, small_model
 from tests.support.alone import Alone
 from tests.support.checkpoints import PROGRESS
 from tests.support.cutting import CPU, built, forward

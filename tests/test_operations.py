@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from trainer.pipeline.layer import BuiltLayer
+from trainer.pipeline.statistics import RunningStatistics
 from trainer.verify.bisection import _difference
 from trainer.verify.operations import run_recorded
+from trainer.verify.reference_buffers import statistics_of
 
 
 class Inner(nn.Module):
@@ -41,6 +44,18 @@ def test_the_first_operation_that_differs_is_named_with_its_place() -> None:
     assert words.startswith("layer 'name' gives other results when it runs again")
     assert "first in aten.mul.Tensor (1.0, test_operations.py:" in words
     assert "on rank 2 than in the reference" in str(_difference("name", first, first, second, 2))
+
+
+def test_running_statistics_are_no_difference() -> None:
+    """The launch and the reference keep them in different ways, which explains nothing."""
+    one, other, x = layer(), layer(), torch.randn(3, 4)
+    RunningStatistics([BuiltLayer(0, "layer", one)])
+    statistics_of({"layer": other})
+    first, second = (run_recorded(module, x)[0] for module in (one, other))
+    assert _difference("layer", first, first, second, 0) is None
+    assert any("batch_norm" in operation.kernel for operation in first)
+    for module in (one, other):
+        assert len(module[1][1]._forward_pre_hooks) == 1  # type: ignore[index]
 
 
 def test_a_layer_that_raises_is_recorded_until_there() -> None:

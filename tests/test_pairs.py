@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config.schema import PairsConfig
+from trainer.config.data import PairsConfig
 from trainer.data.dataset import Data
 from trainer.data.masked import IGNORED, Masked
 from trainer.data.pairs import example, load, prepare, segments

@@ -20,7 +20,7 @@ STEPS = 5
 
 
 def display(mode: str, *, rank: int = 0, start: int = 0, steps: int = STEPS) -> Display:
-    return build_display(mode, rank=rank, start=start, steps=steps, unit="tokens")
+    return build_display(mode, rank=rank, start=start, steps=steps)
 
 
 def test_bubble_is_the_waiting_share_of_all_ranks() -> None:

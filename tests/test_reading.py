@@ -19,7 +19,7 @@ from trainer.config.schema import TextConfig
 from trainer.data.build import load_data
 from trainer.data.dataset import Data
 from trainer.data.files import find_text
-from trainer.data.reading import ReadableFile, readable_files, watched
+from trainer.data.pieces import Segment, TextSource, cut
 from trainer.data.tokenizer import build_tokenizer
 from trainer.errors import UserError
 
@@ -168,17 +168,18 @@ def test_damaged_compression(folder: Path, tmp_path: Path, damage: object) -> No
 def test_a_file_that_changes_while_it_is_read(folder: Path) -> None:
     (folder / "a.txt").write_bytes(TEXT)
     (folder / "b.txt").write_bytes(TEXT)
-    texts, _ = readable_files(find_text(str(folder), "*"), any_bytes=True)
+    text = TextSource(str(folder))
+    (piece,), _ = cut(text, text.find(), any_bytes=True)
 
-    def reading() -> Iterator[ReadableFile]:
-        for file in watched(texts):
-            yield file
-            if file.path.name == "b.txt":
-                with file.path.open("ab") as stream:
+    def reading() -> Iterator[Segment]:
+        for segment in piece:
+            yield segment
+            if segment.file.name == "a.txt":
+                with (folder / "b.txt").open("ab") as stream:
                     stream.write(b"more")
 
     with pytest.raises(UserError, match=r"b\.txt changed while it was read"):
-        list(build_tokenizer("bytes").encode_files(reading()))
+        list(build_tokenizer("bytes").encode_all(reading(), {}))
 
 
 def test_linked_folders_are_read_once(folder: Path, tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from tests.support.models import NoLoss
 from trainer.models.deferring import Deferred
+from trainer.models.model import Layer, Model
 from trainer.models.recurrent import Recurrent
 from trainer.pipeline.weight_gradients import Deferral, add_weight_gradients
+from trainer.plan.costs import layer_costs
 
 LENGTHS = torch.tensor([7, 3, 5])
 IN_LENGTH = (torch.arange(7) < LENGTHS[:, None])[..., None]
@@ -56,6 +59,22 @@ def test_padding_changes_nothing(cell: str, both: bool) -> None:
     assert torch.equal(module(noisy, LENGTHS) * IN_LENGTH, output * IN_LENGTH)
     alone = module(x[1:2, :3], LENGTHS[1:2])
     torch.testing.assert_close(alone, output[1:2, :3])
+
+
+@pytest.mark.parametrize(("cell", "half"), [("lstm", False), ("gru", False), ("gru", True)])
+@pytest.mark.parametrize("both", [False, True])
+def test_torchs_kernels_compute_the_same(cell: str, both: bool, half: bool) -> None:
+    """Not an LSTM in bfloat16, for which oneDNN has no kernel on every CPU."""
+    ours, theirs = layer(cell, both), layer(cell, both)
+    theirs.fused = True
+    gradient = sequences()[..., :1]
+    for module in (ours, theirs):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            output = module(sequences(), LENGTHS)
+        output.float().backward((gradient * IN_LENGTH).expand_as(output))
+    tolerance = 0.05 if half else 1e-5
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, atol=tolerance, rtol=tolerance)
 
 
 def autocast() -> torch.autocast:
@@ -135,3 +154,48 @@ def test_torchs_own_layers_have_the_same_bits_in_both(cell: str, packed: bool) -
     for parameter, other in zip(module.parameters(), wanted, strict=True):
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, other)
+
+
+@pytest.mark.parametrize(("cell", "both"), CASES)
+def test_the_meta_device_sees_the_same_shapes(cell: str, both: bool) -> None:
+    """Where one step stands for all."""
+
+    def shapes(device: str) -> list[torch.Size]:
+        module = layer(cell, both).to(device)
+        x = sequences().to(device).requires_grad_()
+        seen: list[torch.Size] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t.shape) or t, lambda t: t):
+            output = module(x, LENGTHS.to(device))
+        output.backward(torch.empty_like(output))
+        assert x.grad is not None
+        gradients = [parameter.grad.shape for parameter in module.parameters() if parameter.grad is not None]
+        return [*seen, output.shape, x.grad.shape, *gradients]
+
+    assert shapes("meta") == shapes("cpu")
+
+
+@pytest.mark.parametrize(("cell", "both"), CASES)
+def test_operations_counted_by_hand(cell: str, both: bool) -> None:
+    batch, time, inputs, width = 3, 7, 4, 5
+    layers = (Layer("recurrent", lambda: OfPair(layer(cell, both))),)
+    (cost,) = layer_costs(Model(layers, NoLoss()), (sequences(), LENGTHS))
+    gates = width * {"lstm": 4, "gru": 3}[cell]
+    forward = 2 * (1 + both) * batch * time * gates * (inputs + width)
+    assert cost.flops_forward == forward
+    # The inputs need no gradient, so of the inputs' weights there is one product, and of the states' two.
+    of_inputs = 2 * (1 + both) * batch * time * gates * inputs
+    assert cost.flops_backward == 2 * forward - of_inputs
+    assert cost.deferred == cost.trained
+    assert cost.warning is None
+
+
+class OfPair(nn.Module):
+    """A recurrent layer of a sequence and its lengths."""
+
+    def __init__(self, recurrent: Recurrent) -> None:
+        super().__init__()
+        self.recurrent = recurrent
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        output: Tensor = self.recurrent(*pair)
+        return output

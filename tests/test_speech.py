@@ -1,12 +1,17 @@
 """The speech model: padding changes nothing, the loss is torch's, and what does not fit is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.support.configs import composed
 from tests.support.tones import random_texts, write_corpus
+from trainer.config.check import check
+from trainer.config.compose import typed
 from trainer.config.data import SpeechDataConfig
 from trainer.config.models import SpeechConfig
 from trainer.config.schema import BinaryConfig
@@ -16,6 +21,7 @@ from trainer.data.dataset import Data
 from trainer.errors import UserError
 from trainer.models.model import Model
 from trainer.models.speech import CTCLoss, speech
+from trainer.plan.report import report
 
 SMALL = {"layers": 2, "width": 6, "channels": 3, "dropout": 0.0}
 
@@ -112,3 +118,13 @@ def test_too_large_a_stride_is_refused(data: Data) -> None:
         UserError, match=r"needs \d+ frames .* has \d+ at model.stride=20: .* lower model.str"
     ):
         speech(SpeechConfig(stride=20), data)
+
+
+def test_the_full_size_recipe_is_planned(tmp_path: Path) -> None:
+    """Without LibriSpeech: over 100 million parameters on eight ranks."""
+    overrides = ["experiment=deepspeech", "plan.ranks=8", "plan.memory=24GiB", "schedule=zb_h1"]
+    config = typed(composed(*overrides, f"data.path={tmp_path}/nowhere"))
+    check(config)
+    text = report(config, overrides)
+    assert "114,708,925 parameters in 7 layers" in text
+    assert "layouts fit, the fastest first" in text

@@ -92,6 +92,25 @@ def test_features_are_computed_once(corpus: Path) -> None:
     assert load_data(config(corpus)).fingerprint != first.fingerprint
 
 
+def test_a_file_that_was_cut_off_is_written_again(corpus: Path) -> None:
+    first = load_data(config(corpus))
+    for path in (corpus.parent / "cache").glob("*.features"):
+        path.write_bytes(path.read_bytes()[:-2])
+    assert load_data(config(corpus)).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lowest": 4000.0}, "data.lowest=4000 must be below data.highest=3800"),
+        ({"hop": 10.0, "window": 1e-4}, "are in seconds: each must be 0.001 or more"),
+    ],
+)
+def test_bands_that_make_no_sense(options: dict[str, float], message: str, corpus: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        load_data(config(corpus, **options))
+
+
 def test_a_corrected_transcript_is_another_corpus(corpus: Path) -> None:
     first = load_data(config(corpus))
     file = corpus / "anna/1/anna-1.trans.txt"

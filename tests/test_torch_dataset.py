@@ -119,7 +119,6 @@ def test_targets_belong_to_the_inputs_that_were_read_last() -> None:
 
 REFUSED = {
     "nothing": ({}, "returned int: it must return a torch.utils.data.Dataset with numbered items"),
-    "Stream": ({}, "returned Stream: it must return a torch.utils.data.Dataset with numbered items"),
     "Dicts": (
         {"collate": "tests.test_torch_dataset:padded"},
         "make a batch of type dict: they must be pairs of inputs and targets; of dicts, name the targets",

@@ -51,6 +51,7 @@ def evaluate(run: Run, samples: int) -> Validation | None:
         run.randomness,
         read_inputs=run.holds_first_stage,
         read_targets=run.holds_last_stage,
+        reader=run.reader,
     )
     schedule = evaluation_schedule(run.plan.layout.placement, len(mine))
     with evaluating(run.optimizer):

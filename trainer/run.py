@@ -8,7 +8,8 @@ from torch import Tensor
 
 from trainer.config.schema import Config, flat
 from trainer.data.build import load_data
-from trainer.data.order import Order
+from trainer.data.dataset import Data
+from trainer.data.order import order_of
 from trainer.distributed import environment
 from trainer.distributed.devices import devices_of_rank
 from trainer.distributed.world import Groups, World, horovod, versions
@@ -25,13 +26,14 @@ from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.micro_batches import read_samples
 from trainer.pipeline.precision import COMPUTE_TYPES, Precision
 from trainer.pipeline.randomness import Randomness
+from trainer.pipeline.readers import OwnReader, Reader, WorkerReader
 from trainer.pipeline.stage import Stage
 from trainer.pipeline.statistics import RunningStatistics
 from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.transport import LocalTransport, Transport
 from trainer.pipeline.wires.connect import connect
 from trainer.plan.agreed_costs import agreed_costs
-from trainer.plan.plan import Plan
+from trainer.plan.plan import Plan, may_read
 from trainer.replication.build import build_replication
 from trainer.replication.replication import Parts, Replication
 from trainer.schedule.actions import Action, Schedule
@@ -47,6 +49,7 @@ class Run:
     Args:
         config: The whole configuration.
         world: All ranks.
+        data: The samples; None: those that the configuration names.
 
     Attributes:
         config: The whole configuration.
@@ -69,10 +72,11 @@ class Run:
         optimizer: Of the parameters that this rank updates; None where there are none.
         loss_scale: What losses are multiplied by with precision=fp16; else None.
         randomness: What a forward's random numbers follow from.
+        reader: Reads samples.
         engine: Runs schedules on the stages.
     """
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, data: Data | None = None) -> None:
         self.config = config
         self.world = world
         self.meter = world.meter
@@ -81,15 +85,19 @@ class Run:
         world.agree("versions", versions())
         self.threads = _prepare_torch(config, world)
         seed_generators(derive(config.train.seed, "data"))
-        self.data = load_data(config.data, world)
+        self.data = load_data(config.data, world) if data is None else data
+        self._workers = config.data.workers if data is None else 0  # they build what is configured
         world.agree("data", {"fingerprint": self.data.fingerprint})
-        check_data(self.data, config, world)
-        self.order = Order(len(self.data.training), config.train.seed)
+        recipe = resolve(config.schedule)
+        # A rank of a middle stage needs no samples, if their shapes are known without them.
+        reads = self.data.example is None or may_read(config, recipe, world.size, world.rank)
+        check_data(self.data, config, world, reads=reads)
+        self.order = order_of(self.data.training, config.train.seed)
         seed_generators(derive(config.train.seed, "model"))
-        self.model = freeze(build_model(config.model, self.data, config.loss), config.train.freeze)
+        model = build_model(config.model, self.data.as_example(), config.loss)
+        self.model = freeze(model, config.train.freeze)
         self.metrics = build_metrics(config.metrics, self.data)
         check_groups(config.optimizer.groups, self.model)
-        recipe = resolve(config.schedule)
         world.agree("schedule", {recipe.name: recipe.digest})
         costs = agreed_costs(world, config, self.model, self.data)
         self.plan = Plan(config, self.model, costs, world.size, recipe)
@@ -107,6 +115,7 @@ class Run:
         self.loss_scale = LossScale() if config.precision == "fp16" else None
         self.randomness = Randomness(config.train.seed)
         mine = layout.stages_of(self.groups.model_parallel.rank)
+        self.reader = self._reader(reads=0 in mine or layout.stages - 1 in mine)
         device_of = {stage: self.devices[layout.device_of(stage)] for stage in mine}
         built = {stage: self._build_layers(partition.stages[stage], device_of[stage]) for stage in mine}
         loss_layer = self._loss_layer(device_of.get(layout.stages - 1))
@@ -145,6 +154,20 @@ class Run:
             gradients=self.replication,
             ties=TiedParameters(self.stages, self.model.layers, partition.stage_of),
             meter=self.meter,
+        )
+
+    def _reader(self, *, reads: bool) -> Reader:
+        """Return what reads samples; only ranks with the first or the last stage start workers."""
+        config = self.config
+        if not reads or not self._workers:
+            return OwnReader(config.train.seed)
+        return WorkerReader(
+            self.data,
+            config.data,
+            self.world.rank,
+            seed=config.train.seed,
+            data_seed=derive(config.train.seed, "data"),
+            deterministic=config.train.deterministic,
         )
 
     def _build_layers(self, indices: range, device: torch.device) -> list[BuiltLayer]:
@@ -196,7 +219,9 @@ class Run:
     def context(self) -> int:
         """Return the number of tokens of a sample."""
         (inputs,) = read_samples(
-            self.data.training.inputs, [np.zeros(1, dtype=np.int64)], Randomness(self.config.train.seed)
+            self.data.as_example().training.inputs,
+            [np.zeros(1, dtype=np.int64)],
+            Randomness(self.config.train.seed),
         )
         assert isinstance(inputs, Tensor)
         return inputs.shape[1]

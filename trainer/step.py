@@ -15,7 +15,7 @@ from trainer.errors import TrainingError, add_note
 from trainer.optim.gradients import all_gradients, clear_gradients, clip, global_norm, gradient_norms
 from trainer.optim.learning_rate import learning_rate, set_learning_rates
 from trainer.pipeline.loss import added, count_of
-from trainer.pipeline.micro_batches import MicroBatches, split_batch
+from trainer.pipeline.micro_batches import MicroBatches, Reading, split_batch
 from trainer.pipeline.not_finite import Search
 from trainer.pipeline.stage import refuse_changed_weights
 from trainer.replication.check import check_equal, check_initial
@@ -110,7 +110,7 @@ class TrainStep:
         start, waited = time.perf_counter(), self._run.meter.seconds - self._waited_in_update
         run, optimizer = self._run, self._run.config.optimizer
         run.randomness.step, run.randomness.first_micro_batch = step, run.micro_batches.start
-        batch = self._read(samples_seen)
+        batch = self._read(step, samples_seen)
         loss_scale = None if run.loss_scale is None else run.loss_scale.value
         count, divisor = self._count(batch)
 
@@ -136,20 +136,34 @@ class TrainStep:
             skipped=skipped,
         )
 
-    def _read(self, samples_seen: int) -> MicroBatches:
+    def _read(self, step: int, samples_seen: int) -> MicroBatches:
         """Read this rank's part of the global batch: inputs on the first stage, targets on the last.
 
         All of it before the first forward, because the loss is divided by a count over all targets.
         """
         run = self._run
-        samples = run.order.samples(samples_seen, run.config.batch.global_size)
-        return MicroBatches(
+        inputs, targets = run.holds_first_stage, run.holds_last_stage
+        if not inputs and not targets:
+            return MicroBatches(run.data.training, [], run.randomness, read_inputs=False, read_targets=False)
+        batch = MicroBatches(
             run.data.training,
-            split_batch(samples, run.plan.sizes, run.micro_batches),
+            self._samples(samples_seen),
             run.randomness,
-            read_inputs=run.holds_first_stage,
-            read_targets=run.holds_last_stage,
+            read_inputs=inputs,
+            read_targets=targets,
+            reader=run.reader,
         )
+        if step < self._steps:
+            following = self._samples(samples_seen + run.config.batch.global_size)
+            first = run.micro_batches.start
+            run.reader.expect(run.data.training, Reading(following, step + 1, first, inputs, targets))
+        return batch
+
+    def _samples(self, samples_seen: int) -> list[NDArray[np.int64]]:
+        """Return the samples of this rank's micro-batches."""
+        run = self._run
+        samples = run.order.samples(samples_seen, run.config.batch.global_size)
+        return split_batch(samples, run.plan.sizes, run.micro_batches)
 
     def _count(self, batch: MicroBatches) -> tuple[float, float]:
         """Return the number of the loss's terms in the global batch, and what losses are divided by.

@@ -43,6 +43,8 @@ def train(run: Run) -> None:
     except BaseException as error:
         observers.failure(error)
         raise
+    finally:
+        run.reader.end()
     notice.end_training(stopped=loop.stopped_by > 0)
     run.world.barrier()  # a rank that left early would take Horovod away from the others
     if loop.stopped_by:

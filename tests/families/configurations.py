@@ -63,13 +63,18 @@ def families() -> dict[str, Any]:
     return dict(sorted((causal | masked).items()))
 
 
+def small_model(family: str) -> tuple[Any, Any]:
+    """Return a small configuration of a family, and transformers' class for its models."""
+    return _small(family), families()[family]
+
+
 def small_folder(family: str, root: Path) -> str | None:
     """Write a folder with a small configuration of a family; return why not if there is none.
 
     A family counts if transformers itself runs such a model.
     """
     try:
-        config, auto = _small(family), families()[family]
+        config, auto = small_model(family)
         with torch.device("meta"):
             model = auto.from_config(config)
         size = sum(parameter.numel() for parameter in model.parameters())

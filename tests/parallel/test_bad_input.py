@@ -40,7 +40,7 @@ pytestmark = pytest.mark.parallel
         pytest.param(
             2,
             ["model=gtp"],
-            ["model=gtp", "hf, module, simplenet", "did you mean gpt?"],
+            ["model=gtp", "hf, module, resnet, simplenet", "did you mean gpt?"],
             id="unknown group",
         ),
         pytest.param(

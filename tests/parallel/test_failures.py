@@ -43,7 +43,7 @@ def test_exception_on_one_rank(tmp_path: Path) -> None:
 
 
 def test_killed_rank(tmp_path: Path) -> None:
-    launched = start(tmp_path)
+    launched = start(tmp_path, "data.workers=1")
     launched.wait_for("step 1/")
     os.kill(launched.rank(1), signal.SIGKILL)
     result = launched.wait(SOON + launched.seconds)
@@ -51,9 +51,27 @@ def test_killed_rank(tmp_path: Path) -> None:
     assert not result.left_over
 
 
+def test_killed_data_worker(tmp_path: Path) -> None:
+    launched = start(tmp_path, "data.workers=1")
+    launched.wait_for("step 1/")
+    os.kill(child_of(launched.rank(1)), signal.SIGKILL)
+    result = launched.wait(SOON + launched.seconds)
+    assert result.code == 1
+    assert result.err.count("trainer: error: ") == 1
+    assert "data worker 0 of 1 of rank 1 (process " in result.err
+    assert "was ended by SIGKILL" in result.err
+    assert not result.left_over
+
+
+def child_of(process: int) -> int:
+    """Return the one process that a rank has started."""
+    (child,) = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return int(child)
+
+
 def test_interrupted(tmp_path: Path) -> None:
     """Ctrl-C: mpirun kills the ranks after two seconds, in the last of which they may still save."""
-    launched = start(tmp_path, "checkpoint.every=2", "checkpoint.keep=0")
+    launched = start(tmp_path, "checkpoint.every=2", "checkpoint.keep=0", "data.workers=1")
     launched.wait_for_file(tmp_path / "run/checkpoints/step-00000002/manifest.json")
     launched.signal_group(signal.SIGINT)
     result = launched.wait(SOON + launched.seconds)

@@ -108,7 +108,6 @@ def test_statistics_of_one_replica_are_found(pools: Pools, tmp_path: Path) -> No
     found = verify(pools, 2, overrides, tmp_path, "statistics_are_of_a_replica")
     assert found.code == 1
     assert "FAILED  convolution.0/1.running_mean: its buffer" in found.out
-    assert "FAILED  validation loss: is off by" in found.out
 
 
 def test_digests_of_another_launch(verified: Ranks, tmp_path: Path) -> None:
@@ -203,7 +202,7 @@ def test_what_is_not_promised_is_no_difference(pools: Pools, tmp_path: Path) -> 
 
     target = ["model.target=tests.fixtures.images:convolutional"]
     result = verify(pools, 1, custom(*target, "layout.stages=1"), tmp_path).check()
-    rounded, exact = "validation loss, running statistics", "loss, gradient norm, gradients, weights"
+    rounded, exact = "running statistics", "loss, gradient norm, validation loss, gradients, weights"
     assert f"{EQUAL} within rounding ({rounded}) or to the last bit ({exact})" in result.out
 
 

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from trainer.config import schema
+from trainer.config import model_folder, schema
 from trainer.config.check import check
 from trainer.config.from_run import Saved, with_choices
 from trainer.config.quoting import quoting_hint
@@ -165,6 +165,7 @@ def register(scratch: str = ".") -> None:
             if not (conf_folder() / group / f"{name}.yaml").is_file():
                 store.store(group=group, name=name, node=choice.schema)
     OmegaConf.register_new_resolver("cache", _cache, replace=True)
+    model_folder.register(OmegaConf.register_new_resolver)
     OmegaConf.register_new_resolver("scratch", lambda: scratch, replace=True)
 
 

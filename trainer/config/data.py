@@ -1,11 +1,22 @@
 """The configuration of every kind of data. To add a kind: its module, and its declaration here."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
 from trainer.config.custom import CustomConfig
-from trainer.config.fields import not_negative, one_of, plain, positive, share, text, true_share
+from trainer.config.fields import (
+    all_positive,
+    not_negative,
+    one_number,
+    one_of,
+    plain,
+    positive,
+    share,
+    text,
+    true_share,
+)
 from trainer.config.registry import choice
 
 
@@ -14,6 +25,9 @@ class DataConfig:
     """What every kind of data has."""
 
     name: str = plain(MISSING, "the kind of data; `data=...` sets it")
+    workers: int = not_negative(
+        0, "processes of each rank that reads, which read the next step's samples; 0: the rank itself reads"
+    )
 
 
 @choice(
@@ -31,7 +45,22 @@ class TextConfig(DataConfig):
         None, "a file or a folder of text; null reads the source of Python's standard library"
     )
     pattern: str = plain("*", "which files of a folder to read")
-    tokenizer: str = plain("bytes", "`bytes`, or the path of a file of the `tokenizers` library")
+    mixture: list[Any] = plain(
+        [],
+        "sources and how often each is trained on, in place of `path`, such as "
+        "`[{path: books, weight: 3}, {path: web, pattern: '*.jsonl', weight: 1}]`",
+    )
+    format: str = one_of(
+        "auto",
+        ("auto", "text", "jsonl", "parquet"),
+        "the files' format; `auto` goes by their names; a folder of `datasets` is recognised",
+    )
+    field: str = plain("text", "the field of JSON lines, or the column of a table, that holds the text")
+    tokenizer: str = plain(
+        "bytes",
+        "`bytes`, or a file of the `tokenizers` library, or a folder with a tokenizer.json; "
+        "`${own_tokenizer:}` is that of `model=hf`, if there is one, else `bytes`",
+    )
     context: int = positive(128, "length of a sample; follows `model.context`", unit="tokens")
     validation: float = true_share(0.05, "share of the text, at its end, that is held out for validation")
     objective: str = one_of(
@@ -66,6 +95,69 @@ class DigitsConfig(DataConfig):
     name: str = "digits"
     validation: float = true_share(0.2, "share of the images of each digit that is held out for validation")
     seed: int = not_negative(0, "seed of the choice of these")
+    rotation: float = not_negative(0.0, "by how much a training image is turned at random", unit="degrees")
+    zoom: float = positive(1.0, "by which factor it is enlarged or reduced at random")
+    shift: float = not_negative(0.0, "by how far it is shifted at random, on both axes", unit="pixels")
+
+
+@choice("data", build="trainer.data.scenes:scenes")
+@dataclass
+class ScenesConfig(DataConfig):
+    """Noisy scenes of several handwritten digits, each pixel labelled with its digit or as background."""
+
+    name: str = "scenes"
+    samples: int = positive(2000, "training scenes")
+    validation: int = not_negative(200, "further scenes, of digits held out for validation")
+    size: int = positive(48, "side of a scene; a digit is 16 wide", unit="pixels")
+    digits: int = positive(3, "digits of a scene; later ones may hide parts of earlier ones")
+    noise: float = not_negative(0.2, "standard deviation of the noise; ink is up to 1")
+    seed: int = not_negative(0, "seed of the scenes")
+
+
+@choice("data", build="trainer.data.cifar10:load", example="trainer.data.cifar10:example")
+@dataclass
+class Cifar10Config(DataConfig):
+    """CIFAR-10: 60,000 photographs of 32 x 32 in 10 classes, from the files of its page."""
+
+    name: str = "cifar10"
+    path: str = plain(MISSING, "the folder cifar-10-batches-py or cifar-10-batches-bin, or one that has it")
+    padding: int = not_negative(
+        4, "by how far a training image is shifted at random, on both axes", unit="pixels"
+    )
+    flip: bool = plain(True, "whether a training image is mirrored at random")
+    mean: list[float] = plain([0.4914, 0.4822, 0.4465], "mean of each channel, from 0 to 1; it becomes 0")
+    std: list[float] = all_positive(
+        [0.247, 0.2435, 0.2616], "standard deviation of each channel; it becomes 1"
+    )
+
+
+@choice("data", build="trainer.data.images:load", example="trainer.data.images:example")
+@dataclass
+class ImagesConfig(DataConfig):
+    """Image files in a folder for each class: `train/CLASS/...` and `val/CLASS/...`, or `CLASS/...`."""
+
+    name: str = "images"
+    path: str = plain(MISSING, "the folder; of one without `train`, a share is held out for validation")
+    size: int = positive(224, "side of the images that the model gets", unit="pixels")
+    resize: int | None = positive(
+        None,
+        "shorter side to which images are resized before they are cropped; null: 8/7 of `size`",
+        unit="pixels",
+    )
+    channels: int = one_number(3, (1, 3), "1 for shades of grey, 3 for colours")
+    crop: str = one_of(
+        "resized",
+        ("none", "padded", "resized"),
+        "how a training image is cropped: in the middle, shifted by `padding`, or to a random part, resized",
+    )
+    smallest: float = share(0.08, "smallest share of an image's area that `crop=resized` takes")
+    padding: int = not_negative(4, "how far `crop=padded` shifts, on both axes", unit="pixels")
+    flip: bool = plain(True, "whether a training image is mirrored at random")
+    mean: list[float] = plain([0.485, 0.456, 0.406], "mean of each channel, from 0 to 1; it becomes 0")
+    std: list[float] = all_positive([0.229, 0.224, 0.225], "standard deviation of each channel; it becomes 1")
+    validation: float = true_share(0.1, "share of each class that is held out, of a folder without `train`")
+    seed: int = not_negative(0, "seed of the choice of these")
+    classes: int | None = positive(None, "number of classes; with it, `trainer.plan` needs no files")
 
 
 @choice(

@@ -110,6 +110,11 @@ def share(default: T, about: str) -> T:
     return described(default, Spec(about, "", "from 0 to 1", lambda value: 0 <= value <= 1))
 
 
+def above_zero_to_one(default: T, about: str) -> T:
+    """Return a field of a number greater than 0, up to 1."""
+    return described(default, Spec(about, "", "greater than 0, up to 1", lambda value: 0 < value <= 1))
+
+
 def true_share(default: T, about: str) -> T:
     """Return a field of a number between 0 and 1, neither of the two."""
     return described(default, Spec(about, "", "between 0 and 1", lambda value: 0 < value < 1))
@@ -125,6 +130,22 @@ def one_of(default: str, choices: Collection[str], about: str, *, or_file: bool 
         or_file: Whether the path of a file will do.
     """
     return described(default, Spec(about, choices=choices, or_file=or_file))
+
+
+def one_number(default: int, choices: Collection[int], about: str) -> int:
+    """Return a field that takes one of some numbers."""
+    *others, last = map(str, choices)
+    words = f"{', '.join(others)} or {last}"
+    return described(default, Spec(about, words=words, holds=lambda value: value in choices))
+
+
+def all_positive(default: list[T], about: str) -> list[T]:
+    """Return a field of a list of numbers greater than 0."""
+
+    def holds(value: Any) -> bool:
+        return all(each > 0 for each in value)
+
+    return described(default, Spec(about, words="numbers greater than 0", holds=holds))
 
 
 def auto_or_positive(default: Any, about: str, *, unit: str = "") -> Any:

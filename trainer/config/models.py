@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from trainer.config.custom import CustomConfig
-from trainer.config.fields import below_one, one_of, plain, positive, text
+from trainer.config.fields import all_positive, below_one, one_number, one_of, plain, positive, text
 from trainer.config.registry import choice
 
 
@@ -77,6 +77,11 @@ class HFConfig(ModelConfig):
         "paths of the parts to cut between; an empty list takes the model's list of blocks",
         "a list of paths, such as [model.layers]",
     )
+    context: int = positive(
+        1024,
+        "length of a sample; `${positions:}` is what the model has positions for, at most 1024",
+        unit="tokens",
+    )
     config: dict[str, Any] = plain({}, "values of config.json to change, such as `{num_hidden_layers: 4}`")
     attention: str = one_of("sdpa", ("sdpa", "eager"), "how attention is computed")
     experts: str = one_of("batched_mm", ("batched_mm", "eager"), "how mixtures of experts are computed")
@@ -111,7 +116,50 @@ class SpeechConfig(ModelConfig):
     layers: int = positive(5, "recurrent layers")
     width: int = positive(512, "units of a recurrent layer, in each direction")
     bidirectional: bool = plain(True, "whether recurrent layers also read from the end to the beginning")
+    fused: bool = plain(
+        False, "whether recurrent layers use torch's own kernels: faster on a GPU, but not deferred"
+    )
     dropout: float = below_one(0.1, "share of the activations that dropout zeroes")
+
+
+@dataclass
+class ConvolutionalConfig(ModelConfig):
+    """What the convolutional models have in common."""
+
+    width: int = positive(64, "channels of the first part; each part that halves the image doubles them")
+    norm: str = one_of(
+        "batch",
+        ("batch", "group"),
+        "over what activations are normalised: a micro-batch, or channels of an image",
+    )
+    groups: int = positive(32, "groups of channels, with `norm=group`")
+    dropout: float = below_one(0.0, "share of the activations that dropout zeroes, in one place")
+
+
+@choice("model", build="trainer.models.resnet:resnet")
+@dataclass
+class ResNetConfig(ConvolutionalConfig):
+    """A residual network for images; its layers are the stem, the blocks and the head."""
+
+    name: str = "resnet"
+    depth: int = one_number(18, (18, 34, 50, 101, 152), "which of the paper's networks")
+    parts: list[int] = all_positive([], "blocks of each part, such as `[2,2,2]`; an empty list: the depth's")
+    block: str = one_of(
+        "auto", ("auto", "basic", "bottleneck"), "the blocks; `auto` takes bottlenecks from a depth of 50 on"
+    )
+    stem: str = one_of(
+        "large", ("large", "small"), "`large` divides the image by four first, as for photographs"
+    )
+    zero_last: bool = plain(False, "whether the last normalisation of every block starts at 0")
+
+
+@choice("model", build="trainer.models.unet:unet")
+@dataclass
+class UNetConfig(ConvolutionalConfig):
+    """A U-Net, which gives every pixel a class; its layers are levels down, a middle, levels up, a head."""
+
+    name: str = "unet"
+    levels: int = positive(4, "how often the image is halved; its sides must be divisible by 2 to this power")
 
 
 @choice("model", build="trainer.models.custom:custom")

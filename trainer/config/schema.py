@@ -13,22 +13,33 @@ from omegaconf import MISSING
 
 from trainer.config.data import (
     BinaryConfig,
+    Cifar10Config,
     CustomDataConfig,
     DataConfig,
     DigitsConfig,
-    PairsConfig,
-    PromptsConfig,
+    ImagesConfig,
+    ScenesConfig,
     TextConfig,
 )
-from trainer.config.fields import auto_or_positive, not_negative, one_of, plain, positive, size, text
+from trainer.config.fields import (
+    above_zero_to_one,
+    auto_or_positive,
+    not_negative,
+    one_of,
+    plain,
+    positive,
+    size,
+    text,
+)
 from trainer.config.models import (
-    BertConfig,
     CustomModelConfig,
     GPTConfig,
     HFConfig,
     ModelConfig,
     ModuleConfig,
+    ResNetConfig,
     SimpleNetConfig,
+    UNetConfig,
 )
 from trainer.config.optimizers import (
     AdamWConfig,
@@ -45,9 +56,9 @@ __all__ = [
     "AdamWConfig",
     "AveragingConfig",
     "BatchConfig",
-    "BertConfig",
     "BinaryConfig",
     "CheckpointConfig",
+    "Cifar10Config",
     "Config",
     "CustomDataConfig",
     "CustomModelConfig",
@@ -60,6 +71,7 @@ __all__ = [
     "GenerateConfig",
     "GroupConfig",
     "HFConfig",
+    "ImagesConfig",
     "LRScheduleConfig",
     "LayoutConfig",
     "LossConfig",
@@ -67,15 +79,17 @@ __all__ = [
     "ModelConfig",
     "ModuleConfig",
     "OptimizerConfig",
-    "PairsConfig",
     "PlanConfig",
-    "PromptsConfig",
+    "ResNetConfig",
     "RunConfig",
     "SGDConfig",
+    "ScenesConfig",
     "SimpleNetConfig",
     "SynchronousConfig",
     "TextConfig",
+    "TokenizeConfig",
     "TrainConfig",
+    "UNetConfig",
     "UpdateConfig",
     "VerifyConfig",
     "flat",
@@ -179,12 +193,43 @@ class EvaluateConfig:
 
 @dataclass
 class GenerateConfig:
-    """The text that a language model writes at the end of a run."""
+    """What a language model writes: at the end of a run, and with `python -m trainer.generate`."""
 
-    tokens: int = not_negative(0, "tokens to write; 0 writes none")
-    prompt: str = plain("def ", "what the text begins with")
+    tokens: int = not_negative(
+        0, "tokens to write at most; 0 writes no text at the end of a run, and 128 with `trainer.generate`"
+    )
+    prompt: str = plain("def ", "what the text begins with, where `prompts` is null")
+    prompts: str | None = text(
+        None,
+        "file of prompts, one a line, or objects with a `prompt` if its name ends in .jsonl; `-` reads "
+        "standard input",
+        "null, -, or the path of a file",
+    )
+    output: str | None = text(
+        None,
+        "file for the texts, one JSON object a line; null prints them",
+        "null, or the path of a file",
+    )
     temperature: float = not_negative(0.8, "randomness of the choice; 0 always takes the likeliest token")
     top_k: int = not_negative(40, "how many of the likeliest tokens to sample among; 0 takes all")
+    top_p: float = above_zero_to_one(
+        1.0, "what the likeliest tokens to sample among must be worth together; 1 takes all"
+    )
+    repetition_penalty: float = positive(1.0, "what tokens that the text has already lose; 1 is nothing")
+    stop: list[str] = text(
+        [], "strings that end a text, which does not contain them", "a list of strings, such as [END]"
+    )
+    ignore_eos: bool = plain(False, "whether to write on after the model's token for the end of a text")
+    tokenizer: str = text(
+        "auto",
+        "`auto` takes that of the run or of the model's folder; or `bytes`, or the path of a tokenizers file",
+        "auto, bytes, or the path of a file",
+    )
+    cache: bool = plain(True, "whether layers keep keys and values rather than compute them for every token")
+    batch: int = positive(8, "prompts that are computed together, as one group")
+    in_flight: Any = auto_or_positive(
+        "auto", "groups that a replica works on at a time; `auto` takes 4, or as many as it has stages"
+    )
 
 
 @dataclass
@@ -242,6 +287,25 @@ class PlanConfig:
 
 
 @dataclass
+class TokenizeConfig:
+    """What `python -m trainer.tokenize` does with the text of `data`."""
+
+    train: str | None = plain(
+        None, "file for a vocabulary that is trained on the text, such as tokenizer.json; null trains none"
+    )
+    kind: str = one_of("bpe", ("bpe", "wordpiece"), "byte-level BPE as GPT-2's, or WordPiece as BERT's")
+    size: int = positive(32000, "tokens of the vocabulary, at most")
+    special: list[str] = text(
+        [], "further special tokens", "a list of tokens, such as ['<user>','<assistant>']"
+    )
+    lowercase: bool = plain(True, "whether WordPiece ignores case and accents")
+    min_frequency: int = positive(2, "how often a pair must occur to become a token")
+    workers: Any = auto_or_positive(
+        "auto", "processes; `auto` takes one for each core, if there is much text"
+    )
+
+
+@dataclass
 class RunConfig:
     """The run's folder."""
 
@@ -281,6 +345,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     run: RunConfig = field(default_factory=RunConfig)
     threads: Any = auto_or_positive(
         "auto", "threads of each rank; `auto` divides the node's cores by its ranks"

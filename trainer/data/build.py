@@ -37,13 +37,23 @@ def load_data(config: DataConfig, ranks: Ranks | None = None) -> Data:
             raises it while preparing, every rank raises it.
     """
     choice = chosen("data", config)
-    check_part(config, "data.")
     if choice.prepare is not None:
+        check_part(config, "data.")
         problem = _prepare(choice.prepare, config) if ranks is None or ranks.local_rank == 0 else None
         problems = [problem] if ranks is None else ranks.all_gather_objects(problem)
         for first in filter(None, problems):
             raise UserError(first)
-    data: Data = import_builder(choice.build)(config)
+    return build_data(config)
+
+
+def build_data(config: DataConfig) -> Data:
+    """Return the configured data, which is prepared on this node.
+
+    Raises:
+        UserError: As `load_data`.
+    """
+    check_part(config, "data.")
+    data: Data = import_builder(chosen("data", config).build)(config)
     return data
 
 

@@ -4,6 +4,7 @@ from trainer.config.import_path import call
 from trainer.config.import_path import load as load_target
 from trainer.config.schema import CustomDataConfig
 from trainer.data.dataset import Data
+from trainer.data.stream import from_stream, is_stream
 from trainer.data.torch_dataset import Items, from_torch, is_map_style
 from trainer.errors import UserError
 
@@ -29,10 +30,13 @@ def load(config: CustomDataConfig) -> Data:
     if isinstance(made, Data):
         return made
     pair = made if isinstance(made, (tuple, list)) else [made]
-    if len(pair) > 2 or not all(map(is_map_style, pair)):  # noqa: PLR2004
+    streams = any(map(is_stream, pair))
+    if not 1 <= len(pair) <= 2 or not all(is_map_style(each) or is_stream(each) for each in pair):  # noqa: PLR2004
         raise UserError(
             f"data.target={config.target} returned {type(made).__name__}: it must return a "
-            "torch.utils.data.Dataset with numbered items, a pair of these, or a trainer.data.dataset.Data"
+            "torch.utils.data.Dataset with numbered items, an IterableDataset, a pair of these, or a "
+            "trainer.data.dataset.Data"
         )
     collate = None if config.collate is None else load_target(config.collate, "data.collate")
-    return from_torch(made, Items(collate, config.targets), config.validation)
+    items = Items(collate, config.targets)
+    return from_stream(pair, items) if streams else from_torch(made, items, config.validation)

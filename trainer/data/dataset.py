@@ -1,6 +1,6 @@
 """What a dataset is: numbered samples; the first stage reads their inputs, the last their targets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +31,11 @@ class Dataset(Protocol):
         """Return the loss's targets for these samples; the first dimension is the batch."""
 
 
+def is_endless(dataset: Dataset) -> bool:
+    """Return whether a dataset is a stream without a length."""
+    return bool(getattr(dataset, "endless", False))
+
+
 @dataclass(frozen=True)
 class Data:
     """A training part and a validation part, and the facts that a model needs about them.
@@ -44,6 +49,8 @@ class Data:
         notes: What a person should know about the data; a run shows it.
         metrics: What a validation reports, unless the configuration says: names of `trainer.models.metrics`.
         longest: The number of tokens of the longest sample; None: samples are not padded, or not tokens.
+        classes: The number of classes of the samples, or of their pixels; None if the data does not say.
+        example: Stands for samples where only types and shapes matter, and reads nothing; None: reads some.
     """
 
     training: Dataset
@@ -54,6 +61,14 @@ class Data:
     notes: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     longest: int | None = None
+    classes: int | None = None
+    example: Dataset | None = field(default=None, repr=False)
+
+    def as_example(self) -> "Data":
+        """Return the data with its example as all of its samples, if there is one."""
+        if self.example is None:
+            return self
+        return replace(self, training=self.example, validation=self.example)
 
 
 class Tokenizer(Protocol):

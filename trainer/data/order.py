@@ -1,11 +1,26 @@
 """The order of training samples: a pure function of the seed and the number of samples seen."""
 
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.dataset import Dataset
 from trainer.seeds import derive
+
+
+class SampleOrder(Protocol):
+    """The order in which training takes samples."""
+
+    def samples(self, position: int, count: int) -> NDArray[np.int64]:
+        """Return the numbers of `count` samples, after the first `position` samples of the run."""
+
+
+def order_of(dataset: Dataset, seed: int) -> SampleOrder:
+    """Return the order in which to train on a dataset: its own, if it has a method `order`, or at random."""
+    own: SampleOrder | None = dataset.order(seed) if hasattr(dataset, "order") else None
+    return Order(len(dataset), seed) if own is None else own
 
 
 class Order:

@@ -23,14 +23,14 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.activation import Activation
-from trainer.config.schema import PairsConfig
+from trainer.config.data import PairsConfig
 from trainer.data.dataset import Data
 from trainer.data.files import find_text
 from trainer.data.masked import Masked
-from trainer.data.reading import encoding_notes, readable_files, watched
+from trainer.data.reading import ReadableFile, encoding_note, text_files
 from trainer.data.text import MASK_SEED
-from trainer.data.tokenizer import FileTokenizer, Marks, Openable, build_tokenizer
-from trainer.data.tokens import describe, map_tokens, prepare_cache, token_key, write_tokens
+from trainer.data.tokenizer import FileTokenizer, Marks, build_tokenizer
+from trainer.data.tokens import MappedTokens, describe, map_tokens, prepare_cache, token_key, write_tokens
 from trainer.errors import UserError
 
 _MARKS = 3  # tokens of a sample that are not text
@@ -51,7 +51,13 @@ class Pairs:
     """
 
     def __init__(
-        self, tokens: NDArray[Any], lengths: NDArray[np.int64], start: int, marks: Marks, *, named: bool
+        self,
+        tokens: NDArray[Any] | MappedTokens,
+        lengths: NDArray[np.int64],
+        start: int,
+        marks: Marks,
+        *,
+        named: bool,
     ) -> None:
         self._tokens = tokens
         self._lengths = lengths
@@ -141,20 +147,23 @@ def prepare(config: PairsConfig) -> None:
         return
     prepare_cache(cache)
     _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
-    texts, notes = readable_files(source, any_bytes=False)
+    files, notes = text_files(source, any_bytes=False)
+    texts = [ReadableFile(file) for file in files]
     lines: list[int | None] = []  # their lengths; None ends a document
 
     def tokens() -> Iterator[NDArray[Any]]:
-        for file in watched(texts):
+        for file in texts:
             for batch in _batches(file):
                 for line, encoded in zip(batch, tokenizer.encode_lines(batch), strict=True):
                     blank = config.documents == "paragraphs" and not line.strip()
                     lines.append(None if blank else len(encoded))
                     yield np.array([] if blank else encoded, dtype=np.uint32)
             lines.append(None)
+            file.check_unchanged()
 
     def all_notes() -> list[str]:
-        return [*notes, *encoding_notes(texts, source.title, tokenizer.invalid)]
+        wrong = {str(file.path): file.wrong_byte for file in texts if file.wrong_byte is not None}
+        return [*notes, *encoding_note(wrong, source.title, len(texts), tokenizer.invalid)]
 
     write_tokens(cache, key, tokens(), _vocabulary(tokenizer), all_notes)
     pairs = segments(lines, config.context - _MARKS, config.short, np.random.RandomState(0))
@@ -177,7 +186,7 @@ def load(config: PairsConfig) -> Data:
             f"the tokens of {source.title} are not in data.cache={cache}: its files have changed since, or "
             "the ranks of this node do not share the folder; run again"
         )
-    lengths = map_tokens(cache, f"{key}-pairs", pairs).astype(np.int64).reshape(-1, 2)
+    lengths = map_tokens(cache, f"{key}-pairs", pairs).all().astype(np.int64).reshape(-1, 2)
     held_out = round(len(lengths) * config.validation)
     cut = len(lengths) - held_out
     if not cut or not held_out:
@@ -216,7 +225,7 @@ def example(config: PairsConfig, vocabulary: int | None = None) -> Data:
 
 
 def _masked(
-    tokens: NDArray[Any],
+    tokens: MappedTokens,
     lengths: NDArray[np.int64],
     start: int,
     tokenizer: FileTokenizer,
@@ -269,7 +278,7 @@ def _source(config: PairsConfig) -> Any:
     return find_text(config.path, config.pattern)
 
 
-def _batches(file: Openable) -> Iterator[list[bytes]]:
+def _batches(file: ReadableFile) -> Iterator[list[bytes]]:
     """Yield the lines of a file, many at a time."""
     with file.open("rb") as stream:
         lines = iter(lambda: stream.readline(_BYTES_PER_LINE), b"")

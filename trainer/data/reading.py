@@ -15,7 +15,7 @@ import io
 import lzma
 import mimetypes
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,18 +61,23 @@ _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class ReadableFile:
-    """A file of text, with the method `open` of a path.
+    """A file of text, or a range of one, with the method `open` of a path.
 
     Args:
         file: The file.
+        start: The first byte.
+        stop: The byte after the last; None: the end. Files that are compressed are read as a whole.
 
     Attributes:
         path: Its path.
+        start: The first byte.
         wrong_byte: The position of the first byte that is not UTF-8, once it was read; None if there is none.
     """
 
-    def __init__(self, file: TextFile) -> None:
+    def __init__(self, file: TextFile, start: int = 0, stop: int | None = None) -> None:
         self.path = file.path
+        self.start = start
+        self.stop = stop
         self.wrong_byte: int | None = None
         self._file = file
 
@@ -96,6 +101,9 @@ class _Watched(io.RawIOBase):
     def __init__(self, file: ReadableFile) -> None:
         self._file = file
         self._stream = _opened(file.path)
+        if file.start:
+            self._stream.seek(file.start)
+        self._left = None if file.stop is None else file.stop - file.start
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._read = 0
 
@@ -104,13 +112,15 @@ class _Watched(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._stream.read(len(buffer))
+            data = self._stream.read(len(buffer) if self._left is None else min(len(buffer), self._left))
         except _BROKEN as error:
             raise UserError(f"{self._file.path} cannot be read after {self._read} bytes: {error}") from error
         buffer[: len(data)] = data
         if self._file.wrong_byte is None:
             self._watch(data)
         self._read += len(data)
+        if self._left is not None:
+            self._left -= len(data)
         return len(data)
 
     def _watch(self, data: bytes) -> None:
@@ -118,18 +128,18 @@ class _Watched(io.RawIOBase):
         try:
             self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            self._file.wrong_byte = self._read - pending + error.start
+            self._file.wrong_byte = self._file.start + self._read - pending + error.start
 
     def close(self) -> None:
         self._stream.close()
         super().close()
 
 
-def readable_files(source: Source, *, any_bytes: bool) -> tuple[list[ReadableFile], list[str]]:
+def text_files(source: Source, *, any_bytes: bool) -> tuple[list[TextFile], list[str]]:
     """Return the files of a source that hold text, and notes on what was left out.
 
     Args:
-        source: The source.
+        source: The source; none of its files is of another format.
         any_bytes: Whether a single file may hold any bytes, each of them a token; but not a known format.
 
     Raises:
@@ -140,7 +150,7 @@ def readable_files(source: Source, *, any_bytes: bool) -> tuple[list[ReadableFil
     for file in source.files:
         problem = _problem(file.path, any_bytes=any_bytes and single)
         if problem is None:
-            texts.append(ReadableFile(file))
+            texts.append(file)
         else:
             left_out.append(f"{file.name} is {problem}")
     if not texts:
@@ -158,30 +168,38 @@ def readable_files(source: Source, *, any_bytes: bool) -> tuple[list[ReadableFil
     ]
 
 
-def watched(files: Sequence[ReadableFile]) -> Iterator[ReadableFile]:
-    """Yield one file after another; each must be read before the next is asked for.
-
-    Raises:
-        UserError: A file changed while it was read.
-    """
-    for file in files:
-        yield file
-        file.check_unchanged()
-
-
-def encoding_notes(files: Sequence[ReadableFile], title: str, effect: str) -> list[str]:
+def encoding_note(wrong: Mapping[str, int], title: str, files: int, effect: str) -> list[str]:
     """Return a note on the files that turned out not to be UTF-8.
 
     Args:
-        files: The files, read.
+        wrong: By path, the first byte that is not UTF-8.
         title: The title of their source.
+        files: How many files there are.
         effect: What becomes of such bytes.
     """
-    wrong = [file for file in files if file.wrong_byte is not None]
     if not wrong:
         return []
-    first = f"the first is {wrong[0].path}, at byte {wrong[0].wrong_byte}"
-    return [f"{title}: {len(wrong)} of {len(files)} files are not UTF-8 ({first}): {effect}"]
+    path, place = next(iter(wrong.items()))
+    first = f"the first is {path}, at byte {place}"
+    return [f"{title}: {len(wrong)} of {files} files are not UTF-8 ({first}): {effect}"]
+
+
+def is_compressed(path: Path) -> bool:
+    """Return whether a file's first bytes say that it is compressed."""
+    with path.open("rb") as file:
+        return file.read(6).startswith(tuple(_OPENERS))
+
+
+def line_start(path: Path, place: int, size: int) -> int:
+    """Return where the first line begins that does so at a byte or after it; the size if there is none."""
+    if place == 0:
+        return 0
+    with path.open("rb") as stream:
+        stream.seek(place - 1)
+        while block := stream.readline(_LOOK):
+            if block.endswith(b"\n"):
+                return stream.tell()
+    return size
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.config.fields import spec_of
 from trainer.config.schema import TextConfig
 from trainer.data.dataset import Data, Dataset
-from trainer.data.files import find_text
+from trainer.data.encoding import key_of, tokenise
 from trainer.data.masked import Masked
-from trainer.data.reading import encoding_notes, readable_files, watched
+from trainer.data.mixture import Chosen, Mixture
+from trainer.data.pieces import TextSource
 from trainer.data.tokenizer import FileTokenizer, build_tokenizer
-from trainer.data.tokens import describe, map_tokens, prepare_cache, token_key, write_tokens
-from trainer.errors import UserError
+from trainer.data.tokens import MappedTokens, describe, map_tokens
+from trainer.errors import UserError, suggest
 
 MASK_SEED = 0  # samples are masked alike in every run, so that validations can be compared
-_log = logging.getLogger(__name__)
 
 
 class Windows:
@@ -32,7 +33,7 @@ class Windows:
     last target of the first is the first input of the second. Tokens after the last full window are not used.
     """
 
-    def __init__(self, tokens: NDArray[Any], context: int) -> None:
+    def __init__(self, tokens: NDArray[Any] | MappedTokens, context: int) -> None:
         self._tokens = tokens
         self._context = context
 
@@ -54,62 +55,108 @@ class Windows:
         return torch.from_numpy(self._tokens[positions].astype(np.int64))
 
 
+def sources_of(config: TextConfig) -> list[tuple[TextSource, float]]:
+    """Return the configured sources of text, with their weights.
+
+    Raises:
+        UserError: The mixture is not written as it must be.
+    """
+    if not config.mixture:
+        return [(TextSource.of(config), 1.0)]
+    if config.path is not None:
+        raise UserError("data.path and data.mixture cannot both be given: put the path into the mixture")
+    return [_source(f"data.mixture.{i}", entry, config) for i, entry in enumerate(config.mixture)]
+
+
+def _source(key: str, entry: Any, config: TextConfig) -> tuple[TextSource, float]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+        raise UserError(f"{key}={entry} must name a path, such as {{path: texts, weight: 2}}")
+    known = ("path", "weight", "pattern", "format", "field")
+    for name in entry:
+        if name not in known:
+            raise UserError(f"there is no key {key}.{name}{suggest(name, known)}")
+    weight = entry.get("weight", 1)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise UserError(f"{key}.weight={weight} must be a number greater than 0")
+    asked = {name: str(entry.get(name, getattr(config, name))) for name in ("pattern", "format", "field")}
+    spec = spec_of(TextConfig, "format")
+    if spec is not None and (problem := spec.complaint(f"{key}.format", asked["format"])):
+        raise UserError(problem)
+    return TextSource(entry["path"], **asked), float(weight)
+
+
 def prepare(config: TextConfig) -> None:
     """Tokenise the text, unless `config.cache` already has its tokens; one rank of each node calls this.
 
     Raises:
         UserError: The text or the tokenizer cannot be read, or the cache cannot be written.
     """
-    tokenizer = build_tokenizer(config.tokenizer)
-    source = find_text(config.path, config.pattern)
-    cache = Path(config.cache)
-    key = token_key(source, tokenizer.digest)
-    if describe(cache, key) is None:
-        prepare_cache(cache)
-        _log.info("Tokenising %s (%d files, %.1f MB)", source.title, len(source.files), source.size / 1e6)
-        texts, notes = readable_files(source, any_bytes=config.tokenizer == "bytes")
-        arrays = tokenizer.encode_files(watched(texts))
-
-        def all_notes() -> list[str]:
-            return [*notes, *encoding_notes(texts, source.title, tokenizer.invalid)]
-
-        write_tokens(cache, key, arrays, tokenizer.vocabulary, all_notes)
+    for text, _ in sources_of(config):
+        tokenise(text, config.tokenizer, Path(config.cache))
 
 
 def load(config: TextConfig) -> Data:
-    """Return the text's samples; the last fraction `config.validation` of the tokens is held out.
+    """Return the text's samples; of each source the last fraction `config.validation` is held out.
 
     Raises:
         UserError: The text or the tokenizer cannot be read, the tokens were not prepared, or the text is
             too short.
     """
     tokenizer = build_tokenizer(config.tokenizer)
-    source = find_text(config.path, config.pattern)
+    sources = sources_of(config)
+    loaded = [_load(text, config, tokenizer, seed=i) for i, (text, _) in enumerate(sources)]
+    training, validation = loaded[0].training, loaded[0].validation
+    facts: list[Any] = [loaded[0].digest, tokenizer.digest, config.context, config.validation]
+    facts += [config.objective, config.masked, config.masking] if config.objective == "masked" else []
+    if config.mixture:
+        weights = [weight for _, weight in sources]
+        training = Mixture([each.training for each in loaded], weights)
+        held_out = Mixture([each.validation for each in loaded], weights)
+        validation = Chosen(held_out, held_out.in_proportion())
+        facts += [[each.digest, weight] for each, weight in zip(loaded, weights, strict=True)]
+    return Data(
+        training=training,
+        validation=validation,
+        fingerprint=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
+        vocabulary=_vocabulary(tokenizer, config),
+        tokenizer=tokenizer if config.objective == "next" else None,  # a masked model writes no text
+        notes=tuple(note for each in loaded for note in each.notes),
+        example=_with_objective(_example(config), tokenizer, config),
+        metrics=("accuracy",) if config.objective == "masked" else ("perplexity", "bits_per_byte"),
+    )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """One source's samples, the digest of its tokens, and notes."""
+
+    training: Dataset
+    validation: Dataset
+    digest: str
+    notes: tuple[str, ...]
+
+
+def _load(text: TextSource, config: TextConfig, tokenizer: FileTokenizer, seed: int) -> _Loaded:
+    source = text.find()
     cache = Path(config.cache)
-    key = token_key(source, tokenizer.digest)
+    key = key_of(text, source, tokenizer)
     description = describe(cache, key)
     if description is None:
         raise UserError(
             f"the tokens of {source.title} are not in data.cache={cache}: its files have changed since, or "
             "the ranks of this node do not share the folder; run again"
         )
-    tokens = map_tokens(cache, key, description)
-    training, validation = _split(tokens, config, source.title)
-    facts = [description.digest, tokenizer.digest, config.context, config.validation]
-    facts += [config.objective, config.masked, config.masking] if config.objective == "masked" else []
-    return Data(
-        training=_with_objective(training, tokenizer, config, dynamic=config.masking == "dynamic"),
-        validation=_with_objective(validation, tokenizer, config),
-        fingerprint=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
-        vocabulary=_vocabulary(tokenizer, config),
-        tokenizer=tokenizer if config.objective == "next" else None,  # a masked model writes no text
-        notes=(*source.notes, *description.notes),
-        metrics=("accuracy",) if config.objective == "masked" else ("perplexity", "bits_per_byte"),
+    training, validation = _split(map_tokens(cache, key, description), config, source.title)
+    return _Loaded(
+        _with_objective(training, tokenizer, config, seed, dynamic=config.masking == "dynamic"),
+        _with_objective(validation, tokenizer, config, seed),
+        description.digest,
+        (*source.notes, *description.notes),
     )
 
 
 def _with_objective(
-    windows: Windows, tokenizer: FileTokenizer, config: TextConfig, *, dynamic: bool = False
+    windows: Windows, tokenizer: FileTokenizer, config: TextConfig, seed: int = 0, *, dynamic: bool = False
 ) -> Dataset:
     """Return the samples with the targets of the configured objective.
 
@@ -128,7 +175,7 @@ def _with_objective(
         share=config.masked,
         mask=tokenizer.mask,
         vocabulary=tokenizer.vocabulary,
-        seed=MASK_SEED,
+        seed=MASK_SEED + seed,
         dynamic=dynamic,
     )
 
@@ -147,11 +194,15 @@ def example(config: TextConfig, vocabulary: int | None = None) -> Data:
     """
     if vocabulary is None:
         vocabulary = _vocabulary(build_tokenizer(config.tokenizer), config)
-    windows = Windows(np.zeros(2 * config.context + 1, dtype=np.uint8), config.context)
+    windows = _example(config)
     return Data(windows, windows, fingerprint="example", vocabulary=vocabulary)
 
 
-def _split(tokens: NDArray[Any], config: TextConfig, title: str) -> tuple[Windows, Windows]:
+def _example(config: TextConfig) -> Windows:
+    return Windows(np.zeros(2 * config.context + 1, dtype=np.uint8), config.context)
+
+
+def _split(tokens: MappedTokens, config: TextConfig, title: str) -> tuple[Windows, Windows]:
     """Return the training part and the validation part, each with at least one sample."""
     held_out = int(len(tokens) * config.validation)
     cut = len(tokens) - held_out
@@ -164,4 +215,5 @@ def _split(tokens: NDArray[Any], config: TextConfig, title: str) -> tuple[Window
             f"needs {shortest} in each, {math.ceil(shortest / smaller_share)} in total: "
             "give a longer text or a smaller data.context"
         )
-    return Windows(tokens[:cut], config.context), Windows(tokens[cut:], config.context)
+    parts = tokens.part(0, cut), tokens.part(cut, len(tokens))
+    return Windows(parts[0], config.context), Windows(parts[1], config.context)

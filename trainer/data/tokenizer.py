@@ -1,11 +1,10 @@
 """Tokenizers: raw bytes, or a file of the tokenizers library."""
 
 import hashlib
-import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +14,21 @@ from tokenizers.decoders import ByteLevel
 from trainer.data.dataset import Tokenizer
 from trainer.errors import UserError
 
-_BYTES_PER_READ = 1 << 20
-_CHARACTERS_PER_CHUNK = 1 << 16
 _MASKS = ("[MASK]", "<mask>")
-_STARTS, _ENDS, _PADDINGS = ("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[PAD]", "<pad>")
-_CHUNKS_PER_BATCH = 32  # encoded in parallel; about 100 MB while that runs
+_STARTS, _SEGMENT_ENDS, _PADDINGS = ("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[PAD]", "<pad>")
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+_FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"  # in a folder of Hugging Face's
+_TOGETHER = 1 << 21  # characters that are encoded in parallel; about 100 MB while that runs
 
 
-class Openable(Protocol):
-    """A file, such as a path."""
+class Readable(Protocol):
+    """A part of a text, such as `trainer.data.pieces.Segment`."""
 
-    def open(self, mode: Literal["rb"]) -> IO[bytes]:
-        """Return a stream of its bytes."""
+    def blocks(self, wrong: dict[str, int]) -> Iterator[bytes]:
+        """Yield its bytes; note in `wrong`, by path, the first byte that is not UTF-8."""
+
+    def chunks(self, wrong: dict[str, int]) -> Iterator[tuple[str, bool]]:
+        """Yield its text in chunks, and whether a document ends with each."""
 
 
 class Marks(NamedTuple):
@@ -49,6 +51,10 @@ class FileTokenizer(Tokenizer, Protocol):
         """Return the number of the token that masks others; None if there is none."""
 
     @property
+    def end(self) -> int | None:
+        """Return the number of the token that ends a document; None if there is none."""
+
+    @property
     def marks(self) -> Marks | None:
         """Return the tokens around text; None if one is missing."""
 
@@ -56,15 +62,15 @@ class FileTokenizer(Tokenizer, Protocol):
     def invalid(self) -> str:
         """Return what becomes of bytes that are not UTF-8, in words."""
 
-    def encode_files(self, files: Iterable[Openable]) -> Iterator[NDArray[Any]]:
-        """Yield the tokens of one file after another, in arrays of unsigned integers."""
+    def encode_all(self, parts: Iterable[Readable], wrong: dict[str, int]) -> Iterator[NDArray[Any]]:
+        """Yield the tokens of one part of a text after another, in arrays of unsigned integers."""
 
     def encode_lines(self, lines: Sequence[bytes]) -> list[list[int]]:
         """Return the tokens of every line; a line is UTF-8, and ends as it does in its file."""
 
 
 def build_tokenizer(name: str) -> FileTokenizer:
-    """Return the tokenizer of `data.tokenizer`: "bytes", or the path of a tokenizers file.
+    """Return the tokenizer of `data.tokenizer`: bytes, or that of a tokenizers file, or of a model's folder.
 
     Raises:
         UserError: The file does not exist, or is not a file of the tokenizers library.
@@ -78,6 +84,7 @@ class ByteTokenizer:
     vocabulary = 256
     mask = 256  # beyond the vocabulary: no text has it, nor these
     marks = Marks(257, 258, 259)
+    end = None
     digest = "bytes"
     invalid = "their bytes are tokens as they are"
 
@@ -93,12 +100,11 @@ class ByteTokenizer:
         """Return the number of tokens."""
         return len(tokens)
 
-    def encode_files(self, files: Iterable[Openable]) -> Iterator[NDArray[Any]]:
-        """Yield the bytes of the files, unchanged even if they are not UTF-8."""
-        for file in files:
-            with file.open("rb") as stream:
-                while block := stream.read(_BYTES_PER_READ):
-                    yield np.frombuffer(block, dtype=np.uint8)
+    def encode_all(self, parts: Iterable[Readable], wrong: dict[str, int]) -> Iterator[NDArray[Any]]:
+        """Yield the bytes of the parts, unchanged even if they are not UTF-8."""
+        for part in parts:
+            for block in part.blocks(wrong):
+                yield np.frombuffer(block, dtype=np.uint8)
 
     def encode_lines(self, lines: Sequence[bytes]) -> list[list[int]]:
         """Return the bytes of every line."""
@@ -106,17 +112,26 @@ class ByteTokenizer:
 
 
 class LibraryTokenizer:
-    """A tokenizer of Hugging Face's tokenizers library, from its JSON file."""
+    """A tokenizer of Hugging Face's tokenizers library, from its JSON file, or a folder with that file.
+
+    Attributes:
+        digest: Of its content.
+        vocabulary: The number of distinct tokens.
+        mask: The token that masks others, or None.
+        end: The token that ends a document, or None.
+    """
 
     invalid = "such bytes are read as U+FFFD; convert the files to UTF-8 to keep them"
 
     def __init__(self, path: Path) -> None:
+        folder = path if path.is_dir() else path.parent
+        path = path / _FILE if path.is_dir() else path
         try:
             content = path.read_bytes()
         except OSError as error:
             raise UserError(
                 f"data.tokenizer={path} cannot be read ({error.strerror}): "
-                'give "bytes" or the path of a tokenizers file'
+                'give "bytes", or the path of a tokenizers file, or a folder with a tokenizer.json'
             ) from error
         try:
             self._library = Library.from_buffer(content)
@@ -127,15 +142,17 @@ class LibraryTokenizer:
         # A file may enable both; either would change the text.
         self._library.no_truncation()
         self._library.no_padding()
-        self.digest = hashlib.sha256(content).hexdigest()
         # Token numbers may have gaps, so the size of the vocabulary is not enough.
         self.vocabulary = 1 + max(self._library.get_vocab(with_added_tokens=True).values(), default=-1)
         if self.vocabulary == 0:
             raise UserError(f"data.tokenizer={path} has no tokens: train it first")
         self._special = {token.content for token in self._library.get_added_tokens_decoder().values()}
         self.mask = self._first_of(_MASKS)
-        marks = [self._first_of(names) for names in (_STARTS, _ENDS, _PADDINGS)]
+        marks = [self._first_of(names) for names in (_STARTS, _SEGMENT_ENDS, _PADDINGS)]
         self.marks = None if None in marks else Marks(*marks)  # type: ignore[arg-type]
+        named = _named_end(folder) if path.name == _FILE else None
+        self.end = self._first_of([named] if named else _ENDS)
+        self.digest = hashlib.sha256(content + f"end {self.end}".encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of the text, without adding special tokens."""
@@ -156,16 +173,17 @@ class LibraryTokenizer:
             return sum(len(name.encode()) if name in self._special else len(name) for name in names)
         return len(self.decode(tokens).encode())
 
-    def encode_files(self, files: Iterable[Openable]) -> Iterator[NDArray[Any]]:
-        """Yield the tokens of the files' text; invalid UTF-8 is read as U+FFFD.
+    def encode_all(self, parts: Iterable[Readable], wrong: dict[str, int]) -> Iterator[NDArray[Any]]:
+        """Yield the tokens of the parts' text, with a token after each document, if there is one for that.
 
-        Long files are split into chunks at line ends (within a line only if it is longer than a chunk). So
-        no token spans two chunks, and memory does not grow with the file.
+        Invalid UTF-8 is read as U+FFFD. No token spans two chunks.
         """
-        chunks = (chunk for file in files for chunk in _chunks(file))
-        while batch := list(islice(chunks, _CHUNKS_PER_BATCH)):
-            for encoding in self._library.encode_batch_fast(batch, add_special_tokens=False):
-                yield np.array(encoding.ids, dtype=np.uint32)
+        chunks = (chunk for part in parts for chunk in part.chunks(wrong))
+        while batch := _batch(chunks):
+            encoded = self._library.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
+            for encoding, (_, ends) in zip(encoded, batch, strict=True):
+                closing = [self.end] if ends and self.end is not None else []
+                yield np.array([*encoding.ids, *closing], dtype=np.uint32)
 
     def encode_lines(self, lines: Sequence[bytes]) -> list[list[int]]:
         """Return the tokens of every line; what is not UTF-8 is read as U+FFFD."""
@@ -178,8 +196,24 @@ class LibraryTokenizer:
         return next((number for number in found if number is not None), None)
 
 
-def _chunks(file: Openable) -> Iterator[str]:
-    """Yield the file's text in chunks that end at a line end, unless a line is longer than a chunk."""
-    with io.TextIOWrapper(file.open("rb"), encoding="utf-8", errors="replace", newline="") as stream:
-        while chunk := stream.read(_CHARACTERS_PER_CHUNK):
-            yield chunk + stream.readline(_CHARACTERS_PER_CHUNK)
+def _batch(chunks: Iterator[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Return the next chunks, about `_TOGETHER` characters."""
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for chunk in chunks:
+        batch.append(chunk)
+        size += len(chunk[0])
+        if size >= _TOGETHER:
+            break
+    return batch
+
+
+def _named_end(folder: Path) -> str | None:
+    """Return what the settings beside a tokenizer call the end of a text."""
+    try:
+        settings = json.loads((folder / _SETTINGS).read_text())
+        name = settings.get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        return None
+    name = name.get("content") if isinstance(name, dict) else name
+    return name if isinstance(name, str) else None

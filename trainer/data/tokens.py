@@ -21,7 +21,7 @@ from trainer.data.files import Source
 from trainer.errors import UserError
 
 _TYPES = ("|u1", "<u2", "<u4")  # of tokens, the smallest first
-_VERSION = 2  # increase it when the same text would give other tokens
+_VERSION = 3  # increase it when the same text would give other tokens
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class Description:
     notes: Sequence[str] = ()
 
 
-def token_key(source: Source, tokenizer_digest: str) -> str:
-    """Return a name for the tokens of these files; it changes when a file or the tokenizer does."""
+def token_key(source: Source, tokenizer_digest: str, formats: Sequence[str] = ()) -> str:
+    """Return a name for the tokens of these files; it changes when a file, the tokenizer or a format does."""
     facts = [
         _VERSION,
         tokenizer_digest,
+        *formats,
         os.fspath(source.root.resolve()),  # two files with equal name, size and time may still differ
         [(file.name, file.size, file.modified) for file in source.files],
     ]
@@ -94,7 +95,7 @@ def write_tokens(
         vocabulary: The number of distinct tokens.
         notes: Returns the description's notes, when all tokens are written.
     """
-    dtype = _dtype(vocabulary)
+    dtype = dtype_of(vocabulary)
     digest = hashlib.sha256()
     count = 0
 
@@ -113,14 +114,56 @@ def write_tokens(
     return description
 
 
-def map_tokens(folder: Path, key: str, description: Description) -> NDArray[Any]:
-    """Return the tokens; they are read from the file only when used."""
-    if not description.tokens:  # an empty file cannot be mapped
-        return np.empty(0, dtype=description.dtype)
-    return np.asarray(np.memmap(folder / f"{key}.tokens", dtype=description.dtype, mode="r"))
+class MappedTokens:
+    """The tokens of a file, or a range of them; the file is opened when tokens are first asked for.
+
+    So a rank that reads no samples, of a stage in the middle, never opens it.
+
+    Args:
+        path: The file.
+        dtype: NumPy's name of a token's type.
+        start: The first token.
+        stop: The token after the last.
+    """
+
+    def __init__(self, path: Path, dtype: str, start: int, stop: int) -> None:
+        self._path = path
+        self._dtype = dtype
+        self._start = start
+        self._stop = stop
+        self._map: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return self._stop - self._start
+
+    def part(self, start: int, stop: int) -> "MappedTokens":
+        """Return a range of these tokens."""
+        return MappedTokens(self._path, self._dtype, self._start + start, self._start + stop)
+
+    def __getitem__(self, places: NDArray[np.int64] | slice) -> NDArray[Any]:
+        """Return the tokens at some places, or a range of them that is not negative."""
+        if self._map is None:
+            self._map = np.asarray(np.memmap(self._path, dtype=self._dtype, mode="r"))
+        found: NDArray[Any]
+        if isinstance(places, slice):
+            found = self._map[self._start : self._stop][places]
+        else:
+            found = self._map[places + self._start]
+        return found
+
+    def all(self) -> NDArray[Any]:
+        """Return all of them."""
+        return self[:] if len(self) else np.empty(0, dtype=self._dtype)  # an empty file cannot be mapped
 
 
-def _dtype(vocabulary: int) -> np.dtype[Any]:
+def map_tokens(folder: Path, key: str, description: Description) -> MappedTokens:
+    """Return the tokens of a key; they are read from the file only when used."""
+    return MappedTokens(folder / f"{key}.tokens", description.dtype, 0, description.tokens)
+
+
+def dtype_of(vocabulary: int) -> np.dtype[Any]:
+    """Return the smallest type that holds the tokens of a vocabulary."""
     *small, largest = _TYPES
     return np.dtype(next((name for name in small if vocabulary - 1 <= np.iinfo(name).max), largest))
 

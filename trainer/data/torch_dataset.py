@@ -6,6 +6,7 @@ the targets; a rank that is both reads every item once.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,12 @@ class MapStyle:
         dataset: The dataset.
         items: How its items are read.
         chosen: The samples; None: all of them.
+
+    Attributes:
+        reach: The number of samples, from the first on, that can be read at random.
     """
+
+    reach = sys.maxsize
 
     def __init__(self, dataset: Any, items: Items, chosen: NDArray[np.int64] | None = None) -> None:
         self._dataset = dataset
@@ -110,9 +116,18 @@ def from_torch(made: Any, items: Items, validation: float) -> Data:
         count = max(1, round(validation * len(made)))
         training = MapStyle(made, items, np.sort(order[count:]))
         held_out = MapStyle(made, items, np.sort(order[:count]))
+    return data_of(training, held_out)
+
+
+def data_of(training: MapStyle, held_out: MapStyle, notes: tuple[str, ...] = ()) -> Data:
+    """Return samples to train on and to validate as data.
+
+    Raises:
+        UserError: There are none to train on.
+    """
     if not len(training):
         raise UserError("the dataset has no samples to train on")
-    return Data(training, held_out, _fingerprint(training, held_out), metrics=("accuracy",))
+    return Data(training, held_out, _fingerprint(training, held_out), notes=notes, metrics=("accuracy",))
 
 
 def is_map_style(made: Any) -> bool:
@@ -125,7 +140,8 @@ def _fingerprint(*parts: MapStyle) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(str(len(part)).encode())
-        places = np.linspace(0, len(part) - 1, min(_SAMPLED, len(part))).astype(np.int64)
+        last = min(len(part), part.reach) - 1
+        places = np.linspace(0, last, min(_SAMPLED, last + 1)).astype(np.int64)
         for place in np.unique(places):
             for tensor in flatten(as_tensors(part._read(place[None])))[0]:
                 digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -179,7 +179,7 @@ def _be_aside(work: Callable[[Send], None], sender: Connection, patience: float,
             else:
                 end = _NO_AUTOGRAD
         except BaseException as error:
-            end = _portable(error)
+            end = portable(error)
         sys.stdout.flush()
         sys.stderr.flush()
         sender.send(("ended", end))
@@ -200,7 +200,7 @@ def _leave_ranks(patience: float) -> None:
     torch.set_num_threads(1)
 
 
-def _portable(error: BaseException) -> tuple[BaseException, str]:
+def portable(error: BaseException) -> tuple[BaseException, str]:
     """Return an exception that can be sent, and its traceback."""
     text = "".join(traceback.format_exception(error))
     try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.activation import Activation
+from trainer.config.model_folder import limit
 from trainer.config.schema import HFConfig
 from trainer.cut.blocks import find_blocks
 from trainer.cut.model import cut
@@ -31,10 +32,7 @@ def hf(config: HFConfig, data: Data) -> Model:
         UserError: `transformers` is not installed, the folder holds no model that can be trained, or it does
             not fit the data.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError(
-            "model=hf needs transformers: pip install 'transformers>=5.24' (Python 3.11 or newer)"
-        )
+    check_installed()
     from trainer.hf import attention, folder  # noqa: PLC0415  (they import transformers)
     from trainer.hf.weights import SavedWeights  # noqa: PLC0415
 
@@ -42,13 +40,9 @@ def hf(config: HFConfig, data: Data) -> Model:
     settings = folder.read_config(config)
     kind = folder.model_class(settings, config.path)
     example = as_tensors(data.training.inputs(np.zeros(1, dtype=np.int64)))
-    if data.vocabulary is not None and data.vocabulary > settings.vocab_size:
-        raise UserError(
-            f"the data has {data.vocabulary} distinct tokens, and model.path={config.path} knows "
-            f"{settings.vocab_size}: use the model's own tokenizer"
-        )
-    padded = isinstance(example, dict) and _MASK in example
+    _check_fit(config, settings, data)
     _check_length(settings, data, example)
+    padded = isinstance(example, dict) and _MASK in example
 
     def made_with(implementation: str) -> nn.Module:
         made: nn.Module = kind._from_config(
@@ -74,16 +68,40 @@ def hf(config: HFConfig, data: Data) -> Model:
     return cut(weights, blocks, example, TokenLoss(), _call if padded else _unpadded)
 
 
+def _check_fit(config: HFConfig, settings: Any, data: Data) -> None:
+    """Raise a UserError unless the data's tokens are those of the model."""
+    path, tokens, known = config.path, data.vocabulary, settings.vocab_size
+    if tokens is not None and tokens > known:
+        raise UserError(
+            f"the data has {tokens} distinct tokens, and model.path={path} knows {known}: use the model's "
+            "own tokenizer"
+        )
+    if tokens is not None and config.load == "weights" and 2 * tokens < known:
+        raise UserError(
+            f"the data has {tokens} distinct tokens, and the weights in model.path={path} know {known}, of "
+            "another tokenizer: give data.tokenizer=... the model's own, or train new weights with "
+            "model.load=config"
+        )
+
+
 def _check_length(settings: Any, data: Data, example: Activation) -> None:
     """Raise a UserError if samples are longer than the model's positions; a GPU would fail without a word."""
     tokens = example.get("input_ids") if isinstance(example, dict) else example
     longest = data.longest or (tokens.shape[-1] if isinstance(tokens, Tensor) else 0)
-    most = getattr(settings, "max_position_embeddings", None)
-    if isinstance(most, int) and 0 < most < longest:
+    most = limit(settings.to_dict())
+    if most is not None and most < longest:
         raise UserError(
             f"the data's samples have up to {longest} tokens (data.context), and the model has {most} "
             "positions: lower data.context, or raise +model.config.max_position_embeddings where positions "
             "are computed, as rotary ones are"
+        )
+
+
+def check_installed() -> None:
+    """Raise a UserError unless transformers is installed."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            "model=hf needs transformers: pip install 'transformers>=5.24' (Python 3.11 or newer)"
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.config.schema import HFConfig
@@ -63,6 +63,15 @@ def model_class(config: Any, path: str) -> Any:
         if type(config) in auto._model_mapping:
             return auto._model_mapping[type(config)]
     raise UserError(f"model.path={path}: {config.model_type} has no causal and no masked language model")
+
+
+def end_tokens(path: str, config: Any) -> tuple[int, ...]:
+    """Return the tokens that end a text, by the folder's configuration of generation, or the model's."""
+    try:
+        found = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
+    except OSError:  # it has none
+        found = config.eos_token_id
+    return () if found is None else (found,) if isinstance(found, int) else tuple(found)
 
 
 def find_list(model: nn.Module) -> str:

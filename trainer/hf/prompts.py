@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.activation import Activation
-from trainer.config.schema import PromptsConfig
+from trainer.config.data import PromptsConfig
 from trainer.data.dataset import Data
 from trainer.data.files import Source, find_text
 from trainer.data.masked import IGNORED
-from trainer.data.tokens import describe, map_tokens, prepare_cache, token_key, write_tokens
+from trainer.data.tokens import MappedTokens, describe, map_tokens, prepare_cache, token_key, write_tokens
 from trainer.errors import UserError
 from trainer.hf.conversations import Conversations
 
@@ -41,7 +41,9 @@ class Prompts:
         ends: The places after their last tokens.
     """
 
-    def __init__(self, coded: NDArray[Any], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+    def __init__(
+        self, coded: NDArray[Any] | MappedTokens, starts: NDArray[np.int64], ends: NDArray[np.int64]
+    ) -> None:
         self._coded = coded
         self._starts = starts
         self._ends = ends
@@ -135,7 +137,7 @@ def load(config: PromptsConfig) -> Data:
             f"the tokens of {source.title} are not in data.cache={cache}: the file has changed since, or the "
             "ranks of this node do not share the folder; run again"
         )
-    largest, *_ = lengths = map_tokens(cache, f"{key}-lengths", described).astype(np.int64)
+    largest, *_ = lengths = map_tokens(cache, f"{key}-lengths", described).all().astype(np.int64)
     ends = np.cumsum(lengths[1:])
     starts = ends - lengths[1:]
     held_out = max(1, round(config.validation * len(ends)))

@@ -26,9 +26,9 @@ _log = logging.getLogger(__name__)
 def build_observers(run: Run, folder: RunFolder, beginning: Beginning) -> Observers:
     """Return the observers of a run; the same ones on every rank."""
     forecast = Forecast(run, folder.path / "timeline.json")
-    unit = "samples" if run.data.vocabulary is None else "tokens"
+    samples = run.config.batch.global_size if run.data.vocabulary is None else None
     display = build_display(
-        run.config.progress, rank=run.world.rank, start=beginning.step, steps=beginning.steps, unit=unit
+        run.config.progress, rank=run.world.rank, start=beginning.step, steps=beginning.steps, samples=samples
     )
     observers: list[RunObserver] = [
         MetricsFile(run, folder, forecast),  # before the forecast, whose next prediction is of later steps

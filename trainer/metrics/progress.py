@@ -30,7 +30,7 @@ class Display(Protocol):
         """End the display."""
 
 
-def build_display(mode: str, *, rank: int, start: int, steps: int, unit: str) -> Display:
+def build_display(mode: str, *, rank: int, start: int, steps: int, samples: int | None = None) -> Display:
     """Return the display of a rank.
 
     Args:
@@ -39,13 +39,13 @@ def build_display(mode: str, *, rank: int, start: int, steps: int, unit: str) ->
         rank: This rank; only rank 0 shows anything.
         start: The number of steps done before.
         steps: The last step.
-        unit: The unit that the loss averages over: "tokens" or "samples".
+        samples: The samples of a step, whose rate is shown; None: that of what the loss counts, tokens.
     """
     if rank != 0 or mode == "off":
         return Off()
     if mode == "auto":
         mode = "bar" if sys.stdout.isatty() and not environment.launched() else "line"
-    return (Bar if mode == "bar" else Lines)(start, steps, unit)
+    return (Bar if mode == "bar" else Lines)(start, steps, samples)
 
 
 class Off:
@@ -77,10 +77,10 @@ def write_lines(text: str) -> None:
 class Lines:
     """Writes a line for the first and the last step, and occasionally in between."""
 
-    def __init__(self, start: int, steps: int, unit: str) -> None:
-        self._start, self._steps, self._unit = start, steps, unit
+    def __init__(self, start: int, steps: int, samples: int | None) -> None:
+        self._start, self._steps = start, steps
         self._began = self._last = time.monotonic()
-        self._rate = Rate()
+        self._rate = Rate(samples)
 
     def step(self, result: StepResult) -> None:
         """Write a line for a step, if one is due."""
@@ -93,9 +93,7 @@ class Lines:
             return
         self._last = now
         left = (now - self._began) / (step - self._start) * (self._steps - step)
-        self.say(
-            f"step {step}/{self._steps}  {describe(result)}  {self._rate} {self._unit}/s  {_clock(left)} left"
-        )
+        self.say(f"step {step}/{self._steps}  {describe(result)}  {self._rate}  {_clock(left)} left")
 
     def say(self, text: str) -> None:
         """Write a text of one or more lines."""
@@ -108,16 +106,15 @@ class Lines:
 class Bar:
     """Draws a progress bar."""
 
-    def __init__(self, start: int, steps: int, unit: str) -> None:
-        self._unit = unit
-        self._rate = Rate()
+    def __init__(self, start: int, steps: int, samples: int | None) -> None:
+        self._rate = Rate(samples)
         self._bar = tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, file=sys.stdout)
 
     def step(self, result: StepResult) -> None:
         """Advance the bar."""
         self._rate.add(result)
         self._bar.n = result.step
-        self._bar.set_postfix_str(f"{describe(result)}  {self._rate} {self._unit}/s")
+        self._bar.set_postfix_str(f"{describe(result)}  {self._rate}")
 
     def say(self, text: str) -> None:
         """Write a text above the bar."""
@@ -129,18 +126,25 @@ class Bar:
 
 
 class Rate:
-    """Tokens or samples per second, averaged over recent steps."""
+    """Samples or tokens per second, averaged over recent steps.
 
-    def __init__(self) -> None:
+    Args:
+        samples: The samples of a step; None for tokens.
+    """
+
+    def __init__(self, samples: int | None) -> None:
+        self._samples = samples
+        self._unit = "tokens" if samples is None else "samples"
         self._value: float | None = None
 
     def add(self, result: StepResult) -> None:
         """Add a step."""
-        now = result.summary.count / result.seconds
+        count = result.summary.count if self._samples is None else self._samples
+        now = count / result.seconds
         self._value = now if self._value is None else 0.8 * self._value + 0.2 * now
 
     def __str__(self) -> str:
-        return f"{self._value:,.0f}" if self._value is not None else "-"
+        return f"{'-' if self._value is None else f'{self._value:,.0f}'} {self._unit}/s"
 
 
 def describe(result: StepResult) -> str:

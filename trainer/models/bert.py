@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.activation import Activation
-from trainer.config.schema import BertConfig
+from trainer.config.models import BertConfig
 from trainer.data.dataset import Data
 from trainer.models.gpt import STD, TokenLoss, checked_vocabulary, linear, rotate
 from trainer.models.model import Layer, Model, Tie

@@ -23,6 +23,7 @@ from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.data.masked import IGNORED
 from trainer.errors import UserError
+from trainer.models.decoding import KeysValues, Step
 from trainer.models.model import Layer, Model, Tie
 
 MASKED = IGNORED  # the target of a token that the loss ignores
@@ -116,6 +117,11 @@ class Embedding(nn.Module):
             nn.init.normal_(self.positions.weight, std=STD)
         self.dropout = nn.Dropout(dropout)
 
+    def decode(self, tokens: Tensor, step: Step, past: KeysValues) -> Tensor:
+        """Map the tokens of new columns."""
+        embedded: Tensor = self.tokens(tokens)
+        return embedded if self.positions is None else embedded + self.positions(step.positions)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Map int64 tokens [batch, time] to [batch, time, width]."""
         embedded: Tensor = self.tokens(tokens)
@@ -146,7 +152,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, time, width] to the same shape; a position attends to itself and to earlier ones."""
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        return self._network(x + self.dropout(self.attention(self.attention_norm(x))))
+
+    def decode(self, x: Tensor, step: Step, past: KeysValues) -> Tensor:
+        """Map new columns, which attend to those of their text."""
+        return self._network(x + self.attention.decode(self.attention_norm(x), step, past))
+
+    def _network(self, x: Tensor) -> Tensor:
         output: Tensor = x + self.dropout(self.narrow(F.gelu(self.widen(self.network_norm(x)))))
         return output
 
@@ -164,15 +176,32 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, time, width] to the same shape."""
-        batch, time, width = x.shape
-        joined = self.query_key_value(x).view(batch, time, 3, self.heads, width // self.heads)
-        query, key, value = joined.permute(2, 0, 3, 1, 4)  # each [batch, heads, time, head width]
+        query, key, value = self._heads_of(x)
         if self.rotary:
             query, key = rotate(query), rotate(key)
         attended = F.scaled_dot_product_attention(
             query, key, value, dropout_p=self.dropout if self.training else 0.0, is_causal=True
         )
-        projected: Tensor = self.project(attended.transpose(1, 2).reshape(batch, time, width))
+        return self._projected(attended)
+
+    def decode(self, x: Tensor, step: Step, past: KeysValues) -> Tensor:
+        """Map new columns, which attend to those of their text."""
+        query, key, value = self._heads_of(x)
+        if self.rotary:
+            positions = step.positions[:, None]  # of all heads
+            query, key = rotate(query, positions), rotate(key, positions)
+        key, value = past.append(key, value)
+        return self._projected(F.scaled_dot_product_attention(query, key, value, attn_mask=step.attention))
+
+    def _heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, each [batch, heads, time, head width]."""
+        batch, time, width = x.shape
+        joined = self.query_key_value(x).view(batch, time, 3, self.heads, width // self.heads)
+        query, key, value = joined.permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def _projected(self, attended: Tensor) -> Tensor:
+        projected: Tensor = self.project(attended.transpose(1, 2).flatten(2))
         return projected
 
 
@@ -188,6 +217,10 @@ class Head(nn.Module):
         """Map [batch, time, width] to logits [batch, time, vocabulary]."""
         logits: Tensor = self.linear(self.norm(x))
         return logits
+
+    def decode(self, x: Tensor, step: Step, past: KeysValues) -> Tensor:
+        """Map the last column."""
+        return self(x[:, -1:])  # type: ignore[no-any-return]
 
 
 class TokenLoss:
@@ -205,7 +238,7 @@ class TokenLoss:
         return F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), ignore_index=MASKED, reduction="sum")
 
 
-def rotate(x: Tensor) -> Tensor:
+def rotate(x: Tensor, positions: Tensor | None = None) -> Tensor:
     """Rotate each pair of features by an angle that grows with the position (RoFormer's rotary embedding).
 
     The product of a rotated query and a rotated key then depends only on the distance of their positions.
@@ -214,10 +247,12 @@ def rotate(x: Tensor) -> Tensor:
 
     Args:
         x: [..., time, head width], the head width even.
+        positions: [..., time]; None: from 0 on.
     """
     time, width = x.shape[-2:]
     powers = torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width
-    angles = torch.outer(torch.arange(time, device=x.device, dtype=torch.float32), 10_000.0**-powers)
+    positions = torch.arange(time, device=x.device) if positions is None else positions
+    angles = positions[..., None].float() * 10_000.0**-powers
     cos, sin = angles.cos(), angles.sin()
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)

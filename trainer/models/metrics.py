@@ -33,6 +33,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "bits_per_byte": f"{_HERE}:BitsPerByte",
         "word_error_rate": "trainer.models.error_rates:word_error_rate",
         "character_error_rate": "trainer.models.error_rates:character_error_rate",
+        "iou": "trainer.models.segmentation:iou",
     }
 )
 

@@ -121,7 +121,9 @@ class Block(nn.Module):
     def __init__(self, config: SpeechConfig, inputs: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(inputs)
-        self.recurrent = Recurrent(config.cell, inputs, config.width, bidirectional=config.bidirectional)
+        self.recurrent = Recurrent(
+            config.cell, inputs, config.width, bidirectional=config.bidirectional, fused=config.fused
+        )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, steps: Steps) -> Steps:

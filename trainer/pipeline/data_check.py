@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from trainer.activation import Activation, flatten
 from trainer.config.schema import Config
-from trainer.data.dataset import Data, Dataset
-from trainer.data.order import Order
+from trainer.data.dataset import Data, Dataset, is_endless
+from trainer.data.order import order_of
 from trainer.distributed.world import Communicator, differing, listed
 from trainer.errors import UserError
 from trainer.pipeline.micro_batches import read_samples
@@ -30,8 +30,14 @@ _REMEDY = (
 )
 
 
-def check_data(data: Data, config: Config, world: Communicator) -> None:
+def check_data(data: Data, config: Config, world: Communicator, *, reads: bool = True) -> None:
     """Compare what the ranks read; every rank calls this.
+
+    Args:
+        data: The data.
+        config: The run's configuration.
+        world: All ranks.
+        reads: Whether this rank reads samples in training. Rank 0 does: it holds the first stage.
 
     Raises:
         UserError: There are no training samples, some cannot be read, a second reading differs from the
@@ -41,22 +47,28 @@ def check_data(data: Data, config: Config, world: Communicator) -> None:
     _agree({f"the number of {name} samples": str(len(part)) for name, part in parts.items()}, world)
     if not len(data.training):
         raise UserError("the data has no training samples: look at data.path, or at what data.target returns")
+    if is_endless(data.training) and config.train.epochs is not None:
+        raise UserError(
+            f"train.epochs={config.train.epochs:g} needs data with a length, and the stream of data.target "
+            "has none: give train.steps, or the stream a __len__"
+        )
     seen: dict[str, str] = {}
     for name, part in parts.items():
-        for samples in _chosen(name, len(part), config):
+        for samples in _chosen(name, part, config) if reads else ():
             seen |= _read(part, name, samples, config.train.seed)
-    _agree(seen, world)
+    _agree(seen if reads else None, world)
 
 
-def _chosen(name: str, length: int, config: Config) -> list[NDArray[np.int64]]:
+def _chosen(name: str, part: Dataset, config: Config) -> list[NDArray[np.int64]]:
     """Return the samples of two micro-batches, or of one to validate."""
-    size, seed = config.batch.micro_size, config.train.seed
+    size, seed, length = config.batch.micro_size, config.train.seed, len(part)
     if length == 0:
         return []
     first = np.arange(min(size, length), dtype=np.int64)
     if name == "validation":
         return [first]
-    return [first, Order(length, seed).samples(0, size)]
+    ordered = order_of(part, seed).samples(0, size)
+    return [first] if np.array_equal(first, ordered) else [first, ordered]
 
 
 def _read(part: Dataset, name: str, samples: NDArray[np.int64], seed: int) -> dict[str, str]:
@@ -88,8 +100,10 @@ def _place(error: Exception) -> str:
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
-def _agree(seen: Mapping[str, str], world: Communicator) -> None:
-    everyone = world.all_gather_objects(dict(seen))
+def _agree(seen: Mapping[str, str] | None, world: Communicator) -> None:
+    """Raise a UserError unless all ranks have seen the same; None: this one has not looked."""
+    given = world.all_gather_objects(None if seen is None else dict(seen))
+    everyone = [given[0] if each is None else each for each in given]
     for what, ranks in differing(everyone):
         value, other = everyone[0][what], everyone[ranks[0]].get(what)
         values = "" if len(value) > _SHORT else f" ({value} there, {other} here)"

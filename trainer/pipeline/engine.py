@@ -37,11 +37,30 @@ class Gradients(Protocol):
         """Wait until the layer's gradients are averaged."""
 
 
+class ForwardOnly(Protocol):
+    """What stands for a stage where only forwards run.
+
+    Attributes:
+        device: The device of its layers.
+    """
+
+    device: torch.device
+
+    def train(self, mode: bool) -> None:
+        """Set the layers to training or to inference."""
+
+    def forward(
+        self, micro_batch: int, tensors: list[Tensor], nest: TreeSpec, *, split: bool = False
+    ) -> tuple[list[Tensor], TreeSpec]:
+        """Run the layers on a flattened activation."""
+
+
 @dataclass
 class _Run:
     """The state of one run of a list of actions."""
 
     source: Source
+    stages: Mapping[int, ForwardOnly]
     scale: float | None
     split: frozenset[tuple[int, int]]  # stage and micro-batch of split backwards
     last: Mapping[int, int]  # by stage: the micro-batch whose backward is its last
@@ -127,23 +146,40 @@ class Engine:
         Returns:
             The unscaled sum of the losses of every micro-batch; empty on ranks without the last stage.
         """
-        return self._execute(actions, source, scale)
+        return self._execute(actions, source, scale, self._stages)
 
-    def infer(self, actions: Sequence[Action], source: Source) -> dict[int, Tensor]:
-        """Run the forward passes of an evaluation or a generation; return the losses if there are targets."""
-        return self._execute(actions, source, None)
+    def infer(
+        self,
+        actions: Sequence[Action],
+        source: Source,
+        stages: Mapping[int, ForwardOnly] | None = None,
+    ) -> dict[int, Tensor]:
+        """Run the forward passes of an evaluation or a generation; return the losses if there are targets.
+
+        Args:
+            actions: This rank's list.
+            source: This replica's micro-batches.
+            stages: What runs in place of this rank's stages, by number; None: they do.
+        """
+        return self._execute(actions, source, None, self._stages if stages is None else stages)
 
     @property
     def measured(self) -> Mapping[int, Measured]:
         """Return the metrics of every micro-batch of the latest evaluation; empty without the last stage."""
         return self._run.measured
 
-    def _execute(self, actions: Sequence[Action], source: Source, scale: float | None) -> dict[int, Tensor]:
+    def _execute(
+        self,
+        actions: Sequence[Action],
+        source: Source,
+        scale: float | None,
+        stages: Mapping[int, ForwardOnly],
+    ) -> dict[int, Tensor]:
         training = scale is not None
         split = frozenset((a.stage, a.micro_batch) for a in actions if a.kind is Kind.BACKWARD_WEIGHT)
         last = {a.stage: a.micro_batch for a in actions if a.kind in COMPLETES_WEIGHT_GRADIENT}
-        self._run = _Run(source, scale, split, last)
-        for stage in self._stages.values():
+        self._run = _Run(source, stages, scale, split, last)
+        for stage in stages.values():
             stage.train(training)
         signatures = source.signatures() if 0 in self._stages else None
         self.remote.begin(actions, signatures, "training" if training else "inference")
@@ -162,7 +198,7 @@ class Engine:
         return self._local if action.peer in self._stages else self.remote
 
     def _forward(self, action: Action) -> None:
-        stage, i = self._stages[action.stage], action.micro_batch
+        stage, i = self._run.stages[action.stage], action.micro_batch
         if action.stage == 0:
             tensors, nest = flatten(self._run.source.inputs(i))
             tensors = [tensor.to(stage.device, non_blocking=True) for tensor in tensors]
@@ -173,9 +209,10 @@ class Engine:
         if target is None:
             self._run.outputs[action.stage, i] = tensors, nest
         else:
-            self._run.losses[i] = self._loss(stage, i, unflatten(tensors, nest), target)
+            self._run.losses[i] = self._loss(i, unflatten(tensors, nest), target)
 
-    def _loss(self, stage: Stage, micro_batch: int, output: Activation, target: Activation) -> Tensor:
+    def _loss(self, micro_batch: int, output: Activation, target: Activation) -> Tensor:
+        stage = self._stages[self._last_stage]
         tensors, nest = flatten(target)
         moved = unflatten([tensor.to(stage.device, non_blocking=True) for tensor in tensors], nest)
         if self._run.scale is None:
@@ -256,14 +293,15 @@ class Engine:
 
     def _sample(self, action: Action) -> None:
         tensors, nest = self._run.outputs.pop((action.stage, action.micro_batch))
-        self._run.tokens[action.micro_batch] = self._token_source().sample(unflatten(tensors, nest))
+        output = unflatten(tensors, nest)
+        self._run.tokens[action.micro_batch] = self._token_source().sample(action.micro_batch, output)
 
     def _send_token(self, action: Action) -> None:
         self._send_list(action, [self._run.tokens.pop(action.micro_batch)])
 
     def _receive_token(self, action: Action) -> None:
         received, _ = self._route(action).receive(action)
-        self._token_source().append(received[0])
+        self._token_source().append(action.micro_batch, received[0])
 
     def _token_source(self) -> TokenSource:
         source = self._run.source

@@ -16,12 +16,13 @@ class Randomness:
     """Seeds the generators before custom code runs.
 
     Attributes:
+        run_seed: The run's seed.
         step: The current optimizer step; None in a validation, whose numbers are the same every time.
         first_micro_batch: The index of this replica's micro-batch 0 within the global batch.
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
+        self.run_seed = seed
         self.step: int | None = 0
         self.first_micro_batch = 0
 
@@ -45,5 +46,5 @@ class Randomness:
     def _of(self, purpose: str, micro_batch: int, *rest: str) -> int:
         index = self.first_micro_batch + micro_batch
         if self.step is None:
-            return derive(self._seed, "validation", purpose, index, *rest)
-        return derive(self._seed, purpose, self.step, index, *rest)
+            return derive(self.run_seed, "validation", purpose, index, *rest)
+        return derive(self.run_seed, purpose, self.step, index, *rest)

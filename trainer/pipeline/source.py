@@ -25,12 +25,12 @@ class Source(ABC):
 
 
 class TokenSource(Source):
-    """A text that grows: each micro-batch's output gives the next token. Schedules that SAMPLE need one."""
+    """Texts that grow: each micro-batch's output gives the next tokens. Schedules that SAMPLE need one."""
 
     @abstractmethod
-    def sample(self, output: Activation) -> Tensor:
-        """Return the token that follows the last layer's output (last stage)."""
+    def sample(self, micro_batch: int, output: Activation) -> Tensor:
+        """Return the tokens that follow the last layer's output, one for each row (last stage)."""
 
     @abstractmethod
-    def append(self, token: Tensor) -> None:
-        """Append a token to the text (first stage)."""
+    def append(self, micro_batch: int, tokens: Tensor) -> None:
+        """Append these tokens to the texts (first stage)."""

@@ -57,6 +57,28 @@ def model_costs(config: Config, model: Model, data: Data) -> tuple[LayerCost, ..
     return tuple(layer_costs(model, inputs, compute, targets))
 
 
+def may_read(config: Config, recipe: ScheduleRecipe, world: int, rank: int) -> bool:
+    """Return whether a rank may hold the first or the last stage, as far as is known before the model is.
+
+    Args:
+        config: The run's configuration.
+        recipe: Its schedule.
+        world: The number of ranks.
+        rank: The rank.
+    """
+    asked = config.layout
+    workers = recipe.workers if asked.stages == "auto" else asked.stages
+    if workers is None:  # one stage or two, none of which is in the middle
+        return True
+    try:
+        placement = recipe.placement(workers, asked.virtual_stages)
+        layout = Layout(world, workers, asked.devices_per_rank, placement)
+    except UserError:  # the plan raises it again
+        return True
+    mine = layout.stages_of(layout.group_rank(rank))
+    return 0 in mine or layout.stages - 1 in mine
+
+
 class Plan:
     """What a run on `world` ranks will be.
 

@@ -111,14 +111,23 @@ class Schedule:
         placement: The worker that holds each stage.
         micro_batches: The number of micro-batches in the replica's step.
         workers: The list of each worker.
+        texts: Where tokens are generated: the text that each micro-batch continues. None: there is one.
     """
 
     name: str
     placement: tuple[int, ...]
     micro_batches: int
     workers: tuple[tuple[Action, ...], ...]
+    texts: tuple[int, ...] | None = None
 
     @property
     def stages(self) -> int:
         """Return the number of stages."""
         return len(self.placement)
+
+    def continues(self, micro_batch: int) -> int | None:
+        """Return the micro-batch whose token a micro-batch needs, the last one of its text; None at first."""
+        if self.texts is None:
+            return micro_batch - 1 if micro_batch else None
+        text, earlier = self.texts[micro_batch], self.texts[:micro_batch]
+        return next((i for i in reversed(range(micro_batch)) if earlier[i] == text), None)

@@ -53,28 +53,35 @@ def evaluation_schedule(placement: Sequence[int], micro_batches: int) -> Schedul
     return Schedule("evaluation", tuple(placement), micro_batches, tuple(lists))
 
 
-def generation_schedule(placement: Sequence[int], tokens: int) -> Schedule:
+def generation_schedule(
+    placement: Sequence[int], tokens: int, texts: Sequence[int] | None = None
+) -> Schedule:
     """Return the schedule that generates tokens one by one: every token is a micro-batch of its own.
 
-    The last stage samples a token and sends it to the first, which appends it to the text.
+    The last stage samples a token and sends it to the first, which appends it to the text. With several texts
+    the first stage works on others while a token is on its way.
 
     Args:
         placement: The worker that holds each stage.
         tokens: The number of tokens to generate.
+        texts: The text that each token belongs to, in the order of the forwards; None: all to one.
     """
     last = len(placement) - 1
     lists: list[list[Action]] = [[] for _ in range(max(placement) + 1)]
-    for token in range(tokens):
+    texts = [0] * tokens if texts is None else texts
+    latest: dict[int, int] = {}  # by text: its latest token, in the order in which they are sampled
+    for token, text in enumerate(texts):
         for stage, worker in enumerate(placement):
-            if stage == 0 and token > 0:
-                lists[worker].append(Action(Kind.RECEIVE_TOKEN, 0, token - 1, last))
+            while stage == 0 and text in latest:  # tokens arrive in order, those of other texts too
+                lists[worker].append(Action(Kind.RECEIVE_TOKEN, 0, latest.pop(next(iter(latest))), last))
             lists[worker] += _with_messages((Action(Kind.FORWARD, stage, token),), last)
             if stage == last:
                 sampled = Action(Kind.SAMPLE, stage, token), Action(Kind.SEND_TOKEN, stage, token, 0)
                 lists[worker] += sampled
-    if tokens > 0:
-        lists[placement[0]].append(Action(Kind.RECEIVE_TOKEN, 0, tokens - 1, last))
-    return Schedule("generation", tuple(placement), tokens, tuple(map(tuple, lists)))
+        latest[text] = token
+    lists[placement[0]] += [Action(Kind.RECEIVE_TOKEN, 0, token, last) for token in latest.values()]
+    several = tuple(texts) if any(texts) else None
+    return Schedule("generation", tuple(placement), tokens, tuple(map(tuple, lists)), several)
 
 
 def _held(placement: Sequence[int]) -> list[list[int]]:

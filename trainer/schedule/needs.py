@@ -109,8 +109,8 @@ def _inputs_of_forward(stage: int, i: int, index: Index) -> Iterator[Action]:
     if stage > 0:
         message = Action(Kind.RECEIVE_ACTIVATION, stage, i, stage - 1)
         yield from _from_neighbour(Action(Kind.FORWARD, stage - 1, i), message, stage, index)
-    elif index.tokens and i > 0:
-        yield Action(Kind.RECEIVE_TOKEN, 0, i - 1, index.last)
+    elif index.tokens and (previous := index.schedule.continues(i)) is not None:
+        yield Action(Kind.RECEIVE_TOKEN, 0, previous, index.last)
 
 
 def _before_backward(action: Action, index: Index) -> Iterator[Action]:

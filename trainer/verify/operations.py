@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from trainer.activation import Activation
@@ -19,6 +20,7 @@ from trainer.verify.values import sha256
 
 aten = torch.ops.aten
 _UNINITIALISED = frozenset({aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.resize_})
+_STATISTICS = ("trainer.pipeline.statistics", "trainer.verify.reference_buffers")
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = tuple(str(Path(__file__).parents[1] / package) for package in ("verify", "pipeline", "distributed"))
 
@@ -41,13 +43,14 @@ class Operation:
 def run_recorded(module: nn.Module, inputs: Activation) -> tuple[list[Operation], Activation]:
     """Run a layer's forward, and a backward from gradients of one, which adds to no parameter's gradient.
 
-    Buffers are as before afterwards. If the layer raises, the operations before that are returned, and None.
+    Buffers are as before afterwards. What keeps running statistics does not run, because the launch and the
+    reference do so in different ways. If the layer raises, the operations before that are returned, and None.
     """
     recorder = _Recorder()
     leaves = tree_map(lambda leaf: _leaf(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
-        with recorder, _tracking(module, recorder):
+        with _without_statistics(module), recorder, _tracking(module, recorder):
             output = module(leaves)
             recorder.path = ["the backward"]
             outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
@@ -99,6 +102,28 @@ def _tracking(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _without_statistics(module: nn.Module) -> Iterator[None]:
+    """Take away the hooks that keep running statistics, and begin these at 0."""
+    kept: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for part in module.modules():
+        if isinstance(part, _BatchNorm) and part.running_mean is not None:
+            for hooks in (part._forward_pre_hooks, part._forward_hooks):
+                kept.append((hooks, dict(hooks)))
+                for number, hook in kept[-1][1].items():
+                    if getattr(hook, "__module__", None) in _STATISTICS:
+                        del hooks[number]
+            with torch.no_grad():
+                for buffer in part.buffers():
+                    buffer.zero_()
+    try:
+        yield
+    finally:
+        for hooks, before in kept:
+            hooks.clear()
+            hooks.update(before)
 
 
 def _line() -> str:

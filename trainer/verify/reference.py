@@ -120,6 +120,15 @@ class Reference:
         for name, gradient in gradients.items():
             self._parameters[name].grad = gradient.to(self._device, copy=True)
 
+    def take_statistics(self, buffers: Named) -> None:
+        """Replace the running statistics computed here with the launch's, for what comes next."""
+        ours = self._buffers()
+        taken = {id(ours[name]): buffer.to(self._device) for name, buffer in buffers.items() if name in ours}
+        for statistics in self._statistics:
+            named = dict(statistics.module.named_buffers())
+            if all(id(buffer) in taken for buffer in named.values()):
+                statistics.take({name: taken[id(buffer)] for name, buffer in named.items()})
+
     def update(self, step: int) -> float:
         """Clip the gradients and update the weights; return the norm before clipping.
 

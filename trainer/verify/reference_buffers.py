@@ -36,6 +36,16 @@ class Statistics:
         self._inputs = []
         self._before = _copies(module)
 
+    def take(self, seen: Named) -> None:
+        """Replace the statistics computed here with the launch's.
+
+        Args:
+            seen: The launch's, by their names in the module.
+        """
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(seen[name])
+        self._before = _copies(self.module)
+
     def _record(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if module.training:  # [batch, channel, ...] as [channel, everything else]
             self._inputs.append(inputs[0].detach().double().transpose(0, 1).flatten(1))

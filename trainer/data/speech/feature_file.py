@@ -43,10 +43,12 @@ def feature_key(recordings: Sequence[Recording], bands: Bands) -> str:
     return hashlib.sha256(json.dumps([VERSION, asdict(bands), files]).encode()).hexdigest()[:32]
 
 
-def contents(folder: Path, key: str) -> Contents | None:
+def contents(folder: Path, key: str, bands: Bands) -> Contents | None:
     """Return what the key's feature file holds, or None if it is missing or incomplete."""
     try:
-        return Contents(**json.loads((folder / f"{key}.json").read_text()))
+        held = Contents(**json.loads((folder / f"{key}.json").read_text()))
+        size = (folder / f"{key}.features").stat().st_size
+        return held if size == sum(held.frames) * bands.number * _TYPE.itemsize else None
     except (OSError, ValueError, TypeError):
         return None
 

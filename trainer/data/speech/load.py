@@ -23,6 +23,7 @@ from trainer.errors import UserError
 
 _ALPHABET = 29  # of English: blank, space, apostrophe and 26 letters
 _LETTERS_A_SECOND = 15  # of read speech, as in LibriSpeech: for examples
+_SHORTEST = 0.001  # seconds of a frame
 _log = logging.getLogger(__name__)
 
 
@@ -101,13 +102,19 @@ def prepare(config: SpeechDataConfig) -> None:
     """Compute the features, unless `config.cache` already has them; one rank of each node calls this.
 
     Raises:
-        UserError: The corpus is incomplete, a recording cannot be read, or the cache cannot be written.
+        UserError: The corpus is incomplete, a transcript has a letter that no other has to train on, a
+            recording cannot be read, or the cache cannot be written.
     """
     import_soundfile()
     cache, bands = Path(config.cache), _bands(config)
-    for recordings in _parts(config):
+    parts = _parts(config)
+    letters = _letters(parts[0], config)
+    for recordings in parts:
+        for each in recordings:
+            _encoded(each, letters, config)  # before hours of computing
+    for recordings in parts:
         key = feature_key(recordings, bands)
-        if contents(cache, key) is None:
+        if contents(cache, key, bands) is None:
             prepare_cache(cache)
             _log.info("Computing the features of %d recordings", len(recordings))
             write_features(cache, key, recordings, bands)
@@ -117,12 +124,11 @@ def load(config: SpeechDataConfig) -> Data:
     """Return the recordings; those of `config.validation_path`, or of some speakers, are held out.
 
     Raises:
-        UserError: The corpus is incomplete or was not prepared, a transcript has a letter that no other has
-            to train on, or it is too long for its recording.
+        UserError: The corpus is incomplete or was not prepared, or a transcript is too long for its
+            recording.
     """
     training, validation = _parts(config)
-    texts = [config.letters.lower()] if config.letters else [each.text for each in training]
-    letters = letters_of(texts)
+    letters = _letters(training, config)
     parts, digests, notes = [], [], []
     for recordings in (training, validation):
         utterances, digest = _utterances(recordings, letters, config)
@@ -163,6 +169,20 @@ def example(config: SpeechDataConfig, vocabulary: int | None = None) -> Data:
 
 
 def _bands(config: SpeechDataConfig) -> Bands:
+    """Return the configured bands.
+
+    Raises:
+        UserError: They have no width, or frames no length.
+    """
+    if config.lowest >= config.highest:
+        raise UserError(
+            f"data.lowest={config.lowest:g} must be below data.highest={config.highest:g}: bands lie between"
+        )
+    if min(config.hop, config.window) < _SHORTEST:
+        raise UserError(
+            f"data.window={config.window:g} and data.hop={config.hop:g} are in seconds: each must be "
+            f"{_SHORTEST:g} or more"
+        )
     return Bands(config.features, config.lowest, config.highest, config.window, config.hop)
 
 
@@ -198,7 +218,7 @@ def _utterances(
     """
     cache, bands = Path(config.cache), _bands(config)
     key = feature_key(recordings, bands)
-    held = contents(cache, key)
+    held = contents(cache, key, bands)
     if held is None or len(held.frames) != len(recordings):
         raise UserError(
             f"the features of {recordings[0].path.parent} and others are not in data.cache={cache}: "
@@ -220,6 +240,11 @@ def _utterances(
     return utterances, held.digest
 
 
+def _letters(training: Sequence[Recording], config: SpeechDataConfig) -> Letters:
+    """Return the configured letters, or those of the transcripts to train on."""
+    return letters_of([config.letters.lower()] if config.letters else [each.text for each in training])
+
+
 def _encoded(recording: Recording, letters: Letters, config: SpeechDataConfig) -> NDArray[np.int64]:
     """Return a transcript as the numbers of its letters.
 
@@ -231,7 +256,7 @@ def _encoded(recording: Recording, letters: Letters, config: SpeechDataConfig) -
         known = "data.letters" if config.letters else "the transcripts to train on"
         raise UserError(
             f"the transcript of {recording.path} has the character {unknown!r}, which is not in {known}: "
-            f"correct it, or set data.letters to {unknown!r} and {letters.letters!r}"
+            f"correct it, or set data.letters to {letters.letters + unknown!r}"
         )
     return np.array(letters.encode(recording.text), dtype=np.int64)
 
