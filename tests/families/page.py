@@ -35,9 +35,7 @@ For these no small model was made that transformers itself runs: {untried}.{wait
 """
 
 
-def page(
-    outcomes: Mapping[str, str], untried: Mapping[str, str], known: Iterable[str], version: str
-) -> str:
+def page(outcomes: Mapping[str, str], untried: Mapping[str, str], known: Iterable[str], version: str) -> str:
     """Return the page.
 
     Args:
