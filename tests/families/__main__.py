@@ -53,7 +53,7 @@ def _compare(names: list[str], folder: Path) -> None:
         pass
     if not names:
         outcomes = json.loads((folder / OUTCOMES).read_text())
-        PAGE.write_text(page(outcomes, untried, transformers.__version__))
+        PAGE.write_text(page(outcomes, untried, families(), transformers.__version__))
 
 
 def _launched(folder: Path) -> bool:

@@ -1,6 +1,6 @@
 """docs/families.md: every family, and what came of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tests.families.ranks import EQUAL, WAYS
@@ -9,8 +9,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 STAGES = (1, 2, 4)
 _PAGE = """# Families of models
 
-`python -m tests.families` repeats this comparison and writes this page, for every family of causal and masked
-models that transformers {version} knows. A small random model of four blocks, or about that, runs with
+`python -m tests.families` repeats this comparison and writes this page, for the families of causal and masked
+models of transformers {version}. A small random model of four blocks, or about that, runs with
 [`model=hf`](any-module.md#hugging-faces-models) on 1, 2 and 4 ranks, without dropout, with a padded batch and
 without padding. The logits of an evaluation, and the logits and all gradients of a step of training, are
 compared with those of the same model as transformers alone runs it.
@@ -31,16 +31,17 @@ In these {equal} families all of them are, for each number of stages:
 
 ## Not tried
 
-For these no small model was made that transformers itself runs: {untried}.
+For these no small model was made that transformers itself runs: {untried}.{waiting}
 """
 
 
-def page(outcomes: Mapping[str, str], untried: Mapping[str, str], version: str) -> str:
+def page(outcomes: Mapping[str, str], untried: Mapping[str, str], known: Iterable[str], version: str) -> str:
     """Return the page.
 
     Args:
         outcomes: By "family way stages".
         untried: Why there is no small model, by family.
+        known: All families.
         version: Of transformers.
     """
     by_family: dict[str, dict[str, str]] = {}
@@ -54,12 +55,14 @@ def page(outcomes: Mapping[str, str], untried: Mapping[str, str], version: str) 
         else:
             others.append(f"| {family} | {_words(kinds)} |")
     names = ", ".join(f"{family} ({_short(why)})" for family, why in sorted(untried.items()))
+    waiting = sorted(set(known) - by_family.keys() - untried.keys())
     return _PAGE.format(
         version=version,
         equal=len(rows),
         rows="\n".join(rows),
         others="\n".join(others),
         untried=names or "none",
+        waiting=f"\n\nNot compared yet: {', '.join(waiting)}." if waiting else "",
     )
 
 

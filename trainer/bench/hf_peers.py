@@ -8,6 +8,7 @@ RANK=0 WORLD_SIZE=2 ... python -m trainer.bench.hf_peers ddp FOLDER '{"replicas"
 """
 
 import contextlib
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -85,10 +86,9 @@ def _pipeline(model: nn.Module, work: Work) -> Step:
 
 
 def _accelerate(model: nn.Module, work: Work) -> Step:
-    from accelerate.inference import prepare_pippy  # noqa: PLC0415  (not installed with the trainer)
-
+    inference: Any = importlib.import_module("accelerate.inference")  # not installed with the trainer
     batch, _ = work.batch(0)
-    prepared = prepare_pippy(
+    prepared = inference.prepare_pippy(
         model.eval(), split_points="auto", example_args=(batch,), num_chunks=work.micro_batches
     )
 
