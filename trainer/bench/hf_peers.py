@@ -58,10 +58,8 @@ def _ddp(model: nn.Module, work: Work) -> Step:
 def _pipeline(model: nn.Module, work: Work) -> Step:
     from torch.distributed.pipelining import Schedule1F1B, SplitPoint, pipeline  # noqa: PLC0415
 
-    inner: Any = model.model
-    blocks = "transformer.h" if inner.config.model_type == "gpt2" else "model.layers"
     batch, targets = work.batch(0)
-    split = {f"model.{blocks}.{work.blocks // 2}": SplitPoint.BEGINNING}
+    split = {_middle(model, work): SplitPoint.BEGINNING}
     traced = pipeline(model, mb_args=(batch[: work.micro_batch],), split_spec=split)
     rank = dist.get_rank()
     stage = traced.build_stage(rank, torch.device("cpu"))
@@ -85,11 +83,21 @@ def _pipeline(model: nn.Module, work: Work) -> Step:
     return step
 
 
+def _middle(model: nn.Module, work: Work) -> str:
+    """Return the path of the block that the second half begins with."""
+    inner: Any = model.model
+    blocks = "transformer.h" if inner.config.model_type == "gpt2" else "model.layers"
+    return f"model.{blocks}.{work.blocks // 2}"
+
+
 def _accelerate(model: nn.Module, work: Work) -> Step:
     inference: Any = importlib.import_module("accelerate.inference")  # not installed with the trainer
     batch, _ = work.batch(0)
     prepared = inference.prepare_pippy(
-        model.eval(), split_points="auto", example_args=(batch,), num_chunks=work.micro_batches
+        model.eval(),
+        split_points=[_middle(model, work)],
+        example_args=(batch,),
+        num_chunks=work.micro_batches,
     )
 
     def step() -> None:

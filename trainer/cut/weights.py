@@ -6,6 +6,7 @@ seed, so that initial weights are the same in every layout.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,8 +132,13 @@ class RecordedWeights:
         replay = _Replay()
         for call in reversed(chosen):
             replay.do(call)
-        real |= {path: replay.of(reference) for path, reference in wanted.items()}
-        return {path: tensor.detach().clone() for path, tensor in real.items()}
+        made = {path: replay.of(reference) for path, reference in wanted.items()}
+        uses = Counter(memory_of(tensor) for tensor in made.values())
+        alone = {path for path, tensor in made.items() if uses[memory_of(tensor)] == 1 and _is_whole(tensor)}
+        return {
+            path: tensor.detach() if path in alone else tensor.detach().clone()
+            for path, tensor in (real | made).items()
+        }
 
 
 class _Replay:
@@ -167,6 +173,12 @@ class _Replay:
             return self.of(value)
         is_meta = (isinstance(value, torch.device) and value.type == "meta") or value == "meta"
         return torch.device("cpu") if is_meta else value
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Return whether a tensor is all of its memory, and torch's own: NumPy's, for one, cannot be resized."""
+    storage = tensor.untyped_storage()
+    return tensor.is_contiguous() and storage.nbytes() == tensor.nbytes and storage.resizable()
 
 
 @contextmanager
