@@ -58,19 +58,21 @@ def test_equal_bits(  # noqa: PLR0917
 
 
 def test_resuming_changes_images_alike(network: Overrides, pools: Pools, tmp_path: Path) -> None:
-    """In the middle of an epoch, on another number of stages."""
+    """In the middle of an epoch, on another number of stages, and read by other processes."""
     run = [*network("resnet"), "train.steps=4", "eval.every=2", "checkpoint.every=2", "checkpoint.keep=0"]
     whole = Finished(pools.run(1, [*run, "run.dir=whole"], tmp_path).check(), tmp_path / "whole")
-    rest = ["run.dir=rest", f"checkpoint.resume={whole.checkpoint(2)}", "layout.stages=2", "schedule=zb_v"]
+    rest = ["run.dir=rest", f"checkpoint.resume={whole.checkpoint(2)}", "layout.stages=2", "data.workers=2"]
     resumed = Finished(pools.run(2, [*run, *rest], tmp_path).check(), tmp_path / "rest")
     assert resumed.losses == whole.losses[2:]
     assert resumed.validation == whole.validation[1:]
     assert resumed.layer_files(4) == whole.layer_files(4)
 
 
-def test_an_image_that_breaks_later(network: Overrides, pools: Pools, tmp_path: Path) -> None:
-    """The first stage alone finds it."""
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_later(workers: int, network: Overrides, pools: Pools, tmp_path: Path) -> None:
+    """The first stage alone finds it, or its worker."""
     given = [*network("resnet"), "train.steps=2", "run.dir=run", "layout.stages=2", "batch.global_size=15"]
+    given.append(f"data.workers={workers}")
     broken = tmp_path / "images/train/b/3.png"  # of no sample that is read at start
     broken.write_bytes(broken.read_bytes()[:50])
     result = pools.run(2, given, tmp_path)
