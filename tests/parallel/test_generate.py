@@ -65,7 +65,7 @@ def test_the_text_at_the_end_of_a_run_is_what_the_command_writes(
     words = [f"checkpoint.resume={run}/checkpoints/step-00000006", "generate.prompts=null"]
     (record,) = records(generate(pools, 1, tmp_path, *words))
     assert written.startswith(record["prompt"] + record["text"])
-    (earlier,) = records(generate(pools, 2, tmp_path, words[0].replace("6", "3"), words[1]))
+    (earlier,) = records(generate(pools, 2, tmp_path, words[0].replace("00000006", "00000003"), words[1]))
     assert earlier["text"] != record["text"]
 
 
