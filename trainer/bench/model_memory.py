@@ -22,7 +22,7 @@ from trainer.config.schema import Config
 if TYPE_CHECKING:
     from trainer.distributed.world import World
 
-_WIDTH, _BLOCKS = 1024, 8
+_BLOCKS = 8
 _CONTEXT = 16
 _VOCABULARY = 256
 _FOLDER = "TRAINER_BENCH_FOLDER"
@@ -33,11 +33,11 @@ _RESET_PEAK = "5"  # see proc(5), clear_refs
 class Network(nn.Module):
     """Eight equal blocks, each an expansion and a contraction, between an embedding and a head."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(_VOCABULARY, _WIDTH)
-        self.blocks = nn.ModuleList([_Block() for _ in range(_BLOCKS)])
-        self.head = nn.Linear(_WIDTH, _VOCABULARY)
+        self.embedding = nn.Embedding(_VOCABULARY, width)
+        self.blocks = nn.ModuleList([_Block(width) for _ in range(_BLOCKS)])
+        self.head = nn.Linear(width, _VOCABULARY)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits [batch, time, vocabulary]."""
@@ -49,10 +49,10 @@ class Network(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.widen = nn.Linear(_WIDTH, 6 * _WIDTH)
-        self.narrow = nn.Linear(6 * _WIDTH, _WIDTH)
+        self.widen = nn.Linear(width, 6 * width)
+        self.narrow = nn.Linear(6 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = x + self.narrow(nn.functional.gelu(self.widen(x)))
@@ -66,10 +66,13 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(prog="python -m trainer.bench.model_memory", description=__doc__)
     parser.add_argument("kind", choices=("hf", "module"))
-    kind = parser.parse_args().kind
+    parser.add_argument(
+        "--width", type=int, default=1024, help="of a block, which has 12 x its square weights"
+    )
+    given = parser.parse_args()
+    kind = given.kind
     with tempfile.TemporaryDirectory() as folder:
-        model = _write(Path(folder)) if kind == "hf" else ["model=module", f"model.target={__name__}:Network"]
-        model += [] if kind == "hf" else ["model.blocks=[blocks]"]
+        model = _write(Path(folder), given.width) if kind == "hf" else _network(given.width)
         peaks = {stages: _launch(model, stages, Path(folder)) for stages in (1, 4)}
         export = _exported(Path(folder)) if kind == "hf" else None
     print(f"{kind}: the largest peak of any rank, MiB over its size before the model")
@@ -81,14 +84,20 @@ def main() -> None:
         print(f"export, a process of its own: {export:.0f} MiB in all")
 
 
-def _write(folder: Path) -> list[str]:
+def _network(width: int) -> list[str]:
+    """Return the overrides that train `Network`."""
+    target = "model.target=trainer.bench.model_memory:Network"
+    return ["model=module", target, f"+model.options.width={width}", "model.blocks=[blocks]"]
+
+
+def _write(folder: Path, width: int) -> list[str]:
     """Write a Llama into a folder; return the overrides that train it."""
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
 
     config = LlamaConfig(
         vocab_size=_VOCABULARY,
-        hidden_size=_WIDTH,
-        intermediate_size=8 * _WIDTH // 3,
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
         num_hidden_layers=_BLOCKS,
         num_attention_heads=16,
         num_key_value_heads=16,
