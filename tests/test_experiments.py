@@ -97,7 +97,6 @@ SIMPLENET = {
     "model.features": 10,
     "model.hidden": 20,
     "data.name": "binary",
-    "data.workers": 0,
     "data.samples": 1000,
     "data.features": 10,
     "data.validation": 200,
