@@ -101,6 +101,7 @@ SIMPLENET = {
     "data.features": 10,
     "data.validation": 200,
     "data.seed": 0,
+    "data.workers": 0,
     "optimizer.name": "sgd",
     "optimizer.lr": 0.01,
     "optimizer.weight_decay": 0.0,
