@@ -1,7 +1,6 @@
 """Settings and fixtures that all tests share."""
 
 import gc
-import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.support.sentences import sentences
 
 # The same cases in every run: a failure comes from the change under test, not from chance.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -22,9 +23,6 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 # One thread in every test: tests compare bits, and more threads would add in a different order.
 torch.set_num_threads(1)
 
-_NOUNS = ["river", "engine", "letter", "garden", "window", "stone", "captain", "winter", "market", "shadow"]
-_VERBS = ["carries", "finds", "leaves", "opens", "follows", "repairs", "watches", "turns"]
-_ADJECTIVES = ["old", "quiet", "broken", "bright", "distant", "heavy", "narrow", "careful"]
 _SIZE = 200_000  # bytes
 
 
@@ -48,16 +46,3 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "sentences.txt"
     path.write_text(sentences(_SIZE))
     return path
-
-
-def sentences(size: int) -> str:
-    """Return `size` characters of sentences, the same in every run."""
-    chance = random.Random(0)
-    written: list[str] = []
-    length = 0
-    while length < size:
-        subject, thing = chance.sample(_NOUNS, 2)
-        first, second = chance.sample(_ADJECTIVES, 2)
-        written.append(f"The {first} {subject} {chance.choice(_VERBS)} the {second} {thing}.\n")
-        length += len(written[-1])
-    return "".join(written)[:size]

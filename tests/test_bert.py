@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_gpt import build, run
+from tests.support.unsplit import build, run
 from trainer.config.models import BertConfig
 from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data

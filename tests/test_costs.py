@@ -1,6 +1,7 @@
 """Layer costs, compared with operations and bytes counted by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -77,7 +78,9 @@ class ReadsItsWeights(nn.Linear):
 def test_linear() -> None:
     first, second = costs(torch.empty(4, 10), partial(nn.Linear, 10, 20), partial(nn.Linear, 20, 1))
     product = 2 * 4 * 10 * 20
-    assert first == LayerCost(
+    assert first.outputs is not None
+    assert [spec.shape for spec in first.outputs.tensors] == [(4, 20)]
+    assert replace(first, outputs=None) == LayerCost(
         name="layer0",
         flops_forward=product,
         flops_backward=product,  # of the weight alone: the data needs no gradient

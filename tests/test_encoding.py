@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import sentences
+from tests.support.sentences import sentences
 from trainer.config.schema import TokenizeConfig
 from trainer.data import pieces
 from trainer.data.encoding import key_of, tokenise

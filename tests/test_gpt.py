@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support.unsplit import build, run
 from trainer.config.schema import GPTConfig
 from trainer.data.dataset import Data
 from trainer.data.text import Windows
 from trainer.errors import UserError
 from trainer.models.gpt import MASKED, TokenLoss, gpt, rotate
-from trainer.models.model import Model
 
 VOCABULARY = 11
 POSITIONS = pytest.mark.parametrize("positions", ["learned", "rotary"])
@@ -30,25 +30,6 @@ def make_data(context: int = 8, vocabulary: int | None = VOCABULARY) -> Data:
 def make_config(**values: object) -> GPTConfig:
     small = {"blocks": 2, "width": 16, "heads": 4, "context": 8, "dropout": 0.0}
     return GPTConfig(**{**small, **values})  # type: ignore[arg-type]
-
-
-def build(model: Model, seed: int = 0) -> nn.ModuleDict:
-    """Build every layer with a seed, and share tied parameters."""
-    torch.manual_seed(seed)
-    modules = {layer.name: layer.build() for layer in model.layers}
-    for layer in model.layers:
-        for tie in layer.ties:
-            path, _, name = tie.parameter.rpartition(".")
-            shared = modules[tie.owner].get_parameter(tie.owner_parameter)
-            setattr(modules[layer.name].get_submodule(path), name, shared)
-    return nn.ModuleDict({name.replace(".", "_"): module for name, module in modules.items()})
-
-
-def run(layers: nn.ModuleDict, tokens: Tensor) -> Tensor:
-    activation = tokens
-    for layer in layers.values():
-        activation = layer(activation)
-    return activation
 
 
 def random_tokens(batch: int, time: int, seed: int = 1) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.pictures import folder, write
 from trainer.config.schema import ImagesConfig
 from trainer.data.build import example_data, load_data
 from trainer.data.dataset import Data
@@ -17,20 +18,6 @@ from trainer.errors import UserError
 from trainer.seeds import seed_generators
 
 SIZE = 12
-
-
-def write(path: Path, seed: int, size: tuple[int, int] = (20, 16), mode: str = "RGB") -> None:
-    """Write an image of smooth noise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode).save(path)
-
-
-def folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int = 4) -> Path:
-    for label, name in enumerate(classes):
-        for number in range(each):
-            write(root / name / f"{number}.png", 10 * label + number)
-    return root
 
 
 def config(path: Path, **values: Any) -> ImagesConfig:

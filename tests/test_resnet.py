@@ -2,23 +2,18 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.fixtures.residual import BasicBlock, Bottleneck, ResNet
+from tests.support.pictures import images
 from trainer.config.schema import BinaryConfig, ResNetConfig
-from trainer.data.binary import Labelled, binary
+from trainer.data.binary import binary
 from trainer.data.dataset import Data
 from trainer.errors import UserError
 from trainer.models.build import build_model
 from trainer.models.model import Model
-
-
-def images(size: int, channels: int = 3, classes: int | None = 1000) -> Data:
-    part = Labelled(np.zeros((2, channels, size, size), dtype=np.float32), np.zeros(2, dtype=np.int64))
-    return Data(part, part, "images", classes=classes)
 
 
 def whole(model: Model) -> nn.Sequential:

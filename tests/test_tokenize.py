@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from tests.conftest import sentences
+from tests.support.sentences import sentences
 from trainer.config.schema import TokenizeConfig
 from trainer.data.pieces import TextSource
 from trainer.data.tokenizer import build_tokenizer

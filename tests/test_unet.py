@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.test_resnet import images
+from tests.support.pictures import images
 from trainer.activation import flatten
 from trainer.config.schema import UNetConfig
 from trainer.errors import UserError

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import sentences
 from tests.support.pools import Pools
 from tests.support.runs import Finished
+from tests.support.sentences import sentences
 from tests.support.verifying import EQUAL, verify
 
 pytestmark = pytest.mark.parallel

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pictures import folder
 from tests.support.pools import Pools
 from tests.support.runs import Finished
 from tests.support.verifying import EQUAL, verify
-from tests.test_images import folder
 
 pytestmark = pytest.mark.parallel
 
