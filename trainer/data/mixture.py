@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.data.dataset import Dataset
-from trainer.data.order import Order, SampleOrder
+from trainer.data.order import Order, SampleOrder, across_blocks
 from trainer.seeds import derive
 
 _SHORTEST = 1024  # samples of a block
@@ -42,13 +42,7 @@ class Shares:
 
     def sources(self, position: int, count: int) -> NDArray[np.int64]:
         """Return the source of each of `count` samples, after the first `position` samples."""
-        parts = []
-        while count > 0:
-            number, start = divmod(position, self.block)
-            part = self._order(number)[start : start + count]
-            parts.append(part)
-            position, count = position + len(part), count - len(part)
-        return np.concatenate(parts)
+        return across_blocks(self._order, self.block, position, count)
 
     def before(self, position: int) -> NDArray[np.int64]:
         """Return how many of the first `position` samples each source has."""

@@ -1,5 +1,6 @@
 """The order of training samples: a pure function of the seed and the number of samples seen."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
@@ -23,6 +24,26 @@ def order_of(dataset: Dataset, seed: int) -> SampleOrder:
     return Order(len(dataset), seed) if own is None else own
 
 
+def across_blocks(
+    block: Callable[[int], NDArray[np.int64]], length: int, position: int, count: int
+) -> NDArray[np.int64]:
+    """Return `count` entries of an endless sequence of blocks, after its first `position` entries.
+
+    Args:
+        block: Returns the block of a number.
+        length: The length of every block.
+        position: The number of entries before.
+        count: The number of entries to return.
+    """
+    parts = []
+    while count > 0:
+        number, start = divmod(position, length)
+        part = block(number)[start : start + count]
+        parts.append(part)
+        position, count = position + len(part), count - len(part)
+    return np.concatenate(parts)
+
+
 class Order:
     """Consecutive passes over the samples, each in a new random order.
 
@@ -40,13 +61,7 @@ class Order:
 
     def samples(self, position: int, count: int) -> NDArray[np.int64]:
         """Return the numbers of `count` samples, after the first `position` samples of the run."""
-        parts = []
-        while count > 0:
-            number, start = divmod(position, self._length)
-            part = self._pass(number)[start : start + count]
-            parts.append(part)
-            position, count = position + len(part), count - len(part)
-        return np.concatenate(parts)
+        return across_blocks(self._pass, self._length, position, count)
 
     def _shuffle(self, number: int) -> NDArray[np.int64]:
         # RandomState, because NumPy guarantees that its numbers never change between releases.

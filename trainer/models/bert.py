@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from trainer.activation import Activation
 from trainer.config.models import BertConfig
 from trainer.data.dataset import Data
-from trainer.models.gpt import STD, TokenLoss, checked_vocabulary, linear, rotate
-from trainer.models.model import Layer, Model, Tie
+from trainer.models.gpt import STD, checked_vocabulary, linear, rotate, transformer
+from trainer.models.model import Model
 
 _EPSILON = 1e-12  # of BERT's normalisations
 Hidden: TypeAlias = "Tensor | tuple[Tensor, Tensor]"  # hidden states, and the mask of padded samples
@@ -51,15 +51,7 @@ def bert(config: BertConfig, data: Data) -> Model:
         Block, width=config.width, heads=config.heads, dropout=config.dropout, rotary=rotary, pre=pre
     )
     head = partial(Head, vocabulary=vocabulary, width=config.width, pre=pre)
-    ties = (Tie("linear.weight", "embedding", "tokens.weight"),) if config.tied else ()
-    return Model(
-        layers=(
-            Layer("embedding", embedding),
-            *(Layer(f"block.{number}", block) for number in range(config.blocks)),
-            Layer("head", head, ties),
-        ),
-        loss=TokenLoss(),
-    )
+    return transformer(config, embedding, block, head)
 
 
 class Embedding(nn.Module):

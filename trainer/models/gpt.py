@@ -9,6 +9,7 @@ than its parameters. So a layer gives the same bits in whichever process it is b
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -62,6 +63,16 @@ def gpt(config: GPTConfig, data: Data) -> Model:
         rotary=rotary,
     )
     head = partial(Head, vocabulary=vocabulary, width=config.width)
+    return transformer(config, embedding, block, head)
+
+
+def transformer(
+    config: TransformerConfig,
+    embedding: Callable[[], nn.Module],
+    block: Callable[[], nn.Module],
+    head: Callable[[], nn.Module],
+) -> Model:
+    """Return a language model's layers, from what builds each kind, with a head tied as configured."""
     ties = (Tie("linear.weight", "embedding", "tokens.weight"),) if config.tied else ()
     return Model(
         layers=(
