@@ -111,12 +111,16 @@ class Stage:
         ]
         self._loss = None if loss is None else LossForward(loss, device, randomness)
         self._measures = Measures(metrics, device, randomness)
+        self._mode: bool | None = None  # that the layers were set to
         self._tapes: dict[int, _Tape] = {}
         self._deferral = Deferral(layer.module for layer in layers)
         self._deferred: dict[int, list[Deferred]] = {}  # by micro-batch, then by layer
 
     def train(self, mode: bool) -> None:
         """Set the layers to training (dropout on) or to inference."""
+        if mode is self._mode and all(layer.module.training is mode for layer in self.layers):
+            return  # every step calls this, and it goes through every module
+        self._mode = mode
         for layer in self.layers:
             layer.module.train(mode)
         if self._loss is not None:
