@@ -91,12 +91,15 @@ def _middle(model: nn.Module, work: Work) -> str:
 
 
 def _accelerate(model: nn.Module, work: Work) -> Step:
-    inference: Any = importlib.import_module("accelerate.inference")  # not installed with the trainer
+    accelerate: Any = importlib.import_module("accelerate")  # not installed with the trainer
+    inference: Any = importlib.import_module("accelerate.inference")
+    # Otherwise it takes a machine without a GPU for a single process, and every rank runs the first stage.
+    accelerate.PartialState(cpu=True)
     batch, _ = work.batch(0)
     prepared = inference.prepare_pippy(
         model.eval(),
         split_points=[_middle(model, work)],
-        example_args=(batch,),
+        example_args=(batch[: work.micro_batch],),
         num_chunks=work.micro_batches,
     )
 
