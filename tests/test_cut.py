@@ -266,6 +266,65 @@ def test_refusals(how: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+class Boxed:
+    """What torch does not see into."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class Hiding(nn.Module):
+    """A block that hands something on without returning it, by name."""
+
+    def __init__(self, how: str, before: "Hiding | None") -> None:
+        super().__init__()
+        self.how = how
+        self.before = [before] if how == "block" and before is not None else []
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Any:
+        for before in self.before:
+            x = x + before.hidden
+        self.hidden = self.linear(x) * 2
+        return Boxed(self.hidden) if self.how == "object" else self.hidden / 2
+
+
+class Hides(nn.Module):
+    """A model whose blocks hide what is read later."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.blocks = nn.ModuleList()
+        for _ in range(3):
+            last = self.blocks[-1] if len(self.blocks) else None
+            self.blocks.append(Hiding(how, last if isinstance(last, Hiding) else None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            output = block(x)
+            x = output.tensor if isinstance(output, Boxed) else output
+        return x + self.blocks[0].hidden if self.how == "attribute" else x  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("how", "reader"),
+    [
+        ("object", "what the forward does outside of model.blocks"),
+        ("attribute", "what the forward does outside of model.blocks"),
+        ("block", "blocks.1"),
+    ],
+)
+def test_hidden_tensors_are_refused(how: str, reader: str) -> None:
+    with pytest.raises(UserError, match=f"^{reader} reads a tensor that blocks.0 made but did not return"):
+        cut_at(lambda: Hides(how), ["blocks"], torch.randn(2, 6))
+
+
+def test_what_only_a_block_reads_may_be_hidden() -> None:
+    model = cut_at(lambda: Hides("none"), ["blocks"], torch.randn(2, 6))
+    assert [layer.name for layer in model.layers] == ["first", "blocks.0", "blocks.1", "blocks.2"]
+
+
 NAMES = {
     "blokcs": "model.blocks=blokcs: the model has no such part; did you mean blocks?; it has blocks",
     "": "model.blocks is empty: name the parts to cut between; it has blocks",

@@ -200,7 +200,7 @@ class _Analysis:
         self._cuts = replace(cuts, arguments=(*cuts.arguments, of_each), given=(*cuts.given, given))
         self._reads.append(NONE)
         self._flow.segment += 1
-        output = self._opaque(own, args, kwargs)
+        output = self._opaque(cuts.blocks[number], own, args, kwargs)
         self._flow.mark(output, "block", number)
         return output
 
@@ -221,7 +221,7 @@ class _Analysis:
             return own(*args, **kwargs)
         cuts = self._cuts
         self._read(tensors_in((args, kwargs)))
-        output = self._opaque(own, args, kwargs)
+        output = self._opaque(cuts.outer[index], own, args, kwargs)
         self._flow.mark(output, "call", len(cuts.calls))
         self._cuts = replace(cuts, calls=(*cuts.calls, (index, self._flow.segment)))
         return output
@@ -233,9 +233,9 @@ class _Analysis:
             self.draws.add(name)
         return output
 
-    def _opaque(self, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _opaque(self, path: str, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._inside += 1
-        with _disable_current_modes():
+        with _disable_current_modes(), self._flow.inside(path):
             output = own(*args, **kwargs)
         self._inside -= 1
         return output

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from trainer.errors import UserError
 from trainer.pipeline.kernel_mode import KernelMode
 from trainer.pipeline.tensor_bytes import memory_of, tensors_in, written_by
 
@@ -56,6 +58,8 @@ class Flow(KernelMode):
         self.written: Sources = NONE
         self._sources: dict[int, Sources] = {}
         self._kept: list[Tensor] = []  # memory that is freed may be used for something else
+        # By memory: the opaque module that has made it. The weak reference keeps the address from reuse.
+        self._made: dict[int, tuple[str, StorageWeakRef]] = {}
         self._weights = {memory_of(weight): path for path, weight in reversed(list(weights.items()))}
 
     def of(self, tensors: Iterable[Tensor]) -> Sources:
@@ -66,6 +70,38 @@ class Flow(KernelMode):
         """Note that the tensors in some values are a source."""
         for part, tensor in enumerate(tensors_in(values)):
             self._note(tensor, frozenset([Source(kind, number, part)]))
+
+    def inside(self, path: str) -> "KernelMode":
+        """Return the mode for the inside of an opaque module."""
+        return _Inside(self, path)
+
+    def made(self, tensor: Tensor, path: str) -> None:
+        """Note that a module has made a tensor, which it may or may not return."""
+        memory = memory_of(tensor)
+        if memory not in self._sources and memory not in self._made:
+            self._made[memory] = path, StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+    def refuse_hidden(self, tensor: Tensor, reader: str) -> None:
+        """Refuse a tensor that another module has made and not returned: it does not cross a cut.
+
+        Args:
+            tensor: What is read.
+            reader: The path of the module that reads it, or empty outside of modules.
+
+        Raises:
+            UserError: It is one.
+        """
+        memory = memory_of(tensor)
+        if memory in self._sources or memory in self._weights or memory not in self._made:
+            return
+        path, reference = self._made[memory]
+        if path != reader and not reference.expired():  # type: ignore[no-untyped-call]
+            who = reader or "what the forward does outside of model.blocks"
+            raise UserError(
+                f"{who} reads a tensor that {path} made but did not return in tensors, tuples, lists or "
+                "dicts: what it keeps in an attribute, or in an object of another kind, does not reach other "
+                "stages; return it as a tensor"
+            )
 
     def run(self, kernel: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a kernel, and note what its results depend on."""
@@ -84,8 +120,32 @@ class Flow(KernelMode):
         memory = memory_of(tensor)
         if memory in self._weights:
             return frozenset([Source("weight", name=self._weights[memory])])
+        self.refuse_hidden(tensor, "")
         return self._sources.get(memory, NONE)
 
     def _note(self, tensor: Tensor, sources: Sources) -> None:
         self._kept.append(tensor)
         self._sources[memory_of(tensor)] = sources
+
+
+class _Inside(KernelMode):
+    """Notes what an opaque module makes.
+
+    Args:
+        flow: Where.
+        path: The path of the module.
+    """
+
+    def __init__(self, flow: Flow, path: str) -> None:
+        super().__init__()
+        self._flow = flow
+        self._path = path
+
+    def run(self, kernel: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a kernel, refuse what it should not read, and note its results."""
+        for tensor in tensors_in((args, kwargs)):
+            self._flow.refuse_hidden(tensor, self._path)
+        result = kernel(*args, **kwargs)
+        for tensor in tensors_in(result):
+            self._flow.made(tensor, self._path)
+        return result

@@ -30,7 +30,15 @@ from trainer.data.masked import Masked
 from trainer.data.reading import ReadableFile, encoding_note, text_files
 from trainer.data.text import MASK_SEED
 from trainer.data.tokenizer import FileTokenizer, Marks, build_tokenizer
-from trainer.data.tokens import MappedTokens, describe, map_tokens, prepare_cache, token_key, write_tokens
+from trainer.data.tokens import (
+    MappedTokens,
+    describe,
+    map_tokens,
+    not_cached,
+    prepare_cache,
+    token_key,
+    write_tokens,
+)
 from trainer.errors import UserError
 
 _MARKS = 3  # tokens of a sample that are not text
@@ -182,10 +190,7 @@ def load(config: PairsConfig) -> Data:
     key = _key(config, tokenizer)
     text, pairs = describe(cache, key), describe(cache, f"{key}-pairs")
     if text is None or pairs is None:
-        raise UserError(
-            f"the tokens of {source.title} are not in data.cache={cache}: its files have changed since, or "
-            "the ranks of this node do not share the folder; run again"
-        )
+        raise not_cached(f"the tokens of {source.title}", cache)
     lengths = map_tokens(cache, f"{key}-pairs", pairs).all().astype(np.int64).reshape(-1, 2)
     held_out = round(len(lengths) * config.validation)
     cut = len(lengths) - held_out

@@ -20,7 +20,7 @@ from trainer.data.masked import Masked
 from trainer.data.mixture import Chosen, Mixture
 from trainer.data.pieces import TextSource
 from trainer.data.tokenizer import FileTokenizer, build_tokenizer
-from trainer.data.tokens import MappedTokens, describe, map_tokens
+from trainer.data.tokens import MappedTokens, describe, map_tokens, not_cached
 from trainer.errors import UserError, suggest
 
 MASK_SEED = 0  # samples are masked alike in every run, so that validations can be compared
@@ -142,10 +142,7 @@ def _load(text: TextSource, config: TextConfig, tokenizer: FileTokenizer, seed: 
     key = key_of(text, source, tokenizer)
     description = describe(cache, key)
     if description is None:
-        raise UserError(
-            f"the tokens of {source.title} are not in data.cache={cache}: its files have changed since, or "
-            "the ranks of this node do not share the folder; run again"
-        )
+        raise not_cached(f"the tokens of {source.title}", cache)
     training, validation = _split(map_tokens(cache, key, description), config, source.title)
     return _Loaded(
         _with_objective(training, tokenizer, config, seed, dynamic=config.masking == "dynamic"),

@@ -67,6 +67,14 @@ def prepare_cache(folder: Path) -> None:
         raise UserError(f"data.cache={folder} is not writable: give another folder")
 
 
+def not_cached(what: str, folder: Path) -> UserError:
+    """Return the error of a rank that does not find what one rank of its node has prepared."""
+    return UserError(
+        f"{what} are not in data.cache={folder}: the files that they come from have changed since, or the "
+        "ranks of this node do not share the folder; run again"
+    )
+
+
 def describe(folder: Path, key: str) -> Description | None:
     """Return the description of the key's token file, or None if the file is missing or incomplete."""
     try:

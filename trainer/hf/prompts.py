@@ -24,7 +24,15 @@ from trainer.config.data import PromptsConfig
 from trainer.data.dataset import Data
 from trainer.data.files import Source, find_text
 from trainer.data.masked import IGNORED
-from trainer.data.tokens import MappedTokens, describe, map_tokens, prepare_cache, token_key, write_tokens
+from trainer.data.tokens import (
+    MappedTokens,
+    describe,
+    map_tokens,
+    not_cached,
+    prepare_cache,
+    token_key,
+    write_tokens,
+)
 from trainer.errors import UserError
 from trainer.hf.conversations import Conversations
 
@@ -133,10 +141,7 @@ def load(config: PromptsConfig) -> Data:
     key = _key(config, source)
     text, described = describe(cache, key), describe(cache, f"{key}-lengths")
     if text is None or described is None:
-        raise UserError(
-            f"the tokens of {source.title} are not in data.cache={cache}: the file has changed since, or the "
-            "ranks of this node do not share the folder; run again"
-        )
+        raise not_cached(f"the tokens of {source.title}", cache)
     largest, *_ = lengths = map_tokens(cache, f"{key}-lengths", described).all().astype(np.int64)
     ends = np.cumsum(lengths[1:])
     starts = ends - lengths[1:]

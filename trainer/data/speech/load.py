@@ -18,7 +18,7 @@ from trainer.data.speech.corpus import Recording, find_recordings
 from trainer.data.speech.feature_file import contents, feature_key, map_features, write_features
 from trainer.data.speech.features import Bands, import_soundfile
 from trainer.data.speech.letters import Letters, letters_of
-from trainer.data.tokens import prepare_cache
+from trainer.data.tokens import not_cached, prepare_cache
 from trainer.errors import UserError
 
 _ALPHABET = 29  # of English: blank, space, apostrophe and 26 letters
@@ -220,10 +220,7 @@ def _utterances(
     key = feature_key(recordings, bands)
     held = contents(cache, key, bands)
     if held is None or len(held.frames) != len(recordings):
-        raise UserError(
-            f"the features of {recordings[0].path.parent} and others are not in data.cache={cache}: "
-            "recordings have changed since, or the ranks of this node do not share the folder; run again"
-        )
+        raise not_cached(f"the features of {recordings[0].path.parent} and others", cache)
     lengths = np.array(held.frames, dtype=np.int64)
     kept = np.flatnonzero(lengths * config.hop <= config.longest).tolist()
     if not kept:
