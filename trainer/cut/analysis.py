@@ -26,6 +26,7 @@ from trainer.cut.answers import Answer, Call, answering, on_meta
 from trainer.cut.blocks import outer_modules
 from trainer.cut.flow import NONE, Flow, Source, Sources
 from trainer.errors import UserError
+from trainer.models.all_steps import on_meta_device
 from trainer.pipeline.tensor_bytes import tensors_in
 
 _NUMBERS = ("meta tensor", "meta device", "data-dependent", "Meta tensors")  # in torch's complaints
@@ -167,7 +168,7 @@ class _Analysis:
             answers[self._model.get_submodule(path)] = partial(self._call, index)
         for number, path in enumerate(cuts.blocks):
             answers[self._model.get_submodule(path)] = partial(self._block, number)
-        with answering(answers), torch.device("meta"), torch.no_grad(), flow:
+        with answering(answers), on_meta_device(), torch.no_grad(), flow:
             try:
                 output = calls(self._model, meta)
             except UserError:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from trainer.cut.analysis import Cuts
 from trainer.cut.answers import on_meta, stand_in
+from trainer.models.all_steps import on_meta_device
 
 _MOST_KNOWN = (
     16  # kinds of arguments of each module whose outputs are remembered; then the oldest is forgotten
@@ -86,7 +87,7 @@ class Part:
             original = self._originals[module]
             function = own if original is module else original  # the others' forwards answer
             args, kwargs = _converted(on_meta((args, kwargs)), half, torch.float32)
-            with _disable_current_modes(), torch.device("meta"), torch.no_grad():
+            with _disable_current_modes(), on_meta_device(), torch.no_grad():
                 returned = _converted(function(*args, **kwargs), torch.float32, half)
             self._shapes[key] = tree_flatten(returned)
         return self._shapes[key]

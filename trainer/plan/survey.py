@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from trainer.activation import Activation, ActivationSpec, TensorSpec, flatten, unflatten
 from trainer.distributed.aside import Send
 from trainer.errors import UserError
+from trainer.models.all_steps import on_meta_device
 from trainer.models.model import Layer, Model
 from trainer.models.names import plain_parameters
 from trainer.models.skeleton import build_skeleton, never_compile, skeleton
@@ -128,7 +129,7 @@ class Survey:
             self._owners.claim(layer, built.module)
             self._built[id(layer.build)] = built
         built = self._built[id(layer.build)]
-        with torch.no_grad(), torch.device("meta"), suppress(Exception):  # a custom layer may raise anything
+        with torch.no_grad(), on_meta_device(), suppress(Exception):  # a custom layer may raise anything
             _materialize(built.bare, taken)
         weights = Weights.of(built.bare)
         send(weights)
@@ -147,7 +148,7 @@ class Survey:
         for compute, mode in ((self._compute, nullcontext()), (torch.float32, Together())):  # [1], [2]
             trial = Trial(skeleton(built.bare, compute), _leaves(taken, compute), taken.nest)
             try:
-                with torch.enable_grad(), torch.device("meta"), mode:
+                with torch.enable_grad(), on_meta_device(), mode:
                     outputs = trial.run()
                 return Costed(trial.cost(layer.name, weights), outputs)
             except Exception as error:  # a custom layer may raise anything
@@ -177,7 +178,7 @@ class Survey:
         targets = unflatten([torch.empty_like(tensor, device="meta") for tensor in tensors], nest)
         work = Work()
         try:
-            with torch.enable_grad(), torch.device("meta"):
+            with torch.enable_grad(), on_meta_device():
                 given = [precision.for_loss(leaf).clone() for leaf in leaves]
                 work.watch(given)
                 with work:
