@@ -67,9 +67,10 @@ def _all_steps(
     of_inputs, of_states = (weights[2], weights[3]) if has_biases else (None, None)
     from_inputs = F.linear(x, weights[0], of_inputs)
     before = [state.expand(*x.shape[:2], -1) for state in first]
-    # Every step's state follows from the inputs, so gradients have to reach them through it.
-    hidden = before[0] + from_inputs[..., : before[0].shape[-1]]
-    states = cell(from_inputs, F.linear(hidden, weights[1], of_states), before)
+    # The states before all steps but the first follow from the inputs, so gradients pass through them.
+    hidden = before[0][1:] + from_inputs[1:, :, : first[0].shape[-1]]
+    from_states = [F.linear(state, weights[1], of_states) for state in (first[0][None], hidden)]
+    states = cell(from_inputs, torch.cat(from_states), before)
     projected = weights[-1] if len(weights) in (3, 5) else None
     return states if projected is None else (F.linear(states[0], projected), *states[1:])
 
