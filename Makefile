@@ -35,7 +35,7 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: help setup train verify verify-matrix report bench-schedule bench-overhead \
 	bench-recompute bench-pipeline bench-data bench-hybrid bench-generate bench-cut setup-deepspeed test \
-	test-quick lint types format docs figures docs-config \
+	test-all test-quick lint types format docs figures docs-config \
 	wheels clean
 
 ##@ Use
@@ -102,10 +102,13 @@ wheels: ## Fill a folder (WHEELS=wheels) for machines without a network (PYTHON_
 
 ##@ Development
 test: setup ## Run the tests (PYTEST_ARGS="-k schedule")
+	@$(IN_VENV) $(PYTEST) -m "not thorough" $(PYTEST_ARGS)
+
+test-all: setup ## The same, and the thorough ones, which take as long again: before a release
 	@$(IN_VENV) $(PYTEST) $(PYTEST_ARGS)
 
 test-quick: setup ## Run what a minute has room for: before every commit
-	@$(IN_VENV) $(PYTEST) -m "quick or not (parallel or slow)" $(PYTEST_ARGS)
+	@$(IN_VENV) $(PYTEST) -m "not thorough and (quick or not (parallel or slow))" $(PYTEST_ARGS)
 
 lint: setup ## Check style and formatting
 	@$(IN_VENV) .venv/bin/python -m ruff check && .venv/bin/python -m ruff format --check

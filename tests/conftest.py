@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 from tests.support.sentences import sentences
+from tests.support.thorough import is_thorough
 
 # The same cases in every run: a failure comes from the change under test, not from chance.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -32,6 +33,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from tests.support.scheduling import Groups  # noqa: PLC0415  (pytest-xdist may not be installed)
 
     return Groups(config, log)
+
+
+collected: list[str] = []  # the ids of all tests, also of those that are not chosen
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `make test` leaves out."""
+    collected[:] = [item.nodeid for item in items]
+    for item in items:
+        if is_thorough(item.nodeid):
+            item.add_marker("thorough")
 
 
 def pytest_collection_finish() -> None:
