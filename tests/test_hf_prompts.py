@@ -17,7 +17,9 @@ from trainer.errors import UserError
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+from trainer.hf.conversations import Conversations
 from trainer.hf.prompts import load, prepare
+from trainer.hf.tokenizer import FolderTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +164,21 @@ def test_files_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     refused("transformers cannot read a tokenizer", "one.jsonl", tmp_path / "bare")
     refused("does not exist", "gone.jsonl")
     refused("is a folder: give one jsonl file", "")
+
+
+def test_a_conversation_to_continue_begins_as_in_training(folder: Path) -> None:
+    (messages,) = (entry["messages"] for entry in conversations(1))
+    begun = FolderTokenizer(str(folder)).converse(messages[:3])
+    lines = Conversations(str(folder)).tokens(json.dumps({"messages": messages}))
+    trained = [token for token, _ in lines]
+    assert trained[: len(begun)] == begun
+    assert [learns for _, learns in lines[len(begun) :]] == [True] * (len(lines) - len(begun))
+
+
+def test_conversations_need_a_template_that_takes_them(tmp_path: Path) -> None:
+    tokenizer(None).save_pretrained(tmp_path / "none")
+    with pytest.raises(UserError, match="has no chat template"):
+        FolderTokenizer(str(tmp_path / "none")).converse([{"role": "user", "content": "a"}])
+    tokenizer("{{ raise_exception('no such role') }}").save_pretrained(tmp_path / "strict")
+    with pytest.raises(UserError, match="the chat template refuses it: no such role"):
+        FolderTokenizer(str(tmp_path / "strict")).converse([{"role": "x", "content": "a"}])

@@ -1,6 +1,7 @@
 """Prompts come from the command line, a file or standard input."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def test_objects(tmp_path: Path) -> None:
     assert found[0].given == {"prompt": "a\nb", "id": 7}
 
 
+def test_conversations(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "2 + 2?"}]
+    lines = [{"messages": messages, "id": 7}, {"prompt": "", "messages": messages}]
+    found = read(tmp_path / "prompts.jsonl", "\n".join(map(json.dumps, lines)))
+    assert [prompt.messages for prompt in found] == [messages, None]
+
+
 @pytest.mark.parametrize(
     ("text", "prompts"), [("one\ntwo", ["one", "two"]), ('{"prompt": "one"}\n', ["one"])]
 )
@@ -46,6 +54,8 @@ def test_standard_input(text: str, prompts: list[str], monkeypatch: pytest.Monke
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2 of .*p.jsonl is not JSON"),
         ("p.jsonl", '{"text": "a"}', r"line 1 of .*p.jsonl must be an object such as"),
         ("p.jsonl", '"a"', r"line 1 of .*p.jsonl must be an object such as"),
+        ("p.jsonl", '{"messages": []}', r"line 1 of .*p.jsonl must be an object such as"),
+        ("p.jsonl", '{"messages": [{"role": "user"}]}', r"line 1 of .*p.jsonl must be an object such as"),
         ("p.jsonl", '{"prompt": 3}', r"line 1 of .*p.jsonl must be an object such as"),
     ],
 )

@@ -30,7 +30,7 @@ def generate(config: Config, world: World) -> None:
     writer = Writer(model.run, config.generate, model.context)
     if world.rank == 0 and config.generate.cache and not writer.cached:
         _say("this model's layers keep no keys and values: every token is computed from all before it")
-    ends = () if config.generate.ignore_eos else model.ends
+    ends = () if config.generate.ignore_eos else _ends(prompts, model)
     world.barrier()  # so that all replicas start at the same time
     writer.write(mine, ending(config.generate, model.tokenizer, ends))
     leads = model.run.groups.model_parallel.rank == 0
@@ -72,7 +72,7 @@ def _encoded(prompts: Sequence[Prompt], model: Trained, tokens: int) -> list[Tex
     """
     texts = []
     for index, prompt in enumerate(prompts):
-        encoded = model.tokenizer.encode(prompt.text)
+        encoded = _tokens(prompt, model)
         if not encoded:
             raise UserError(f"{prompt.where} has no tokens: begin texts with at least one")
         if model.context is not None and len(encoded) > model.context:
@@ -89,6 +89,31 @@ def _encoded(prompts: Sequence[Prompt], model: Trained, tokens: int) -> list[Tex
     return texts
 
 
+def _ends(prompts: Sequence[Prompt], model: Trained) -> list[int]:
+    """Return the tokens that end a text; of conversations also the tokenizer's, which training adds."""
+    own: int | None = getattr(model.tokenizer, "end", None)
+    if own is None or not any(prompt.messages for prompt in prompts):
+        return list(model.ends)
+    return [*model.ends, own]
+
+
+def _tokens(prompt: Prompt, model: Trained) -> list[int]:
+    """Return a prompt's tokens; those of a conversation are in the words of the tokenizer's chat template."""
+    if prompt.messages is None:
+        return list(model.tokenizer.encode(prompt.text))
+    converse = getattr(model.tokenizer, "converse", None)
+    if converse is None:
+        raise UserError(
+            f"{prompt.where} is a conversation, and only the tokenizer of a Hugging Face folder (model=hf) "
+            'knows how to write one: give {"prompt": ...}'
+        )
+    try:
+        encoded: list[int] = converse(prompt.messages)
+    except UserError as error:
+        raise UserError(f"{prompt.where}: {error}") from error
+    return encoded
+
+
 def _record(prompt: Prompt, text: Text, model: Trained) -> dict[str, Any]:
     """Return what is written for a text; a stop string and what follows it are left out."""
     written = model.tokenizer.decode(text.written)
@@ -97,7 +122,7 @@ def _record(prompt: Prompt, text: Text, model: Trained) -> dict[str, Any]:
         written = written[: min(starts)]
     return {
         **prompt.given,
-        "prompt": prompt.text,
+        **({} if prompt.messages else {"prompt": prompt.text}),
         "text": written,
         "tokens": text.written,
         "finish_reason": text.finish,

@@ -16,7 +16,7 @@ class Prompt:
     """What a text begins with.
 
     Attributes:
-        text: The text.
+        text: The text; empty for a conversation.
         where: Where it is from, for messages.
         given: The object that it is the `prompt` of; what else is in it is written out again.
     """
@@ -24,6 +24,11 @@ class Prompt:
     text: str
     where: str
     given: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> list[dict[str, str]] | None:
+        """Return the conversation that an assistant's next message continues, if it is one."""
+        return None if "prompt" in self.given else self.given.get("messages")
 
 
 def read_prompts(config: GenerateConfig) -> list[Prompt]:
@@ -53,10 +58,31 @@ def _plain(lines: list[tuple[int, str]], where: str) -> Iterator[Prompt]:
 
 def _objects(lines: list[tuple[int, str]], where: str) -> Iterator[Prompt]:
     for number, line in lines:
+        place = f"line {number} of {where}"
         try:
             given = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"line {number} of {where} is not JSON: {error}") from error
-        if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
-            raise UserError(f'line {number} of {where} must be an object such as {{"prompt": "def "}}')
-        yield Prompt(given["prompt"], f"line {number} of {where}", given)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place} is not JSON: {error}") from error
+        if isinstance(given, dict) and "prompt" not in given and _is_conversation(given.get("messages")):
+            yield Prompt("", place, given)
+        elif isinstance(given, dict) and isinstance(given.get("prompt"), str):
+            yield Prompt(given["prompt"], place, given)
+        else:
+            raise UserError(
+                f'{place} must be an object such as {{"prompt": "def "}} or {{"messages": [{{"role": "user", '
+                '"content": "2 + 2?"}]}'
+            )
+
+
+def _is_conversation(messages: Any) -> bool:
+    """Return whether these are messages, each with the texts `role` and `content`."""
+    return (
+        isinstance(messages, list)
+        and bool(messages)
+        and all(
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+            for message in messages
+        )
+    )

@@ -1,5 +1,6 @@
 """The tokenizer in a model's folder, as transformers uses it: with the special tokens of its model."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -37,9 +38,33 @@ class FolderTokenizer:
         """Return the number of tokens."""
         return len(self._tokenizer)
 
+    @property
+    def end(self) -> int | None:
+        """Return the token that ends a text, if there is one."""
+        return self._tokenizer.eos_token_id  # type: ignore[no-any-return]
+
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text, with the special ones that the model expects before it."""
         return list(self._tokenizer(text)["input_ids"])
+
+    def converse(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the tokens of a conversation, up to where the assistant's next message begins.
+
+        Args:
+            messages: Each with a `role` and its `content`.
+
+        Raises:
+            UserError: The tokenizer has no chat template, or its template refuses the conversation.
+        """
+        if not self._tokenizer.chat_template:
+            raise UserError("the model's tokenizer has no chat template, which conversations need")
+        try:
+            written = self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # templates raise errors of their own
+            raise UserError(f"the chat template refuses it: {error}") from error
+        return list(self._tokenizer(written, add_special_tokens=False)["input_ids"])
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of tokens, without special ones."""
