@@ -1,0 +1,124 @@
+"""A job from its start to the point where nothing of it is left on any host, and what follows."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trainer.errors import EXIT_SAVED
+from trainer.launch import sweep
+from trainer.launch.again import MOST_STARTS, Starts, requeue
+from trainer.launch.options import Options
+from trainer.launch.place import Place, is_here
+from trainer.launch.remote import ask
+from trainer.launch.supervise import Supervisor
+
+_PATIENCE = 2.0  # seconds for what is about to end
+_SWEEP = Path(str(sweep.__file__))
+
+
+def say(text: str) -> None:
+    """Print a line at once, from any thread."""
+    try:
+        os.write(2, f"trainer.launch: {text}\n".encode(errors="replace"))
+    except OSError:  # nobody reads it
+        return
+
+
+class Job:
+    """What the command line asks for, started once or several times.
+
+    Args:
+        command: What to run.
+        variables: To be added to its environment.
+        mark: What the job's processes bear.
+        hosts: All of its hosts.
+        place: Where they are.
+        options: The user's.
+        run_dir: The run's folder, if the user gives it.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        mark: str,
+        hosts: Sequence[str],
+        place: Place,
+        options: Options,
+        run_dir: Path | None,
+    ) -> None:
+        self._command = command
+        self._variables = variables
+        self._mark = mark
+        self._others = [host for host in hosts if not is_here(host) and host != "localhost"]
+        self._place = place
+        self._options = options
+        self._run_dir = run_dir
+        self._hidden: Path | None = None
+
+    def run(self) -> int:
+        """Run it to its end, and return the exit code."""
+        starts = Starts(self._run_dir) if self._options.requeue and self._run_dir is not None else None
+        while True:
+            supervisor = Supervisor(
+                self._command,
+                self._variables,
+                mark=self._mark,
+                grace=self._options.grace,
+                say=say,
+                hide=self._hide,
+                elsewhere=self._runs_elsewhere,
+            )
+            ended = supervisor.run()
+            self._clean_up()
+            if any(word.text for word in ended.words) and self._hidden is not None:
+                say(f"Open MPI's own words are in {self._hidden}")
+            if ended.code != EXIT_SAVED or starts is None:
+                return ended.code
+            if self._place.job:
+                code, line = requeue(self._place.job)
+                say(line)
+                return code
+            if ended.asked:
+                return ended.code  # by the user, who would be surprised
+            if not starts.may_start_again():
+                say(f"started {MOST_STARTS} times without a step: given up")
+                return ended.code
+            say("started again")
+
+    def _clean_up(self) -> None:
+        """End what the job has left, on all hosts."""
+        left = {"this host": sweep.sweep(self._mark, _PATIENCE)}
+        if self._others:
+            given = {"mark": self._mark, "patience": _PATIENCE, "kill": True}
+            for answer in ask(self._others, self._place.reach, _SWEEP, given):
+                if answer.value is None:
+                    say(
+                        f"host {answer.host} could not be cleaned up: {answer.complaint}; what is left there has "
+                        f"{self._mark} in its environment"
+                    )
+                else:
+                    left[answer.host] = answer.value["left"]
+        for host, commands in left.items():
+            if commands:
+                say(f"killed {len(commands)} processes left on {host}, such as: {commands[0]}")
+
+    def _runs_elsewhere(self) -> bool:
+        """Return whether another host that answers has processes of the job."""
+        given = {"mark": self._mark, "patience": 0.0, "kill": False}
+        answers = ask(self._others, self._place.reach, _SWEEP, given) if self._others else []
+        return any("trainer" in text for answer in answers if answer.value for text in answer.value["left"])
+
+    def _hide(self, text: bytes) -> None:
+        """Keep Open MPI's own words in a file."""
+        try:
+            if self._hidden is None:
+                folder = self._run_dir / "logs" if self._run_dir is not None else Path(tempfile.gettempdir())
+                if not folder.is_dir():
+                    folder = Path(tempfile.gettempdir())
+                self._hidden = folder / f"mpirun-{self._mark[:8]}.log"
+            with self._hidden.open("ab") as file:
+                file.write(text)
+        except OSError:  # a full disk; ours stand for them
+            self._hidden = None
