@@ -13,13 +13,14 @@ import os
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 from trainer.errors import EXIT_SAVED, EXIT_USER_ERROR, UserError
 from trainer.launch import network
 from trainer.launch.checks import Found, look_at
-from trainer.launch.command_line import Start, by_mpirun, by_srun, program
+from trainer.launch.command_line import Request, Start, by_mpirun, by_srun, program
 from trainer.launch.groups import crossings, describe, take
 from trainer.launch.job import Job, say
 from trainer.launch.layout import Asked, read
@@ -37,7 +38,7 @@ def main() -> None:
     try:
         _end_at_once_before_ranks_start()
         code = launch(parse(sys.argv[1:]))
-    except Problems as error:
+    except ProblemsError as error:
         code = _report(*error.lines)
     except UserError as error:
         code = _report(str(error))
@@ -48,7 +49,7 @@ def main() -> None:
     os._exit(code)
 
 
-class Problems(UserError):
+class ProblemsError(UserError):
     """Several things that are wrong, a line each."""
 
     def __init__(self, lines: tuple[str, ...]) -> None:
@@ -73,17 +74,20 @@ def launch(options: Options) -> int:
     if place.reach is not Reach.LOCAL:
         found = look_at([host.name for host in hosts], place.reach, mpi.mpirun, asked.run_dir)  # [3]
         if found.problems:
-            raise Problems(found.problems)
-    job = f"{uuid4().hex}"
-    start = _start(mpi, place, hosts, job, found, options)  # [4]
+            raise ProblemsError(found.problems)
+    request = Request(hosts, place.reach, uuid4().hex, place.nodes, found.networks, os.environ)
+    start = _start(mpi, request, options)  # [4]
     command = [*start.command, *_program(options, hosts)]
-    _describe(place, hosts, group, start, found, options)
+    _describe(place, request, start, found, options)
+    if crossing := crossings(hosts, group):
+        say(describe(crossing, group, hosts))
     if options.dry_run:
         print(" ".join(f"{name}={shlex.quote(value)}" for name, value in start.variables.items()))
         print(shlex.join(command))
         return 0
-    run = Job(command, start.variables, job, [host.name for host in hosts], place, options, asked.run_dir)
-    return run.run()  # [5]
+    return Job(
+        replace(start, command=tuple(command)), request, place.job, options, asked.run_dir
+    ).run()  # [5]
 
 
 def _hosts(place: Place, options: Options, asked: Asked) -> tuple[Host, ...]:
@@ -91,33 +95,21 @@ def _hosts(place: Place, options: Options, asked: Asked) -> tuple[Host, ...]:
     if not place.hosts:
         ranks = options.ranks or (2 if options.check else asked.ranks or 1)
         return (Host("localhost", ranks),)
-    ranks = options.ranks
     if options.check:
         return tuple(Host(host.name, min(2, max(host.slots, host.cores))) for host in place.hosts)
     ranks = options.ranks or sum(host.slots for host in place.hosts)
     return take(place.hosts, ranks, asked.group(ranks), fixed=place.reach is Reach.SRUN)
 
 
-def _start(
-    mpi: Mpi, place: Place, hosts: tuple[Host, ...], job: str, found: Found, options: Options
-) -> Start:
-    if place.reach is Reach.SRUN and mpi.kind is Kind.OPEN_MPI and not mpi.knows_slurm():
+def _start(mpi: Mpi, request: Request, options: Options) -> Start:
+    if request.reach is Reach.SRUN and mpi.kind is Kind.OPEN_MPI and not mpi.knows_slurm():
         if not srun_speaks_pmix():
             raise UserError(
                 f"{mpi.mpirun} was built without Slurm, and this Slurm without PMIx (srun --mpi=list): give "
                 "-H h1:2,h2:2 with hosts that ssh reaches, or use the cluster's MPI module"
             )
-        return by_srun(hosts, job)
-    return by_mpirun(
-        mpi,
-        hosts,
-        place.reach,
-        job,
-        os.environ,
-        nodes=place.nodes,
-        networks=found.networks,
-        options=options.mpirun_args,
-    )
+        return by_srun(request)
+    return by_mpirun(mpi, request, options.mpirun_args)
 
 
 def _program(options: Options, hosts: tuple[Host, ...]) -> list[str]:
@@ -127,23 +119,17 @@ def _program(options: Options, hosts: tuple[Host, ...]) -> list[str]:
     return program(_LINKS, [str(Path(network.FILE).absolute()), f"{{{slots}}}"])
 
 
-def _describe(
-    place: Place, hosts: tuple[Host, ...], group: int, start: Start, found: Found, options: Options
-) -> None:
+def _describe(place: Place, request: Request, start: Start, found: Found, options: Options) -> None:
     """Say what was found: all of it where the user asks, else what is not plain."""
-    ranks = sum(host.slots for host in hosts)
-    listed = ", ".join(f"{host.slots} on {host.name}" for host in hosts)
+    listed = ", ".join(f"{host.slots} on {host.name}" for host in request.hosts)
     if options.dry_run or options.check or place.reach is not Reach.LOCAL:
-        say(f"{place.found}: {ranks} ranks, {listed}; {start.how}")
+        say(f"{place.found}: {request.ranks} ranks, {listed}; {start.how}")
     elif options.ranks is None and not place.hosts:
-        say(f"{ranks} ranks on this machine: one replica; -np N starts more" if ranks > 1 else _ONE)
+        one = "1 rank on this machine; -np N starts more"
+        several = f"{request.ranks} ranks on this machine, for one replica; -np N starts more"
+        say(one if request.ranks == 1 else several)
     if (options.dry_run or options.check) and found.addresses:
         say("networks " + ("; ".join(f"{host}: {where or 'none shared'}" for host, where in found.addresses)))
-    if crossing := crossings(hosts, group):
-        say(describe(crossing, group, hosts))
-
-
-_ONE = "1 rank on this machine; -np N starts more"
 
 
 def _report(*lines: str) -> int:

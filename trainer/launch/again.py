@@ -5,9 +5,9 @@ Only progress is worth another start: a run that comes back to the same step is 
 
 import re
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-
-from trainer.errors import EXIT_SAVED
 
 MOST_STARTS = 3  # at the same step
 _CHECKPOINT = re.compile(r"step-(\d+)")
@@ -44,22 +44,62 @@ class Starts:
         return self._number <= MOST_STARTS
 
 
-def requeue(job: str) -> tuple[int, str]:
-    """Ask Slurm to start a job again, which ends it.
+def requeue(job: str) -> str:
+    """Have Slurm start a job again, which ends it, unless Slurm does so already or the user has cancelled it.
 
     Args:
         job: Its number, such as "17", or "17_3" of a task of an array.
 
     Returns:
-        The exit code, and a line for the user.
+        A line for the user.
     """
+    told = _scontrol("show", "job", "-o", job)
+    facts = dict(re.findall(r"(\w+)=(\S+)", told.out))
+    state = facts.get("JobState", "")
+    if state == "PENDING":  # it was pre-empted
+        return f"Slurm starts job {job} again"
+    if state in ("CANCELLED", "COMPLETING") and not _out_of_time(facts) and not _pre_empted(facts):
+        return f"job {job} was cancelled: it is not started again; everything is saved"
+    asked = _scontrol("requeue", job)
+    if asked.complaint:
+        return f"scontrol requeue {job}: {asked.complaint}; everything is saved, submit the job again"
+    return f"Slurm starts job {job} again"
+
+
+@dataclass(frozen=True)
+class _Told:
+    out: str
+    complaint: str = ""
+
+
+def _scontrol(*arguments: str) -> _Told:
     try:
         ran = subprocess.run(
-            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=_LIMIT, check=False
+            ["scontrol", *arguments], capture_output=True, text=True, timeout=_LIMIT, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return EXIT_SAVED, f"scontrol requeue {job}: {error}; everything is saved, submit the job again"
+        return _Told("", str(error))
     if ran.returncode:
-        complaint = (ran.stderr.strip().splitlines() or ["failed"])[-1]
-        return EXIT_SAVED, f"scontrol requeue {job}: {complaint}; everything is saved, submit the job again"
-    return EXIT_SAVED, f"Slurm starts job {job} again"
+        return _Told(ran.stdout, (ran.stderr.strip().splitlines() or ["failed"])[-1])
+    return _Told(ran.stdout)
+
+
+def _out_of_time(facts: Mapping[str, str]) -> bool:
+    """Return whether a job has run for as long as it may."""
+    if facts.get("Reason") == "TimeLimit":
+        return True
+    ran, limit = _seconds(facts.get("RunTime", "")), _seconds(facts.get("TimeLimit", ""))
+    return ran is not None and limit is not None and ran >= limit
+
+
+def _pre_empted(facts: Mapping[str, str]) -> bool:
+    return facts.get("PreemptTime", "None") not in ("None", "Unknown")
+
+
+def _seconds(text: str) -> int | None:
+    """Return the seconds of a time such as 1-02:03:04."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

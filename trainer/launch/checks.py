@@ -48,7 +48,8 @@ def look_at(hosts: Sequence[str], reach: Reach, mpirun: str, run_dir: Path | Non
     tokens = [str(each / f".trainer-launch-{number}") for each in dict.fromkeys(shared)]
     programs = [sys.executable, mpirun]
     given = {"folder": str(folder), "programs": programs, "tokens": tokens, "write": False}
-    mine, problems = [host for host in hosts if is_here(host)], []
+    mine = [host for host in hosts if is_here(host)]
+    problems: list[str] = []
     try:
         if mine:
             problems += _write(tokens)
@@ -94,9 +95,10 @@ def judge(
         first: Any = reached[0].value
         for fact in _SAME:
             if value[fact] != first[fact]:
+                what, other = fact.replace("_", " "), reached[0].host
                 yield (
-                    f"host {answer.host} has {fact.replace('_', ' ')} {value[fact]}, but {reached[0].host} has "
-                    f"{first[fact]}: all hosts need the same; run the same set-up on each"
+                    f"host {answer.host} has {what} {value[fact]}, but {other} has {first[fact]}: all hosts "
+                    "need the same; run the same set-up on each"
                 )
         if value["folder"]:
             yield from _unshared(answer, shared)
@@ -130,8 +132,8 @@ def _unreached(answer: Answer, python: str) -> str:
             "path, or put it on a shared file system"
         )
     return (
-        f"host {answer.host} cannot be reached: {complaint}; `ssh {answer.host} hostname` must work without a "
-        "password, or leave the host out"
+        f"host {answer.host} cannot be reached: {complaint}; `ssh {answer.host} hostname` must work without "
+        "a password, or leave the host out"
     )
 
 

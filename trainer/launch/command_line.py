@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.launch.mpi import Kind, Mpi
@@ -52,49 +52,64 @@ def program(module: str, words: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", module, *words]
 
 
-def by_mpirun(
-    mpi: Mpi,
-    hosts: Sequence[Host],
-    reach: Reach,
-    job: str,
-    environment: Mapping[str, str],
-    *,
-    nodes: Sequence[str] = (),
-    networks: Sequence[str] = (),
-    options: Sequence[str] = (),
-) -> Start:
+@dataclass(frozen=True)
+class Request:
+    """What to start where.
+
+    Attributes:
+        hosts: The hosts in the order of their ranks, each with as many slots as ranks.
+        reach: How daemons get to them.
+        job: The mark of the job's processes.
+        nodes: The nodes of the Slurm allocation, if its srun starts the daemons.
+        networks: The networks that all hosts share, such as "10.0.0.0/24"; none: MPI looks for itself.
+        environment: This process's variables, which the ranks get.
+    """
+
+    hosts: Sequence[Host]
+    reach: Reach
+    job: str
+    nodes: Sequence[str] = ()
+    networks: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> int:
+        """Return the number of ranks."""
+        return sum(host.slots for host in self.hosts)
+
+    @property
+    def listed(self) -> str:
+        """Return the hosts as `-H` takes them."""
+        return ",".join(f"{host.name}:{host.slots}" for host in self.hosts)
+
+
+def by_mpirun(mpi: Mpi, request: Request, options: Sequence[str] = ()) -> Start:
     """Return how mpirun starts the ranks, without the program that they run.
 
     Args:
         mpi: Whose mpirun.
-        hosts: The hosts in the order of their ranks, each with as many slots as ranks.
-        reach: How its daemons get to them.
-        job: The mark of the job's processes.
-        environment: This process's variables, which the ranks get.
-        nodes: The nodes of the Slurm allocation, if its srun starts the daemons.
-        networks: The networks that all hosts share, such as "10.0.0.0/24"; none: MPI looks for itself.
+        request: What to start where.
         options: Further options, by the user.
     """
-    ranks = sum(host.slots for host in hosts)
-    variables = {MARK: job, SIZE: str(ranks)}
-    if reach is Reach.SRUN:
-        variables |= _slots_in_slurm(hosts, nodes)
-    passed = [] if reach is Reach.LOCAL else passed_on(environment)
-    build = _open_mpi if mpi.kind is Kind.OPEN_MPI else _mpich
-    arguments = build(hosts, ranks, reach, job, sorted({*passed, MARK, SIZE}), networks, environment)
-    how = f"{mpi.kind.value} {mpi.version}" + ("" if reach is Reach.LOCAL else f", daemons by {reach.value}")
+    variables = {MARK: request.job, SIZE: str(request.ranks)}
+    if request.reach is Reach.SRUN:
+        variables |= _slots_in_slurm(request)
+    arguments = _open_mpi(mpi, request) if mpi.kind is Kind.OPEN_MPI else _mpich(request)
+    daemons = "" if request.reach is Reach.LOCAL else f", daemons by {request.reach.value}"
+    how = f"{mpi.kind.value} {mpi.version}{daemons}"
     return Start((mpi.mpirun, *arguments, *options), variables, how)
 
 
-def by_srun(hosts: Sequence[Host], job: str) -> Start:
+def by_srun(request: Request) -> Start:
     """Return how Slurm itself starts the ranks, by PMIx, without the program that they run."""
-    names = [host.name for host in hosts for _ in range(host.slots)]
+    names = [host.name for host in request.hosts for _ in range(host.slots)]
     command = (
-        *("srun", "--mpi=pmix", "--overlap", f"--nodes={len(hosts)}", f"--ntasks={len(names)}"),
+        *("srun", "--mpi=pmix", "--overlap", f"--nodes={len(request.hosts)}", f"--ntasks={len(names)}"),
         *(f"--nodelist={','.join(names)}", "--distribution=arbitrary", "--cpu-bind=none"),
         *("--kill-on-bad-exit=1", f"--chdir={Path.cwd()}", "--export=ALL"),
     )
-    return Start(command, {MARK: job, SIZE: str(len(names))}, "srun --mpi=pmix, as this MPI knows no Slurm")
+    variables = {MARK: request.job, SIZE: str(request.ranks)}
+    return Start(command, variables, "srun --mpi=pmix, as this MPI knows no Slurm")
 
 
 def passed_on(environment: Mapping[str, str]) -> list[str]:
@@ -108,72 +123,51 @@ def passed_on(environment: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _slots_in_slurm(hosts: Sequence[Host], nodes: Sequence[str]) -> dict[str, str]:
+def _slots_in_slurm(request: Request) -> dict[str, str]:
     """Return the variables that make Open MPI take slots as they are here, by node of the allocation.
 
     It takes a task for a slot, of which there may be one for all ranks. Were it not to ask Slurm, srun would
     start its daemons on any node.
     """
-    slots = {host.name: host.slots for host in hosts}
-    by_node = ",".join(str(slots.get(node, 1)) for node in nodes)
+    slots = {host.name: host.slots for host in request.hosts}
+    by_node = ",".join(str(slots.get(node, 1)) for node in request.nodes)
     # In an interactive step, srun would otherwise wait for that step's end.
     return {"SLURM_TASKS_PER_NODE": by_node, "SLURM_OVERLAP": "1"}
 
 
-def _open_mpi(
-    hosts: Sequence[Host],
-    ranks: int,
-    reach: Reach,
-    job: str,
-    passed: Sequence[str],
-    networks: Sequence[str],
-    environment: Mapping[str, str],
-) -> list[str]:
+def _open_mpi(mpi: Mpi, request: Request) -> list[str]:
     arguments = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    if reach is not Reach.SRUN:
+    if request.reach is not Reach.SRUN:
         arguments += ["--mca", "ras", "^slurm"]  # which would allow a rank for each task only
-    arguments += ["-np", str(ranks), "-H", _listed(hosts)]
-    arguments += ["--bind-to", "none", "--map-by", "slot", *_MESSAGES]
-    arguments += ["--mca", "trainer_job", job]  # shows on the command line of its daemons
-    if reach is Reach.LOCAL:
+    arguments += ["-np", str(request.ranks), "-H", request.listed, "--bind-to", "none", "--map-by", "slot"]
+    arguments += [*_MESSAGES, "--mca", "trainer_job", request.job]  # on the command line of its daemons
+    if request.reach is Reach.LOCAL:
         return arguments
-    arguments += [*_KEEPALIVE, "--wdir", str(Path.cwd())]
-    if reach is Reach.SSH and "SLURM_JOB_ID" in environment:
-        arguments += ["--mca", "plm", "^slurm"]  # hosts outside of the allocation
-    if reach is Reach.SRUN:
+    arguments += [*_KEEPALIVE, "--wdir", str(Path.cwd()), *_daemons(mpi, request)]
+    for layer in ("btl", "oob"):
+        given = any(name.startswith(f"OMPI_MCA_{layer}_tcp_if_") for name in request.environment)
+        if request.networks and not given:
+            arguments += ["--mca", f"{layer}_tcp_if_include", ",".join(request.networks)]
+    names = sorted({*passed_on(request.environment), MARK, SIZE})
+    return [*arguments, *(word for name in names for word in ("-x", name))]
+
+
+def _daemons(mpi: Mpi, request: Request) -> list[str]:
+    """Return how Open MPI starts its daemons."""
+    if request.reach is Reach.SRUN:
         # Slurm asks every process to end; a daemon that did would take its ranks with it before they save.
-        daemon = Path(__file__).with_name("daemon.py")
-        arguments += ["--mca", "orte_launch_agent", f"{sys.executable} {daemon}"]
-    if len(hosts) >= _MANY_HOSTS and reach is Reach.SSH:
-        arguments += [
-            "--mca",
-            "plm_rsh_no_tree_spawn",
-            "true",
-            "--mca",
-            "plm_rsh_num_concurrent",
-            str(len(hosts)),
-        ]
-    if networks:
-        for layer in ("btl", "oob"):
-            if not any(name.startswith(f"OMPI_MCA_{layer}_tcp_if_") for name in environment):
-                arguments += ["--mca", f"{layer}_tcp_if_include", ",".join(networks)]
-    return [*arguments, *(word for name in passed for word in ("-x", name))]
+        daemon, orted = Path(__file__).with_name("daemon.py"), Path(mpi.mpirun).with_name("orted")
+        return ["--mca", "orte_launch_agent", f"{sys.executable} {daemon} {orted}"]
+    outside = ["--mca", "plm", "^slurm"] if "SLURM_JOB_ID" in request.environment else []
+    if len(request.hosts) < _MANY_HOSTS:
+        return outside
+    together = ["--mca", "plm_rsh_num_concurrent", str(len(request.hosts))]
+    return [*outside, "--mca", "plm_rsh_no_tree_spawn", "true", *together]
 
 
-def _mpich(
-    hosts: Sequence[Host],
-    ranks: int,
-    reach: Reach,
-    job: str,
-    passed: Sequence[str],
-    networks: Sequence[str],
-    environment: Mapping[str, str],
-) -> list[str]:
-    arguments = ["-np", str(ranks)]
-    if reach is not Reach.LOCAL:  # its launcher passes on all variables, and the working folder
-        arguments += ["-hosts", _listed(hosts), "-bootstrap", "slurm" if reach is Reach.SRUN else "ssh"]
+def _mpich(request: Request) -> list[str]:
+    arguments = ["-np", str(request.ranks)]
+    if request.reach is not Reach.LOCAL:  # its launcher passes on all variables, and the working folder
+        arguments += ["-hosts", request.listed]
+        arguments += ["-bootstrap", "slurm" if request.reach is Reach.SRUN else "ssh"]
     return [*arguments, "-bind-to", "none"]
-
-
-def _listed(hosts: Sequence[Host]) -> str:
-    return ",".join(f"{host.name}:{host.slots}" for host in hosts)

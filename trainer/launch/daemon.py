@@ -8,16 +8,12 @@ the standard library alone.
 import os
 import signal
 import sys
-from pathlib import Path
 
 
 def main() -> None:
     """Replace this process by the daemon."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
-    name, *arguments = sys.argv[1:] or ["orted"]
-    beside = Path(sys.executable).with_name(Path(name).name)
-    program = str(beside) if beside.exists() else name
-    os.execvp(program, [program, *arguments])
+    os.execvp(sys.argv[1], sys.argv[1:])
 
 
 if __name__ == "__main__":

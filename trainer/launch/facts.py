@@ -49,11 +49,10 @@ def versions(folder: str) -> "dict[str, str]":
             found[name] = "none"
     try:
         import trainer  # noqa: PLC0415  (may be missing here)
-
-        where = os.path.dirname(os.path.abspath(trainer.__file__ or ""))  # noqa: PTH100, PTH120
-        return {**found, "trainer": trainer.__version__, "trainer_path": where}
     except ImportError as error:
         return {**found, "trainer": "none", "trainer_path": str(error)}
+    where = os.path.dirname(os.path.abspath(trainer.__file__ or ""))  # noqa: PTH100, PTH120
+    return {**found, "trainer": trainer.__version__, "trainer_path": where}
 
 
 def networks() -> "list[tuple[str, str, str]]":

@@ -100,8 +100,8 @@ def _with_room(hosts: Sequence[Host], ranks: int, group: int) -> list[Host]:
     if slots < ranks:
         listed = ",".join(f"{host.name}:{host.slots}" for host in room)
         raise UserError(
-            f"-np {ranks} needs {ranks} slots, but there are {slots} ({listed}): ask for fewer ranks, a larger "
-            f"allocation, or say with -H how many each host shall take"
+            f"-np {ranks} needs {ranks} slots, but there are {slots} ({listed}): ask for fewer ranks, for a "
+            "larger allocation, or say with -H how many ranks each host shall take"
         )
     return room
 
@@ -130,7 +130,7 @@ def _until(hosts: Sequence[Host], ranks: int) -> Iterator[Host]:
 
 
 def _side_by_side(hosts: Sequence[Host], group: int) -> list[Host]:
-    """Return the hosts so that those whose remaining slots make up a group are neighbours; the first stays."""
+    """Return the hosts, the first in its place, so that rests of slots that make up a group are neighbours."""
     whole = [host for host in hosts if host.slots % group == 0]
     rest = [host for host in hosts if host.slots % group]
     pairs: list[list[Host]] = []

@@ -2,18 +2,24 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.errors import EXIT_SAVED
 from trainer.launch import sweep
 from trainer.launch.again import MOST_STARTS, Starts, requeue
+from trainer.launch.command_line import Request, Start
 from trainer.launch.options import Options
-from trainer.launch.place import Place, is_here
+from trainer.launch.place import others
 from trainer.launch.remote import ask
 from trainer.launch.supervise import Supervisor
 
 _PATIENCE = 2.0  # seconds for what is about to end
+_ENDED = (
+    "expired",
+    "already completing",
+    "Invalid job id",
+    "confirm allocation",
+)  # srun's: Slurm ends what is left of a job
 _SWEEP = Path(str(sweep.__file__))
 
 
@@ -29,30 +35,21 @@ class Job:
     """What the command line asks for, started once or several times.
 
     Args:
-        command: What to run.
-        variables: To be added to its environment.
-        mark: What the job's processes bear.
-        hosts: All of its hosts.
-        place: Where they are.
+        start: What to run.
+        request: What it starts where.
+        job: The number of the Slurm job, if this is one.
         options: The user's.
         run_dir: The run's folder, if the user gives it.
     """
 
     def __init__(
-        self,
-        command: Sequence[str],
-        variables: Mapping[str, str],
-        mark: str,
-        hosts: Sequence[str],
-        place: Place,
-        options: Options,
-        run_dir: Path | None,
+        self, start: Start, request: Request, job: str, options: Options, run_dir: Path | None
     ) -> None:
-        self._command = command
-        self._variables = variables
-        self._mark = mark
-        self._others = [host for host in hosts if not is_here(host) and host != "localhost"]
-        self._place = place
+        self._start = start
+        self._mark = request.job
+        self._reach = request.reach
+        self._others = others([host.name for host in request.hosts])
+        self._job = job
         self._options = options
         self._run_dir = run_dir
         self._hidden: Path | None = None
@@ -62,8 +59,8 @@ class Job:
         starts = Starts(self._run_dir) if self._options.requeue and self._run_dir is not None else None
         while True:
             supervisor = Supervisor(
-                self._command,
-                self._variables,
+                self._start.command,
+                self._start.variables,
                 mark=self._mark,
                 grace=self._options.grace,
                 say=say,
@@ -76,10 +73,9 @@ class Job:
                 say(f"Open MPI's own words are in {self._hidden}")
             if ended.code != EXIT_SAVED or starts is None:
                 return ended.code
-            if self._place.job:
-                code, line = requeue(self._place.job)
-                say(line)
-                return code
+            if self._job:
+                say(requeue(self._job))
+                return ended.code
             if ended.asked:
                 return ended.code  # by the user, who would be surprised
             if not starts.may_start_again():
@@ -92,11 +88,13 @@ class Job:
         left = {"this host": sweep.sweep(self._mark, _PATIENCE)}
         if self._others:
             given = {"mark": self._mark, "patience": _PATIENCE, "kill": True}
-            for answer in ask(self._others, self._place.reach, _SWEEP, given):
+            for answer in ask(self._others, self._reach, _SWEEP, given):
                 if answer.value is None:
+                    if any(word in answer.complaint for word in _ENDED):
+                        continue
                     say(
-                        f"host {answer.host} could not be cleaned up: {answer.complaint}; what is left there has "
-                        f"{self._mark} in its environment"
+                        f"host {answer.host} could not be cleaned up: {answer.complaint}; what is left there "
+                        f"has {self._mark} in its environment"
                     )
                 else:
                     left[answer.host] = answer.value["left"]
@@ -107,7 +105,7 @@ class Job:
     def _runs_elsewhere(self) -> bool:
         """Return whether another host that answers has processes of the job."""
         given = {"mark": self._mark, "patience": 0.0, "kill": False}
-        answers = ask(self._others, self._place.reach, _SWEEP, given) if self._others else []
+        answers = ask(self._others, self._reach, _SWEEP, given) if self._others else []
         return any("trainer" in text for answer in answers if answer.value for text in answer.value["left"])
 
     def _hide(self, text: bytes) -> None:

@@ -56,14 +56,14 @@ class Asked:
 
 
 def read(module: str, words: Sequence[str]) -> Asked:
-    """Return what the command line asks for; an option such as `--cfg job` is answered, and ends this process.
+    """Return what the command line asks for; an option such as `--cfg job` is answered and ends this process.
 
     Raises:
         UserError: The configuration is wrong.
     """
     if module not in _COMMANDS:
         return Asked()
-    from trainer.config.compose import ComposeError, compose, explain  # noqa: PLC0415  (takes half a second)
+    from trainer.config.compose import ComposeError, compose, explain  # noqa: PLC0415  (half a second)
 
     prepare = _keep if module == "trainer" else _set_steps
     saved = sys.argv

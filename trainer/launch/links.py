@@ -1,4 +1,4 @@
-"""What the ranks of `--check` run: a message goes there and back between hosts, and between ranks of a host."""
+"""What the ranks of `--check` run: messages go there and back, between hosts and within them."""
 
 import json
 import sys

@@ -21,6 +21,9 @@ from pathlib import Path
 
 from trainer.errors import UserError
 
+# Variables that name a file of hosts.
+_FILES = ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE", "OMPI_MCA_orte_default_hostfile")
+
 
 class Reach(Enum):
     """How a command gets to the other hosts."""
@@ -83,22 +86,16 @@ def find(
     """
     allocation = _slurm(environment, expand) if "SLURM_JOB_ID" in environment else None
     if hosts is not None:
-        given = _settle("-H", from_list(hosts))
-        return _within(given, allocation)
+        return _within(_settle("-H", from_list(hosts)), allocation)
     if hostfile is not None:
-        given = _settle(f"--hostfile {hostfile}", from_file(hostfile))
-        return _within(given, allocation)
+        return _within(_settle(f"--hostfile {hostfile}", from_file(hostfile)), allocation)
     if allocation is not None:
         return allocation
-    if "PBS_NODEFILE" in environment:
-        return _settle("PBS_NODEFILE", from_file(environment["PBS_NODEFILE"]))
-    if Path(environment.get("LSB_DJOB_HOSTFILE", "")).is_file():
-        return _settle("LSB_DJOB_HOSTFILE", from_file(environment["LSB_DJOB_HOSTFILE"]))
+    for name in _FILES:
+        if environment.get(name) and (name == _FILES[0] or Path(environment[name]).is_file()):
+            return _settle(name, from_file(environment[name]))
     if "LSB_MCPU_HOSTS" in environment:
         return _settle("LSB_MCPU_HOSTS", _from_lsf(environment["LSB_MCPU_HOSTS"]))
-    default = environment.get("OMPI_MCA_orte_default_hostfile", "")
-    if Path(default).is_file():
-        return _settle("OMPI_MCA_orte_default_hostfile", from_file(default))
     return Place("no batch system and no -H")
 
 
@@ -175,6 +172,11 @@ def is_here(name: str) -> bool:
     if name in ("localhost", "127.0.0.1", "::1", mine, mine.partition(".")[0]):
         return True
     return not name[:1].isdigit() and name.partition(".")[0] == mine.partition(".")[0]
+
+
+def others(names: Sequence[str]) -> list[str]:
+    """Return the hosts that are not this machine."""
+    return [name for name in names if not is_here(name)]
 
 
 def _slurm(environment: Mapping[str, str], expand: Callable[[str], Sequence[str]]) -> Place:

@@ -16,6 +16,7 @@ from trainer.launch.place import Reach, is_here
 
 LIMIT = 10.0  # seconds
 ANSWER = "trainer-launch-answer "  # begins the line of the answer: a shell's start-up files may print others
+_AGENT, _OPTIONS = "OMPI_MCA_plm_rsh_agent", "OMPI_MCA_plm_rsh_args"  # as the MPI operator sets them
 _KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
@@ -50,14 +51,15 @@ def ask(
     others = [host for host in hosts if not is_here(host)]
     program = [sys.executable, "-c", script.read_text(encoding="utf-8")]
     text = json.dumps(dict(given))
-    running = {(host,): _start(program, text) for host in here}
+    running: dict[tuple[str, ...], subprocess.Popen[str]] = {}
+    running |= {(host,): _start(program, text) for host in here}
     if others and reach is Reach.SRUN:
         running[tuple(others)] = _start([*_srun(others, limit), *program], text)
     elif others:
         remote = shlex.join(["env", *_settings(), *program])
         running |= {(host,): _start([*ssh(host, limit), remote], text) for host in others}
     end = time.monotonic() + limit
-    answers = {}
+    answers: dict[str, Answer] = {}
     for names, process in running.items():
         answers |= {answer.host: answer for answer in _collect(process, names, end, limit)}
     return [answers[host] for host in hosts]
@@ -65,8 +67,8 @@ def ask(
 
 def ssh(host: str, limit: float = LIMIT) -> list[str]:
     """Return the command that runs another on a host, as mpirun would reach it."""
-    agent = shlex.split(os.environ.get("OMPI_MCA_plm_rsh_agent", "ssh").partition(":")[0])
-    options = shlex.split(os.environ.get("OMPI_MCA_plm_rsh_args", ""))
+    agent = shlex.split(os.environ.get(_AGENT, "ssh").partition(":")[0])
+    options = shlex.split(os.environ.get(_OPTIONS, ""))
     if Path(agent[0]).name == "ssh":
         options += ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, int(limit) - 2)}"]
     return [*agent, *options, host]

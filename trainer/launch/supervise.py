@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 
 from trainer.errors import EXIT_SAVED
 from trainer.launch.children import ranks_of
+from trainer.launch.stderr_filter import Filter
 from trainer.launch.sweep import sweep
-from trainer.launch.words import Filter, Means, Word
+from trainer.launch.words import Means, Word
 
 NOTICES = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)

@@ -1,7 +1,8 @@
 """Finds, and ends, what a job has left on a host: run on every host, as text; and imported by the launcher.
 
 Reads from standard input `{"mark": ..., "patience": seconds, "kill": bool}`. A process belongs to the job if
-its environment or, as Open MPI's daemons, its command line has the mark. It imports the standard library alone.
+its environment or, as Open MPI's daemons, its command line has the mark. It imports the standard library
+alone.
 """
 
 import json
