@@ -77,8 +77,8 @@ def check_size(size: int, environment: Mapping[str, str] = os.environ) -> None:
     asked = environment.get(_ASKED, "")
     if asked.isdigit() and int(asked) != size:
         raise UserError(
-            f"{_ASKED}={asked}: trainer.launch was to start {asked} processes, but MPI joins {size}: some did "
-            f"not start; or if another launcher started these, unset {_ASKED}"
+            f"{_ASKED}={asked}: trainer.launch was to start {asked} processes, but MPI joins {size}: some "
+            f"did not start; or if another launcher started these, unset {_ASKED}"
         )
     mpirun = "OMPI_COMM_WORLD_SIZE"  # where it is set, mpirun started the process, whatever started mpirun
     claim = _claim({mpirun: environment[mpirun]} if mpirun in environment else environment)

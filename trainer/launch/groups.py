@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from trainer.errors import UserError
 from trainer.launch.place import Host, is_here
 
+_FEW = 4
+
 
 @dataclass(frozen=True)
 class Crossing:
@@ -70,7 +72,8 @@ def describe(crossing: Sequence[Crossing], group: int, hosts: Sequence[Host]) ->
     """Return a line on the groups that cross hosts: which, and what that costs."""
     first = crossing[0]
     more = f", and {len(crossing) - 1} more" if len(crossing) > 1 else ""
-    ranks = f"{first.ranks[0]} to {first.ranks[-1]}" if len(first.ranks) > 1 else str(first.ranks[0])
+    few = len(first.ranks) <= _FEW
+    ranks = ", ".join(map(str, first.ranks)) if few else f"{first.ranks[0]} to {first.ranks[-1]}"
     if all(host.slots < group for host in hosts):
         advice = f"no host takes the {group} ranks of a group: fewer layout.stages would fit one"
     else:
@@ -93,8 +96,9 @@ def _with_room(hosts: Sequence[Host], ranks: int, group: int) -> list[Host]:
         while sum(host.slots for host in room) < ranks and grew:
             grew = False
             for place, host in enumerate(room):
-                if host.slots + step <= host.cores and sum(each.slots for each in room) < ranks:
-                    room[place] = replace(host, slots=host.slots + step)
+                larger = (host.slots // step + 1) * step
+                if larger <= host.cores and sum(each.slots for each in room) < ranks:
+                    room[place] = replace(host, slots=larger)
                     grew = True
     slots = sum(host.slots for host in room)
     if slots < ranks:
@@ -130,7 +134,7 @@ def _until(hosts: Sequence[Host], ranks: int) -> Iterator[Host]:
 
 
 def _side_by_side(hosts: Sequence[Host], group: int) -> list[Host]:
-    """Return the hosts, the first in its place, so that rests of slots that make up a group are neighbours."""
+    """Return the hosts, the first in its place, those whose rests make up a group as neighbours."""
     whole = [host for host in hosts if host.slots % group == 0]
     rest = [host for host in hosts if host.slots % group]
     pairs: list[list[Host]] = []

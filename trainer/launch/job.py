@@ -7,13 +7,15 @@ from pathlib import Path
 from trainer.errors import EXIT_SAVED
 from trainer.launch import sweep
 from trainer.launch.again import MOST_STARTS, Starts, requeue
-from trainer.launch.command_line import Request, Start
+from trainer.launch.command_line import MARK, Request, Start
 from trainer.launch.options import Options
 from trainer.launch.place import others
-from trainer.launch.remote import ask
-from trainer.launch.supervise import Supervisor
+from trainer.launch.remote import LIMIT, ask
+from trainer.launch.supervise import Ended, Supervisor
+from trainer.launch.words import Means
 
 _PATIENCE = 2.0  # seconds for what is about to end
+_FOR_LOST = 4.0  # seconds for a host that seems to be lost, whose daemon ends the ranks there
 _ENDED = (
     "expired",
     "already completing",
@@ -68,7 +70,7 @@ class Job:
                 elsewhere=self._runs_elsewhere,
             )
             ended = supervisor.run()
-            self._clean_up()
+            self._clean_up(ended)
             if any(word.text for word in ended.words) and self._hidden is not None:
                 say(f"Open MPI's own words are in {self._hidden}")
             if ended.code != EXIT_SAVED or starts is None:
@@ -83,21 +85,23 @@ class Job:
                 return ended.code
             say("started again")
 
-    def _clean_up(self) -> None:
+    def _clean_up(self, ended: Ended) -> None:
         """End what the job has left, on all hosts."""
         left = {"this host": sweep.sweep(self._mark, _PATIENCE)}
-        if self._others:
-            given = {"mark": self._mark, "patience": _PATIENCE, "kill": True}
-            for answer in ask(self._others, self._reach, _SWEEP, given):
-                if answer.value is None:
-                    if any(word in answer.complaint for word in _ENDED):
-                        continue
-                    say(
-                        f"host {answer.host} could not be cleaned up: {answer.complaint}; what is left there "
-                        f"has {self._mark} in its environment"
-                    )
-                else:
-                    left[answer.host] = answer.value["left"]
+        given = {"mark": self._mark, "patience": _PATIENCE, "kill": True}
+        lost = {word.host for word in ended.words if word.means is Means.HOST}
+        doubtful = [host for host in self._others if host in lost or "" in lost]
+        answers = []
+        for hosts, limit in ((doubtful, _FOR_LOST), ([h for h in self._others if h not in doubtful], LIMIT)):
+            answers += ask(hosts, self._reach, _SWEEP, given, limit)
+        for answer in answers:
+            if answer.value is not None:
+                left[answer.host] = answer.value["left"]
+            elif not any(word in answer.complaint for word in _ENDED):
+                say(
+                    f"host {answer.host} could not be cleaned up: {answer.complaint}; what is left there has "
+                    f"{MARK}={self._mark} in its environment"
+                )
         for host, commands in left.items():
             if commands:
                 say(f"killed {len(commands)} processes left on {host}, such as: {commands[0]}")

@@ -6,8 +6,8 @@ Open MPI puts each of its messages between two dashed lines:
     mpirun noticed that process rank 1 with PID 462 on node h2 exited on signal 9 (Killed).
     --------------------------------------------------------------------------
 
-The beginning of a line is held back for as long as it may be that of a message, and a message until its second
-dashed line. If these do not come within a second, they were something else's, and pass.
+The beginning of a line is held back for as long as it may be that of a message, and a message until its
+second dashed line. If these do not come within a second, they were something else's, and pass.
 """
 
 import re
@@ -31,7 +31,7 @@ _LINE = re.compile(
 _FORWARDING = b"mpirun: Forwarding signal "
 _BRACKETS = re.compile(
     rb"\[[^\s\]]*(:\d+)?"
-    rb"(\]( ((\d+( [\w ]*)?)|S[\w ]*|\[[\d,\[\]]*( O\w*)?)?)?|\]\[[\d,\[\]]*(\[[^\s\]]*)?)?"
+    rb"(\]( ((\d+( [\w ]*)?)|S[\w ]*\"?\w*|\[[\d,\[\]]*( O\w*)?)?)?|\]\[[\d,\[\]]*(\[[^\s\]]*)?)?"
 )
 
 

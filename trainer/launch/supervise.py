@@ -161,7 +161,7 @@ class Supervisor:
         self._killed = True
         self._deadline = float("inf")
         left = sweep(self._mark, 0.0)
-        self._say(f"{self._why}, and the job still ran: killed its {len(left)} processes on this host")
+        self._say(f"{self._why}, and the job still ran: killed what it had on this host ({len(left)})")
 
     def _code(self, returned: int) -> int:
         if self._interrupted:

@@ -24,11 +24,13 @@ class Word:
         means: For the job.
         text: In one line; empty where others say it better.
         code: The exit code of the rank that it names.
+        host: The host that is lost.
     """
 
     means: Means
     text: str = ""
     code: int | None = None
+    host: str = ""
 
 
 _Found = re.Match[str]
@@ -73,7 +75,8 @@ def _returned(found: _Found) -> Word:
 
 
 def _lost(found: _Found) -> Word:
-    return Word(Means.HOST, f"host {found['host']} is lost: it, or its network, has failed; {_GOES_ON}")
+    text = f"host {found['host']} is lost: it, or its network, has failed; {_GOES_ON}"
+    return Word(Means.HOST, text, host=found["host"])
 
 
 def _no_daemon(_found: _Found) -> Word:
