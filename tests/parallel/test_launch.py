@@ -126,16 +126,11 @@ def test_starts_again_until_it_has_saved_no_more(tmp_path: Path) -> None:
         "(folder / f'step-{min(number, 1):08d}').mkdir(exist_ok=True)\n"
         "sys.exit(75)\n"
     )
-    start = (
-        "import trainer.launch.layout as layout; layout._COMMANDS['stops'] = False; "
-        "from trainer.launch.__main__ import main; main()"
-    )
-    words = ["-np", "1", "--requeue", "--module", "stops", "experiment=small", "run.dir=run"]
-    result = run([sys.executable, "-c", start, *words], tmp_path)
+    result = run(launcher(["run.dir=run"], "--requeue", "--module", "stops", ranks=1), tmp_path)
     assert result.code == 75
-    assert (tmp_path / "starts").read_text() == "x" * 4
-    assert result.err.count("started again") == 3
-    assert "given up" in result.err
+    assert (tmp_path / "starts").read_text() == "x" * 5  # three of them from step 1
+    assert result.err.count("started again") == 4
+    assert "started 3 times without a step: given up" in result.err
 
 
 def test_measured_links(tmp_path: Path) -> None:

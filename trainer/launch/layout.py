@@ -22,9 +22,11 @@ class Asked:
 
     Attributes:
         configs: The configurations; several in a sweep; none of a command of another kind.
+        words: The command line.
     """
 
     configs: tuple["Config", ...] = ()
+    words: tuple[str, ...] = ()
 
     @property
     def ranks(self) -> int | None:
@@ -40,6 +42,8 @@ class Asked:
     def run_dir(self) -> Path | None:
         """Return the run's folder, if the user gives it."""
         folders = [config.run.dir for config in self.configs]
+        if not self.configs:
+            folders = [word.partition("=")[2] for word in self.words if word.startswith("run.dir=")]
         return Path(folders[0]) if folders and folders[0] is not None else None
 
     def group(self, world: int) -> int:
@@ -62,7 +66,7 @@ def read(module: str, words: Sequence[str]) -> Asked:
         UserError: The configuration is wrong.
     """
     if module not in _COMMANDS:
-        return Asked()
+        return Asked(words=tuple(words))
     from trainer.config.compose import ComposeError, compose, explain  # noqa: PLC0415  (half a second)
 
     prepare = _keep if module == "trainer" else _set_steps
