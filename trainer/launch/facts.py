@@ -5,6 +5,7 @@ line. It imports the standard library alone, and the root of the trainer, which 
 """
 
 import fcntl
+import importlib
 import importlib.metadata
 import ipaddress
 import json
@@ -48,7 +49,7 @@ def versions(folder: str) -> "dict[str, str]":
         except importlib.metadata.PackageNotFoundError:
             found[name] = "none"
     try:
-        import trainer  # noqa: PLC0415  (may be missing here)
+        trainer = importlib.import_module("trainer")  # may be missing here
     except ImportError as error:
         return {**found, "trainer": "none", "trainer_path": str(error)}
     where = os.path.dirname(os.path.abspath(trainer.__file__ or ""))  # noqa: PTH100, PTH120
