@@ -11,17 +11,13 @@ from trainer.launch.command_line import MARK, Request, Start
 from trainer.launch.options import Options
 from trainer.launch.place import others
 from trainer.launch.remote import LIMIT, ask
-from trainer.launch.supervise import Ended, Supervisor
+from trainer.launch.supervise import INTERRUPTS, NOTICES, Ended, Supervisor, listen, received
 from trainer.launch.words import Means
 
 _PATIENCE = 2.0  # seconds for what is about to end
 _FOR_LOST = 4.0  # seconds for a host that seems to be lost, whose daemon ends the ranks there
-_ENDED = (
-    "expired",
-    "already completing",
-    "Invalid job id",
-    "confirm allocation",
-)  # srun's: Slurm ends what is left of a job
+# What srun says of a job that ends: Slurm itself then ends what is left of it.
+_ENDED = ("expired", "already completing", "Invalid job id", "confirm allocation")
 _SWEEP = Path(str(sweep.__file__))
 
 
@@ -59,10 +55,12 @@ class Job:
     def run(self) -> int:
         """Run it to its end, and return the exit code."""
         starts = Starts(self._run_dir) if self._options.requeue and self._run_dir is not None else None
+        signals = listen()
         while True:
             supervisor = Supervisor(
                 self._start.command,
                 self._start.variables,
+                signals,
                 mark=self._mark,
                 grace=self._options.grace,
                 say=say,
@@ -78,7 +76,7 @@ class Job:
             if self._job:
                 say(requeue(self._job))
                 return ended.code
-            if ended.asked:
+            if ended.asked or set(received(signals)).intersection((*NOTICES, *INTERRUPTS)):
                 return ended.code  # by the user, who would be surprised
             if not starts.may_start_again():
                 say(f"started {MOST_STARTS} times without a step: given up")

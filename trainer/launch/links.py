@@ -1,6 +1,7 @@
 """What the ranks of `--check` run: messages go there and back, between hosts and within them."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ _POLL = 0.002  # seconds
 
 def main() -> None:
     """Measure on all ranks; rank 0 prints a table, and writes the file that the first argument names."""
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # two ranks may share a core
     from mpi4py import MPI  # noqa: PLC0415  (starts MPI)
 
     world = MPI.COMM_WORLD

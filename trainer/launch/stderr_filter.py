@@ -23,12 +23,17 @@ _LONGEST = 1 << 14  # bytes of a message
 # Open MPI's lines outside of such blocks, by how they begin; none says what others do not say better.
 _LINE = re.compile(
     rb"mpirun: Forwarding signal \d"
+    rb"|srun: cluster configuration lacks support for cpu binding"
     rb"|\[[^\s\]]+:\d+\] \d+ more process(es)? ha"
     rb"|\[[^\s\]]+:\d+\] Set MCA parameter \"orte_base_help"
     rb"|\[[^\s\]]+\]\[\[\d+,\d+\],\d+\]\[[^\s\]]*btl_tcp"
     rb"|\[[^\s\]]+:\d+\] \[\[\d+,\d+\],\d+\] ORTE_ERROR_LOG"
 )
-_FORWARDING = b"mpirun: Forwarding signal "
+_BEGINNINGS = (
+    _DASHES,
+    b"mpirun: Forwarding signal ",
+    b"srun: cluster configuration lacks support for cpu binding",
+)
 _BRACKETS = re.compile(
     rb"\[[^\s\]]*(:\d+)?"
     rb"(\]( ((\d+( [\w ]*)?)|S[\w ]*\"?\w*|\[[\d,\[\]]*( O\w*)?)?)?|\]\[[\d,\[\]]*(\[[^\s\]]*)?)?"
@@ -129,4 +134,4 @@ class Filter:
 
 def _may_be_ours_to_hide(held: bytes) -> bool:
     """Return whether the beginning of a line may be that of one of Open MPI's."""
-    return any(whole.startswith(held) for whole in (_DASHES, _FORWARDING)) or bool(_BRACKETS.fullmatch(held))
+    return any(whole.startswith(held) for whole in _BEGINNINGS) or bool(_BRACKETS.fullmatch(held))

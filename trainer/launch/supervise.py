@@ -27,7 +27,7 @@ from trainer.launch.sweep import sweep
 from trainer.launch.words import Means, Word
 
 NOTICES = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)
+INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)
 _SAME_REQUEST = 0.7  # seconds; as in the ranks: a batch system may send one request twice
 _TO_END = 10.0  # seconds for mpirun to end once the job has, or was ended
 _LAST_WORDS = 2.0  # seconds for its standard error to close once it has ended
@@ -57,6 +57,7 @@ class Supervisor:
     Args:
         command: What to run.
         variables: To be added to its environment.
+        signals: What `listen` returns.
         mark: What the job's processes bear.
         grace: Seconds from a request to stop until the ranks are killed.
         say: Prints a line.
@@ -68,6 +69,7 @@ class Supervisor:
         self,
         command: Sequence[str],
         variables: Mapping[str, str],
+        signals: int,
         *,
         mark: str,
         grace: float,
@@ -77,6 +79,7 @@ class Supervisor:
     ) -> None:
         self._command = command
         self._variables = variables
+        self._signals = signals
         self._mark = mark
         self._grace = grace
         self._say = say
@@ -90,14 +93,13 @@ class Supervisor:
 
     def run(self) -> Ended:
         """Run the command to its end."""
-        signals = _listen()
         mpirun, errors = self._start()
         pump = threading.Thread(target=self._pump, args=(errors,), name="words", daemon=True)
         pump.start()
         while mpirun.poll() is None:
-            select.select([signals], [], [], _POLL)
-            for received in _received(signals):
-                self._handle(signal.Signals(received), mpirun)
+            select.select([self._signals], [], [], _POLL)
+            for number in received(self._signals):
+                self._handle(signal.Signals(number), mpirun)
             self._watch(mpirun.pid)
             if time.monotonic() > self._deadline:
                 self._kill()
@@ -122,7 +124,7 @@ class Supervisor:
 
     def _handle(self, number: signal.Signals, mpirun: "subprocess.Popen[bytes]") -> None:
         now = time.monotonic()
-        if number in _INTERRUPTS:
+        if number in INTERRUPTS:
             if self._interrupted:
                 self._set(now, f"{number.name}, a second time")
             else:
@@ -206,13 +208,13 @@ def _show(data: bytes) -> None:
             return
 
 
-def _listen() -> int:
-    """Have the signals of this process written to a pipe, and return its end."""
+def listen() -> int:
+    """Have the numbers of signals to this process written to a pipe, and return its end."""
     signals, write = os.pipe()
     os.set_blocking(signals, False)
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    for number in (signal.SIGCHLD, *NOTICES, *_INTERRUPTS):
+    for number in (signal.SIGCHLD, *NOTICES, *INTERRUPTS):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, lambda *_: None)
     return signals
@@ -230,7 +232,7 @@ def _in_background(library: ctypes.CDLL) -> Callable[[], None]:
     return start
 
 
-def _received(signals: int) -> bytes:
+def received(signals: int) -> bytes:
     """Return the numbers of the signals that have come since the last call."""
     try:
         return os.read(signals, 64)
