@@ -97,7 +97,8 @@ class Supervisor:
         pump = threading.Thread(target=self._pump, args=(errors,), name="words", daemon=True)
         pump.start()
         while mpirun.poll() is None:
-            select.select([self._signals], [], [], _POLL)
+            left = max(0.0, self._deadline - time.monotonic())
+            select.select([self._signals], [], [], min(_POLL, left))
             for number in received(self._signals):
                 self._handle(signal.Signals(number), mpirun)
             self._watch(mpirun.pid)
