@@ -17,6 +17,7 @@ ORDER = [
     "distributed",
     "schedule",
     "config",
+    "launch",
     "command",
     "data",
     "tokenize",

@@ -35,6 +35,7 @@ _OF_OPEN_MPI = (
     "OMPI_UNIVERSE_",
 )
 _SERVER = "PMIX_SERVER_URI"
+_ASKED = "TRAINER_WORLD_SIZE"  # by `python -m trainer.launch`
 _PATIENCE = 1.0  # seconds for a server on this machine to answer
 
 
@@ -59,6 +60,7 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> None:
         if rank > 0:
             give_head_start(rank)  # the end of the first ends the others, which MPI does not join
         raise _refusal(*claim)
+    environment.pop(_ASKED, None)
 
 
 def _rank(environment: Mapping[str, str]) -> int:
@@ -70,8 +72,14 @@ def check_size(size: int, environment: Mapping[str, str] = os.environ) -> None:
     """Return if MPI joins as many processes as the launcher says that it has started.
 
     Raises:
-        UserError: MPI knows of this process alone.
+        UserError: MPI knows of this process alone, or of another number than the user has asked for.
     """
+    asked = environment.get(_ASKED, "")
+    if asked.isdigit() and int(asked) != size:
+        raise UserError(
+            f"{_ASKED}={asked}: trainer.launch was to start {asked} processes, but MPI joins {size}: some "
+            f"did not start; or if another launcher started these, unset {_ASKED}"
+        )
     mpirun = "OMPI_COMM_WORLD_SIZE"  # where it is set, mpirun started the process, whatever started mpirun
     claim = _claim({mpirun: environment[mpirun]} if mpirun in environment else environment)
     if size == 1 and claim is not None:
