@@ -85,6 +85,19 @@ def test_links_are_watched_unless_the_user_says_how(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == ""
 
 
-def test_a_job_within_a_step_shares_its_cpus() -> None:
-    assert "SLURM_OVERLAP" not in horovod_hosts.variables_of_mpirun({}, "localhost:1")
-    assert horovod_hosts.variables_of_mpirun({"SLURM_STEP_ID": "0"}, "localhost:1")["SLURM_OVERLAP"] == "1"
+def test_mpirun_takes_slots_from_the_ranks_asked_for(scontrol: None) -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "[a-b]", "SLURM_TASKS_PER_NODE": "1(x2)"}
+    chosen = horovod_hosts.variables_of_mpirun(job, "a:3,b:2")
+    assert (chosen["SLURM_NODELIST"], chosen["SLURM_TASKS_PER_NODE"]) == ("[a-b]", "3,2")
+    assert "OMPI_MCA_ras" not in chosen
+    assert "SLURM_OVERLAP" not in chosen
+    assert horovod_hosts.variables_of_mpirun(job, "b:2")["SLURM_TASKS_PER_NODE"] == "1,2"
+    assert horovod_hosts.variables_of_mpirun(job | {"SLURM_STEP_ID": "0"}, "b:2")["SLURM_OVERLAP"] == "1"
+
+
+@pytest.mark.parametrize("hosts", ["localhost:2", f"{HERE}:2", "a:1,elsewhere:1"])
+def test_slurm_is_left_out_where_it_does_not_reach(hosts: str, scontrol: None) -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "[a-b]", "SLURM_TASKS_PER_NODE": "1(x2)"}
+    chosen = horovod_hosts.variables_of_mpirun(job, hosts)
+    assert chosen["OMPI_MCA_ras"] == chosen["OMPI_MCA_plm"] == "^slurm"
+    assert chosen["SLURM_TASKS_PER_NODE"] == "1(x2)"

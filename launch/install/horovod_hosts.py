@@ -25,6 +25,8 @@ _KEEP_ALIVE = {
     "OMPI_MCA_oob_tcp_keepalive_intvl": "2",  # seconds between probes
     "OMPI_MCA_oob_tcp_keepalive_probes": "3",
 }
+# Open MPI would take a Slurm job's task for a slot, and Slurm's srun for a way to any host.
+_WITHOUT_SLURM = {"OMPI_MCA_ras": "^slurm", "OMPI_MCA_plm": "^slurm"}
 
 
 def default_hosts(ranks: int, environment: Mapping[str, str] = os.environ) -> str:
@@ -94,15 +96,31 @@ def variables_of_mpirun(environment: Mapping[str, str], hosts: str) -> dict[str,
     """Return mpirun's environment; say on standard error what was chosen for a job of several hosts.
 
     mpirun and its daemons probe the links between them: one that is silent for 10 seconds ends the job. The
-    kernel's default is 2 hours. A job step that mpirun starts within another one may use its CPUs.
+    kernel's default is 2 hours.
+
+    Args:
+        environment: The user's, which goes first.
+        hosts: All hosts and their slots, such as `h1:2,h2:2`.
     """
-    chosen = {**_KEEP_ALIVE, **environment}
-    if "SLURM_STEP_ID" in environment:
-        chosen.setdefault("SLURM_OVERLAP", "1")
+    slots = dict(host.partition(":")[::2] for host in hosts.split(","))
     here = {"localhost", "127.0.0.1", socket.gethostname(), socket.gethostname().partition(".")[0]}
-    others = {host.partition(":")[0] for host in hosts.split(",")} - here
+    others = set(slots) - here
     if others and not set(_KEEP_ALIVE) & set(environment):
         values = " ".join(f"{name}={value}" for name, value in _KEEP_ALIVE.items())
-        print(f"horovodrun: a host that is silent for 10 s ends the job: {values}", file=sys.stderr)
-    sys.stderr.flush()
-    return chosen
+        print(
+            f"horovodrun: a host that is silent for 10 s ends the job: {values}", file=sys.stderr, flush=True
+        )
+    if others and started_by_slurm(slots, environment):
+        return {**_KEEP_ALIVE, **environment, **_slots_of_nodes(slots, environment)}
+    return {**_KEEP_ALIVE, **(_WITHOUT_SLURM if "SLURM_JOB_ID" in environment else {}), **environment}
+
+
+def _slots_of_nodes(slots: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables from which mpirun takes a Slurm job's nodes, with our slots for Slurm's tasks.
+
+    Open MPI has to take them from there: it would start its daemons on any nodes of the job otherwise.
+    """
+    listed = environment["SLURM_JOB_NODELIST"]
+    tasks = ",".join(slots.get(node) or "1" for node in nodes(listed))
+    within_step = {"SLURM_OVERLAP": "1"} if "SLURM_STEP_ID" in environment else {}  # shares the step's CPUs
+    return {"SLURM_NODELIST": listed, "SLURM_TASKS_PER_NODE": tasks, **within_step}

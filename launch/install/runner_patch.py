@@ -64,15 +64,12 @@ def patch_start(text: str, name: str) -> str:
 
 
 def patch_options(text: str, name: str) -> str:
-    """Leave lines of output as they are, and take slots from `-np` and `-H` alone, as `horovodrun` states.
+    """Leave lines of output as they are.
 
     Unpatched, it has Open MPI tag every line with `[1,0]<stdout>:`; `--mpi-args=--tag-output` still does, and
-    `--mpi-args=-l` with MPICH. In a Slurm allocation, Open MPI would take a task for a slot: two ranks would
-    not start in a task of 2 CPUs.
+    `--mpi-args=-l` with MPICH.
     """
-    return replace_once(
-        text, _OPTIONS, "'' if impi_or_mpich else '--allow-run-as-root -mca ras ^slurm'", name
-    )
+    return replace_once(text, _OPTIONS, "'' if impi_or_mpich else '--allow-run-as-root'", name)
 
 
 def patch_mpich(text: str, name: str) -> str:
@@ -96,7 +93,8 @@ def patch_path(text: str, name: str) -> str:
 def patch_hosts(text: str, name: str) -> str:
     """Take hosts that nobody names from a Slurm job, and try ssh to no host that srun reaches.
 
-    Unpatched, all ranks of a job of several nodes start on one.
+    Unpatched, all ranks of a job of several nodes start on one, or none does: Open MPI takes a task for a
+    slot.
     """
     named = "args.hosts = horovod_hosts.default_hosts(args.num_proc)\n"
     return replace_once(replace_once(text, _LOCALHOST, named, name), _REMOTE, _NEEDS_SSH, name)
