@@ -80,7 +80,7 @@ def test_links_are_watched_unless_the_user_says_how(capsys: pytest.CaptureFixtur
     assert horovod_hosts.variables_of_mpirun({"A": "1"}, f"localhost:2,{HERE}:1")[time] == "4"
     assert capsys.readouterr().err == ""  # there is no link
     assert horovod_hosts.variables_of_mpirun({}, "elsewhere:1")[time] == "4"
-    assert capsys.readouterr().err.startswith("horovodrun: a host that is silent for 10 s ends the job")
+    assert capsys.readouterr().err.startswith("horovodrun: a host that is silent for 7 s ends the job")
     assert horovod_hosts.variables_of_mpirun({time: "60"}, "elsewhere:1")[time] == "60"
     assert capsys.readouterr().err == ""
 

@@ -22,7 +22,7 @@ from shlex import quote
 
 _KEEP_ALIVE = {
     "OMPI_MCA_oob_tcp_keepalive_time": "4",  # seconds of silence before the first probe
-    "OMPI_MCA_oob_tcp_keepalive_intvl": "2",  # seconds between probes
+    "OMPI_MCA_oob_tcp_keepalive_intvl": "1",  # seconds between probes
     "OMPI_MCA_oob_tcp_keepalive_probes": "3",
 }
 # Open MPI would take a Slurm job's task for a slot, and Slurm's srun for a way to any host.
@@ -95,7 +95,7 @@ def path_of_mpirun(environment: Mapping[str, str]) -> str:
 def variables_of_mpirun(environment: Mapping[str, str], hosts: str) -> dict[str, str]:
     """Return mpirun's environment; say on standard error what was chosen for a job of several hosts.
 
-    mpirun and its daemons probe the links between them: one that is silent for 10 seconds ends the job. The
+    mpirun and its daemons probe the links between them: one that is silent for 7 seconds ends the job. The
     kernel's default is 2 hours.
 
     Args:
@@ -108,7 +108,7 @@ def variables_of_mpirun(environment: Mapping[str, str], hosts: str) -> dict[str,
     if others and not set(_KEEP_ALIVE) & set(environment):
         values = " ".join(f"{name}={value}" for name, value in _KEEP_ALIVE.items())
         print(
-            f"horovodrun: a host that is silent for 10 s ends the job: {values}", file=sys.stderr, flush=True
+            f"horovodrun: a host that is silent for 7 s ends the job: {values}", file=sys.stderr, flush=True
         )
     if others and started_by_slurm(slots, environment):
         return {**_KEEP_ALIVE, **environment, **_slots_of_nodes(slots, environment)}

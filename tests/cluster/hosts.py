@@ -52,7 +52,8 @@ class Host:
         _wait_for_ready(self._process, f"host {self.name}", self._state / f"{self.name}.log")
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         self._first = int(children[0])
-        link = ["link", "add", self.name, "type", "veth", "peer", "name", "eth0"]
+        card = f"02:00:0a:4f:00:{self.address.rpartition('.')[2]}"  # the same after it was off
+        link = ["link", "add", self.name, "type", "veth", "peer", "name", "eth0", "address", card]
         self._ip(*link, "netns", str(self._first))
         self.mend()
         assert self._process.stdin is not None
@@ -179,7 +180,8 @@ class Host:
         return self._left()
 
     def _left(self) -> list[str]:
-        found = [line for process, line in self.processes().items() if process not in self._own]
+        jobs = {process: line for process, line in self.processes().items() if process not in self._own}
+        found = [line for line in jobs.values() if not line.startswith("sshd:")]  # a login that hears nothing
         memory = Path(f"/proc/{self._first}/root/dev/shm")
         return found + [f"/dev/shm/{path.name}" for path in (memory.iterdir() if self._runs() else ())]
 

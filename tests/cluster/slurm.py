@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +58,9 @@ PartitionName=urgent Nodes=h[1-{last}] PriorityTier=10 PreemptMode=OFF
 """
 
 
+_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
+
+
 class Slurm:
     """Slurm as its user sees it, on h0, where jobs are submitted.
 
@@ -82,7 +84,7 @@ class Slurm:
         return self.login.launch(command, folder, self._env | dict(env or {}))
 
     def submit(self, script: str, folder: Path, *options: str) -> "Job":
-        """Submit a batch script; its output goes to `job-%j.txt` in the folder (arrays: `job-%A_%a.txt`).
+        """Submit a batch script; its output goes to `job-<number>.txt` in the folder.
 
         Args:
             script: The script, without its first line.
@@ -91,10 +93,8 @@ class Slurm:
         """
         file = folder / "job.sh"
         file.write_text(f"#!/bin/bash\n{script}\n")
-        command = ["sbatch", "--parsable", f"--chdir={folder}", "--open-mode=append", *options, str(file)]
-        if not any(option.startswith("--output") for option in options):
-            command.insert(2, f"--output={folder}/job-%j.txt")
-        return Job(self, self.run(*command), folder)
+        output = [f"--chdir={folder}", f"--output={folder}/job-%j.txt", "--open-mode=append"]
+        return Job(self, self.run("sbatch", "--parsable", *output, *options, str(file)), folder)
 
     def start_daemons(self) -> None:
         """Start slurmctld, munged and every slurmd, and wait until all nodes are idle."""
@@ -168,15 +168,14 @@ class Job:
 
     def wait(self, limit: float = JOB_LIMIT) -> int:
         """Wait until the job has ended, and return its exit code (128 + the signal that ended its script)."""
-        states = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
-        self.wait_for(lambda: self.field("JobState") in states, limit)
+        self.wait_for(lambda: self.field("JobState") in _ENDED, limit)
         code, number = self.field("ExitCode").split(":")
         return 128 + int(number) if int(number) else int(code)
 
     def output(self) -> str:
         """Return what the job has printed so far."""
-        path = self._folder / f"job-{self.number}.txt"
-        return path.read_text(errors="replace") if path.exists() else ""
+        paths = self._folder.glob("job-*.txt")
+        return "".join(path.read_text(errors="replace") for path in sorted(paths))
 
 
 @contextmanager
@@ -207,8 +206,3 @@ def _munged(state: Path) -> list[str]:
     files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munge.pid"}
     files |= {"log-file": "munge.log", "seed-file": "munge.seed"}
     return ["munged", "--force", *[f"--{option}={state / file}" for option, file in files.items()]]
-
-
-def script(*command: str) -> str:
-    """Return a line of a batch script that runs a command."""
-    return shlex.join(command)

@@ -39,3 +39,22 @@ def _sleep_now_and_in_backward(module: nn.Module, inputs: Any, output: Tensor) -
 
 def _sleep() -> None:
     time.sleep(_CHANCE.uniform(0, _LONGEST))
+
+
+def slowed(data: Data, seconds: float, **options: Any) -> Model:
+    """Return a GPT whose blocks sleep for some seconds before they pass anything on."""
+    model = gpt(GPTConfig(**options), data)
+
+    def sleep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if not output.is_meta:
+            time.sleep(seconds)
+
+    def slow(layer: Layer) -> Layer:
+        def build() -> nn.Module:
+            module = layer.build()
+            module.register_forward_hook(sleep)
+            return module
+
+        return replace(layer, build=build)
+
+    return replace(model, layers=tuple(slow(layer) for layer in model.layers))
