@@ -32,7 +32,7 @@ exit $code
 
 
 def overrides(small: list[str], seconds: float) -> list[str]:
-    """Return what trains for some steps, each of which sleeps for 24 times some seconds."""
+    """Return what trains for some steps; each takes 18 times some seconds while a file `slow` exists."""
     options = f"{{blocks: 2, width: 32, heads: 2, context: 32, seconds: {seconds}}}"
     model = ["experiment=none", "model=custom", "model.target=tests.support.slow:slowed"]
     size = [f"+model.options={options}", "data.context=32", "batch.global_size=8", "batch.micro_size=1"]
@@ -62,7 +62,8 @@ def idle(cluster: Slurm) -> Iterator[Slurm]:
 
 
 def submit(cluster: Slurm, small: list[str], folder: Path, *options: str, seconds: float = 0.01) -> Job:
-    """Submit a job of two ranks that goes on with the run in the folder."""
+    """Submit a job of two ranks that goes on with the run in the folder, slowly until `hurry`."""
+    (folder / "slow").touch()
     script = SCRIPT.format(start=START, overrides=shlex.join(overrides(small, seconds)))
     return cluster.submit(script, folder, "--ntasks=2", *options)
 
@@ -71,6 +72,12 @@ def wait_for_step(job: Job, folder: Path, step: int) -> None:
     """Wait until a run has made some steps."""
     metrics = folder / "run" / "metrics.jsonl"
     job.wait_for(lambda: metrics.exists() and metrics.read_text().count('"loss"') >= step, LIMIT)
+
+
+def hurry(job: Job, folder: Path) -> None:
+    """Let the rest of a run be fast, once the job has saved."""
+    job.wait_for(lambda: "which is saved" in job.output(), LIMIT)
+    (folder / "slow").unlink()
 
 
 def check(printed: str, folder: Path, undisturbed: Finished) -> None:
@@ -92,7 +99,9 @@ def test_scancel(idle: Slurm, small: list[str], tmp_path: Path, undisturbed: Fin
     idle.run("scancel", first.number)
     first.wait(LIMIT)
     assert first.field("JobState") == "CANCELLED"
-    assert submit(idle, small, tmp_path).wait(LIMIT) == 0
+    second = submit(idle, small, tmp_path)
+    hurry(second, tmp_path)
+    assert second.wait(LIMIT) == 0
     check(first.output(), tmp_path, undisturbed)
 
 
@@ -100,6 +109,7 @@ def test_pre_emption(idle: Slurm, small: list[str], tmp_path: Path, undisturbed:
     job = submit(idle, small, tmp_path, "--requeue", "--nodelist=h2", "--exclusive")
     wait_for_step(job, tmp_path, 3)
     urgent = idle.submit("sleep 1", tmp_path, "--partition=urgent", "--nodelist=h2", "--exclusive")
+    hurry(job, tmp_path)
     assert urgent.wait(LIMIT) == 0
     assert job.wait(LIMIT) == 0
     assert job.field("Restarts") == "1"
@@ -113,6 +123,7 @@ def test_a_node_that_is_drained(idle: Slurm, small: list[str], tmp_path: Path, u
     idle.drain(node)
     try:
         idle.run("scontrol", "requeue", job.number)
+        hurry(job, tmp_path)
         assert job.wait(LIMIT) == 0
         assert job.field("NodeList") != node
         check(job.output(), tmp_path, undisturbed)
@@ -123,10 +134,14 @@ def test_a_node_that_is_drained(idle: Slurm, small: list[str], tmp_path: Path, u
 def test_a_time_limit(
     idle: Slurm, bed: Hosts, small: list[str], tmp_path: Path, undisturbed: Finished
 ) -> None:
-    """It is a minute, the shortest: the notice comes half a minute before, and the job puts itself back."""
-    limits = ["--time=1", "--signal=B:USR1@30", "--requeue", "--export=ALL,REQUEUE=1"]
-    job = submit(idle, small, tmp_path, *limits, seconds=0.07)
+    """The notice comes half a minute before the limit, in whole minutes; and the job puts itself back."""
+    notice = ["--signal=B:USR1@30", "--requeue", "--export=ALL,REQUEUE=1"]
+    job = submit(idle, small, tmp_path, "--time=10", *notice, seconds=0.15)
+    wait_for_step(job, tmp_path, 1)
+    _, minutes, seconds = map(int, job.field("RunTime").split(":"))
+    idle.run("scontrol", "update", f"jobid={job.number}", f"timelimit={minutes + 1 + (seconds > 15)}")
+    hurry(job, tmp_path)
     assert job.wait(LIMIT) == 0
-    assert int(job.field("Restarts")) >= 1
+    assert job.field("Restarts") == "1"
     check(job.output(), tmp_path, undisturbed)
     assert bed.left() == {}

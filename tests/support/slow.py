@@ -3,6 +3,7 @@
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,11 +43,12 @@ def _sleep() -> None:
 
 
 def slowed(data: Data, seconds: float, **options: Any) -> Model:
-    """Return a GPT whose blocks sleep for some seconds before they pass anything on."""
+    """Return a GPT whose layers sleep for some seconds while the working directory has a file `slow`."""
     model = gpt(GPTConfig(**options), data)
+    wanted = Path("slow").absolute()
 
     def sleep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if not output.is_meta:
+        if not output.is_meta and wanted.exists():
             time.sleep(seconds)
 
     def slow(layer: Layer) -> Layer:
