@@ -94,7 +94,8 @@ def check(printed: str, folder: Path, undisturbed: Finished) -> None:
 
 
 def test_scancel(idle: Slurm, small: list[str], tmp_path: Path, undisturbed: Finished) -> None:
-    first = submit(idle, small, tmp_path)
+    """It runs on two nodes, and goes on on one."""
+    first = submit(idle, small, tmp_path, "--nodes=2")
     wait_for_step(first, tmp_path, 3)
     idle.run("scancel", first.number)
     first.wait(LIMIT)
