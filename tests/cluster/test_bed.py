@@ -90,9 +90,13 @@ def test_a_host_that_was_off_comes_back(bed: Hosts) -> None:
 @pytest.mark.skipif(memory.controller() is None, reason="no memory controller for tests on this machine")
 def test_memory_is_limited(bed: Hosts) -> None:
     with memory.limited(64 << 20) as group:
-        command = bed["h1"].command([sys.executable, "-c", "bytearray(256 << 20)"])
-        assert subprocess.run(group.command(command), check=False).returncode == -signal.SIGKILL
+        command = [sys.executable, "-c", "bytearray(256 << 20)"]
+        outside = group.command(bed["h1"].command(command))
+        assert subprocess.run(outside, check=False).returncode == -signal.SIGKILL
         assert group.kills() == 1
+        on_host = bed["h1"].command(group.command(command))  # as for one rank of several
+        assert subprocess.run(on_host, check=False).returncode == -signal.SIGKILL
+        assert group.kills() == 2
 
 
 def test_slurm_runs_a_job_on_two_nodes(cluster: Slurm, tmp_path: Path) -> None:

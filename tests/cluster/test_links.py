@@ -22,7 +22,7 @@ def training(bed: Hosts, small: list[str], tmp_path: Path) -> Launch:
     return launched
 
 
-def test_a_link_that_vanishes(bed: Hosts, training: Launch) -> None:
+def test_the_link_of_a_host_without_output_vanishes(bed: Hosts, training: Launch) -> None:
     began = time.monotonic()
     bed["h2"].vanish()
     try:
