@@ -17,6 +17,7 @@ ORDER = [
     "distributed",
     "schedule",
     "config",
+    "watch",
     "command",
     "data",
     "tokenize",

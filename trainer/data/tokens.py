@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.files import Source
+from trainer.distributed.heartbeat import heartbeat
 from trainer.errors import UserError
 
 _TYPES = ("|u1", "<u2", "<u4")  # of tokens, the smallest first
@@ -145,6 +146,7 @@ class MappedTokens:
         """Return the tokens at some places, or a range of them that is not negative."""
         if self._map is None:
             self._map = np.asarray(np.memmap(self._path, dtype=self._dtype, mode="r"))
+            heartbeat.describe(mapped={str(self._path): self._map.nbytes})  # should it change under the run
         found: NDArray[Any]
         if isinstance(places, slice):
             found = self._map[self._start : self._stop][places]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from trainer.distributed import environment
+from trainer.distributed.heartbeat import heartbeat
 from trainer.distributed.limits import explain
 from trainer.errors import EXIT_SAVED, EXIT_USER_ERROR, StoppedEarly, TrainingError, UserError, notes
 
@@ -33,10 +34,15 @@ _OPEN_MPI = "libmpi.so.40"  # of every Open MPI 4
 _resume_hint: Callable[[], str] | None = None
 
 
-def set_resume_hint(resume_hint: Callable[[], str]) -> None:
+def set_resume_hint(hint: Callable[[], str]) -> None:
     """Let the message of an interrupted run say how to resume it."""
     global _resume_hint  # noqa: PLW0603  (a process exits once)
-    _resume_hint = resume_hint
+    _resume_hint = hint
+
+
+def resume_hint() -> str:
+    """Return how to resume the run; empty before there is one."""
+    return "" if _resume_hint is None else _resume_hint()
 
 
 def print_at_once(text: str) -> None:
@@ -52,6 +58,7 @@ def fail(error: BaseException) -> NoReturn:
     exception prints its traceback and exits with 1.
     """
     rank = environment.rank()
+    heartbeat.leave()
     if rank > 0:
         if environment.launched():
             _mpi()
@@ -99,6 +106,7 @@ def exit_code(error: BaseException) -> int:
 
 def abort_from_thread(code: int) -> NoReturn:
     """End all ranks, from a thread that is not the main one, whatever the main one does."""
+    heartbeat.leave()
     end = time.monotonic() + _PATIENCE
     while environment.launched() and not _mpi_runs() and time.monotonic() < end:
         time.sleep(_POLL)  # mpirun has ten lines on a rank that ends before MPI has started
