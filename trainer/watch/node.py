@@ -145,7 +145,7 @@ class Node:
             host=self.host,
             state=state or GONE,
             still=each.still,
-            busy=each.busy,
+            busy=each.busy or state == "R",  # it would compute, if others let it
             debugged=bool(words[Word.DEBUGGED]) or is_debugged(each.process),
             phase=Phase(words[Word.PHASE]),
             step=words[Word.STEP],

@@ -94,7 +94,7 @@ def _judge(
     circle = not ends
     causes = ends or known
     limit = max(_limit(seen, limits) for seen in causes)
-    if seconds < min(limits.still, limit):
+    if limit == inf or seconds < min(limits.still, limit):
         return None
     return Verdict(tuple(sorted(seen.rank for seen in causes)), circle, seconds >= limit, seconds)
 

@@ -41,14 +41,14 @@ _PHASES = {
     Phase.SAVE: "saving a checkpoint",
     Phase.VALIDATE: "the validation",
     Phase.GENERATE: "writing a text",
-    Phase.REPORT: "reporting the step",
+    Phase.REPORT: "what follows the step",
     Phase.IDLE: "the command",
 }
 _STATES = {
     "T": "is stopped (as by SIGSTOP)",
     "t": "is held by a debugger",
     "D": "waits in the kernel, as for a disk or a file system that does not answer",
-    GONE: "is gone",
+    GONE: "has ended",
     SILENT: "does not answer, though its host does: it is stopped, or hangs in a library",
     CUT: "cannot be reached: its host is down, or a link is cut",
     UNKNOWN: "is not known: no connection to its host",
@@ -71,8 +71,8 @@ def work_of(seen: Seen) -> str:
     if action is None:
         after = f" after step {seen.step}" if seen.step and seen.phase in (Phase.SAVE, Phase.VALIDATE) else ""
         in_step = of_step if seen.phase in (Phase.READ, Phase.UPDATE) else ""
-        if seen.phase is Phase.TRAIN and seen.step:
-            return f"step {seen.step}"
+        if seen.phase in (Phase.TRAIN, Phase.REPORT) and seen.step:
+            return f"step {seen.step}" if seen.phase is Phase.TRAIN else f"what follows step {seen.step}"
         return f"{_PHASES[seen.phase]}{after or in_step}"
     micro_batch = f" of micro-batch {action.micro_batch}" if action.micro_batch >= 0 else ""
     if seen.phase in (Phase.VALIDATE, Phase.GENERATE, Phase.IDLE):
@@ -90,14 +90,12 @@ def work_of(seen: Seen) -> str:
 def doing(seen: Seen, ranks: Mapping[int, Seen], layout: Layout | None, world: int) -> str:
     """Return what a rank does, or for what and whom it waits."""
     if seen.state in (GONE, SILENT, CUT, UNKNOWN, "T", "t"):
-        return (
-            f"{_STATES[seen.state]}; last seen in {work_of(seen)}"
-            if seen.state != UNKNOWN
-            else _STATES[UNKNOWN]
-        )
+        return _STATES[seen.state] + ("" if seen.state == UNKNOWN else f", last seen in {work_of(seen)}")
     others = waits_for(seen, ranks, layout, world)
     if others:
-        return f"waits for {_what(seen)}{listed('rank', others)}"
+        together = seen.action is None and seen.phase is not Phase.MPI
+        where = f" in {work_of(seen)}" if together else ""
+        return f"waits{where} for {_what(seen)}{listed('rank', others)}"
     if seen.phase is Phase.MPI and not seen.number:
         return "waits for MPI to start, which all ranks have to join"
     if seen.state == "D":
@@ -107,13 +105,10 @@ def doing(seen: Seen, ranks: Mapping[int, Seen], layout: Layout | None, world: i
 
 def _what(seen: Seen) -> str:
     action = seen.action
-    if seen.waits is Waits.RANK:
-        return "what it gets from "
     if seen.waits is Waits.SENDS:
         return "the receipt of what it has sent, by "
     if seen.waits is not Waits.NOBODY:
-        where = f" in {work_of(seen)}" if action is None else ""
-        return f"what all have to join{where}: for "
+        return ""
     if action is not None and action.kind in RECEIVES:
         micro_batch = f" of micro-batch {action.micro_batch}" if action.micro_batch >= 0 else ""
         return f"{_MESSAGES[action.kind]}{micro_batch} from "
