@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from trainer.distributed import environment
+from trainer.distributed.daemon import end_daemon_later
 from trainer.distributed.heartbeat import heartbeat
 from trainer.distributed.limits import explain
 from trainer.errors import EXIT_SAVED, EXIT_USER_ERROR, StoppedEarly, TrainingError, UserError, notes
@@ -117,6 +118,7 @@ def abort_from_thread(code: int) -> NoReturn:
 
 def _abort(code: int) -> NoReturn:
     """Abort all ranks at once: a neighbour that waits in a receive would otherwise wait forever."""
+    end_daemon_later()
     if (mpi := _mpi()) is not None:
         _abort_silently(code)
         mpi.COMM_WORLD.Abort(code)

@@ -13,7 +13,7 @@ import resource
 import select
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainer.distributed import environment, notice
@@ -149,8 +149,16 @@ class Watch:
 
     def _ask(self, now: float) -> None:
         if self.settings.hosts is not None:
-            self._others = {seen.rank: seen for seen in self.settings.hosts.ask()}
+            self._others = {seen.rank: self._placed(seen) for seen in self.settings.hosts.ask()}
             self._asked = now
+
+    def _placed(self, seen: Seen) -> Seen:
+        """Add what the layout says of a rank that cannot say it itself."""
+        layout = self.settings.layout
+        if "stages" in seen.place or layout is None:
+            return seen
+        stages, replica = layout.stages_of(layout.group_rank(seen.rank)), layout.replica(seen.rank)
+        return replace(seen, place={**seen.place, "stages": stages, "replica": replica})
 
     def _may_end(self, everyone: dict[int, Seen], here: dict[int, Seen], now: float) -> bool:
         """Return whether no other host is to speak: the one with the lowest rank that can be reached."""

@@ -90,7 +90,7 @@ def work_of(seen: Seen) -> str:
 def doing(seen: Seen, ranks: Mapping[int, Seen], layout: Layout | None, world: int) -> str:
     """Return what a rank does, or for what and whom it waits."""
     if seen.state in (GONE, SILENT, CUT, UNKNOWN, "T", "t"):
-        return _STATES[seen.state] + ("" if seen.state == UNKNOWN else f", last seen in {work_of(seen)}")
+        return _STATES[seen.state] + (f", in {work_of(seen)}" if seen.state in (GONE, "T", "t") else "")
     others = waits_for(seen, ranks, layout, world)
     if others:
         together = seen.action is None and seen.phase is not Phase.MPI
