@@ -1,4 +1,4 @@
-"""A model whose last layer never returns from one of its forward passes, each in another way."""
+"""A model whose last layer does not return from one of its forward passes, or late, each in another way."""
 
 import threading
 import time
@@ -28,7 +28,19 @@ def _deadlock() -> None:
     lock.acquire()  # by the same thread
 
 
-WAYS = {"sleep": _sleep, "loop": _loop, "deadlock": _deadlock}
+def _eat() -> None:
+    held = []
+    while True:
+        held.append(bytearray(b"x") * (1 << 22))
+
+
+def _work() -> None:
+    end = time.monotonic() + 8
+    while time.monotonic() < end:
+        pass
+
+
+WAYS = {"sleep": _sleep, "loop": _loop, "deadlock": _deadlock, "eat": _eat, "work": _work}
 
 
 class Stuck(nn.Module):

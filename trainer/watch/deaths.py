@@ -25,7 +25,8 @@ def cause_of(each: Neighbour, seen: Seen) -> str:
     """Return why a rank is gone, in one line."""
     name, where = name_of(seen), work_of(seen)
     if each.killings.happened():
-        limit = f", of which {size_text(each.killings.limit)} are allowed" if each.killings.limit else ""
+        allowed = each.killings.limit
+        limit = f"; its control group may have {size_text(allowed)}" if allowed else ""
         holding = f"; {held(seen)}{limit}" if held(seen) else limit
         return f"{name} was killed by the kernel, out of memory, in {where}{holding}; {FITS}"
     written = "" if each.stack is None else each.stack.written()

@@ -149,9 +149,9 @@ def held(seen: Seen) -> str:
     layers = seen.place.get("layers")
     what = [f"the layers {layers}"] if layers else []
     if seen.peak:
-        what.append(f"{size_text(seen.peak)} of memory")
+        what.append(f"{size_text(seen.peak)} at most so far")
     planned = seen.place.get("planned")
-    plan = f" ({size_text(int(planned))} planned for weights, optimizer and activations)" if planned else ""
+    plan = f" ({size_text(int(planned))} of it by the plan)" if planned else ""
     return f"it held {' and '.join(what)}{plan}" if what else ""
 
 
