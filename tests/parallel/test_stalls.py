@@ -1,4 +1,4 @@
-"""A rank that stands still, or dies without a word, is named with its stage; the run ends, leaving nothing."""
+"""A rank that stands still, or dies without a word, is named with its stage; the run ends, with all of it."""
 
 import os
 import signal

@@ -156,8 +156,8 @@ class MappedTokens:
         size = os.fstat(self._file.fileno()).st_size  # to read what is gone would kill the process
         if size < self._map.nbytes:
             raise TrainingError(
-                f"the token file {self._path} has {size:,} bytes now, and had {self._map.nbytes:,} when it was "
-                "opened: another program changes it. Run again, with a data.cache that is this run's own"
+                f"the token file {self._path} has {size:,} bytes now, and had {self._map.nbytes:,} when it "
+                "was opened: another program changes it. Run again, with a data.cache that is this run's own"
             )
         found: NDArray[Any]
         if isinstance(places, slice):

@@ -1,4 +1,4 @@
-"""Open MPI's daemon on a host without the launcher: it waits for the launcher, even if that is out of reach."""
+"""Open MPI's daemon on a host without the launcher, for which it waits even if that is out of reach."""
 
 import os
 import subprocess

@@ -212,7 +212,7 @@ class Page:
         """Return the numbers of a rank."""
         return self.slot(number)[:_TEXT].cast("q")
 
-    def times(self, number: int) -> memoryview:
+    def times(self, number: int) -> "memoryview[float]":
         """Return the same numbers as seconds."""
         return self.slot(number)[:_TEXT].cast("d")
 

@@ -172,14 +172,15 @@ class World(Communicator):
             threads: The number each rank computes with; if they leave no core free, Horovod's thread sleeps.
         """
         replica, position = layout.replica(self.rank), layout.group_rank(self.rank)
+        heartbeat.join(Waits.WORLD)
         model_parallel = self.comm.Split(replica, position)
         data_parallel = self.comm.Split(position, replica)
-        heartbeat.begin_group(Waits.REPLICAS)
         if layout.replicas > 1:
             if environment.no_core_to_spare(self.local_size, threads):
                 environment.slow_down_horovod(self.local_size)
                 sleep_in_background_threads()
             _start_horovod(data_parallel)
+        heartbeat.go_on()
         return Groups(
             Communicator(model_parallel, self.meter, Waits.PIPELINE),
             Communicator(data_parallel, self.meter, Waits.REPLICAS),

@@ -152,7 +152,7 @@ class Hosts:
         with selectors.DefaultSelector() as selector:
             for name, host in self._hosts.items():
                 for address in self._addresses(host):
-                    self._connect(selector, name, address)
+                    self._connect(selector, name, address, connected)
             end = time.monotonic() + _PATIENCE
             while len(answers) < len(self._hosts) and selector.get_map():
                 left = end - time.monotonic()
@@ -172,10 +172,21 @@ class Hosts:
         known = {address for address, _ in host.met}
         return [(each, place.port) for place in places for each in (known or place.addresses)]
 
-    def _connect(self, selector: selectors.BaseSelector, name: str, address: Address) -> None:
+    def _has_met(self, name: str, address: Address) -> bool:
+        """Return whether a host has answered at an address, whatever the port."""
+        return address[0] in {known for known, _ in self._hosts[name].met}
+
+    def _connect(
+        self, selector: selectors.BaseSelector, name: str, address: Address, connected: set[str]
+    ) -> None:
         connection = socket.socket()
         connection.setblocking(False)
-        connection.connect_ex(address)
+        error = connection.connect_ex(address)
+        if error == errno.ECONNREFUSED and self._has_met(name, address):
+            connected.add(name)
+        if error not in (0, errno.EINPROGRESS):
+            connection.close()
+            return
         with suppress(OSError, ValueError, KeyError):
             selector.register(connection, selectors.EVENT_WRITE, _Question(name, address, connection))
             return
@@ -188,32 +199,39 @@ class Hosts:
         answers: dict[str, list[Seen]],
         connected: set[str],
     ) -> None:
-        host = self._hosts[question.host]
         try:
-            if not question.sent:
-                error = question.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if error == 0:
-                    question.socket.send(self._token)
-                    question.sent = True
-                    selector.modify(question.socket, selectors.EVENT_READ, question)
-                known = question.address[0] in {address for address, _ in host.met}
-                if known and error in (0, errno.ECONNREFUSED):  # both are answers of the host
-                    connected.add(question.host)
-                if error == 0:
-                    return
-                raise OSError(error, "no connection")
-            data = question.socket.recv(1 << 16)
-            question.answer += data
-            if data and not question.answer.endswith(b"\n") and len(question.answer) < _LONGEST:
-                return
-            seen = [Seen.of(values) for values in json.loads(question.answer)]
-            if {place.rank for place in host.places} & {each.rank for each in seen}:
-                answers.setdefault(question.host, seen)
-                host.met.add(question.address)
+            done = self._answered(question, answers) if question.sent else self._asked(question, connected)
         except (OSError, ValueError, TypeError, KeyError):
-            pass
-        selector.unregister(question.socket)
-        question.socket.close()
+            done = True
+        if done:
+            selector.unregister(question.socket)
+            question.socket.close()
+        elif question.sent:
+            selector.modify(question.socket, selectors.EVENT_READ, question)
+
+    def _asked(self, question: "_Question", connected: set[str]) -> bool:
+        """Send a question once there is a connection; return whether there will be none."""
+        error = question.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        # A refusal is an answer of the host as well.
+        if error in (0, errno.ECONNREFUSED) and self._has_met(question.host, question.address):
+            connected.add(question.host)
+        if error == 0:
+            question.socket.send(self._token)
+            question.sent = True
+        return error != 0
+
+    def _answered(self, question: "_Question", answers: dict[str, list[Seen]]) -> bool:
+        """Read a part of an answer; return whether it was the last."""
+        data = question.socket.recv(1 << 16)
+        question.answer += data
+        if data and not question.answer.endswith(b"\n") and len(question.answer) < _LONGEST:
+            return False
+        host = self._hosts[question.host]
+        seen = [Seen.of(values) for values in json.loads(question.answer)]
+        if {place.rank for place in host.places} & {each.rank for each in seen}:
+            answers.setdefault(question.host, seen)
+            host.met.add(question.address)
+        return True
 
 
 @dataclass

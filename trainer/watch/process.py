@@ -84,8 +84,8 @@ def _seconds(fields: list[str]) -> float:
 def _descendants(process: int) -> list[list[str]]:
     found = []
     with suppress(OSError):
-        for task in os.listdir(f"/proc/{process}/task"):
-            children = Path(f"/proc/{process}/task/{task}/children").read_text()
+        for task in Path(f"/proc/{process}/task").iterdir():
+            children = (task / "children").read_text()
             for child in map(int, children.split()):
                 fields = _stat(Path(f"/proc/{child}/stat"))
                 found += [] if fields is None else [fields, *_descendants(child)]

@@ -8,7 +8,6 @@ import contextlib
 import faulthandler
 import os
 import signal
-import sys
 import time
 
 from trainer.distributed.heartbeat import Word, heartbeat
@@ -28,7 +27,7 @@ def offer_stack(*, crashes: bool) -> None:
     file = os.memfd_create("trainer-stack", os.MFD_CLOEXEC)
     faulthandler.register(_SIGNAL, file=file, all_threads=True)
     if not faulthandler.is_enabled():  # the user's own choice is kept
-        faulthandler.enable(file=file if crashes else sys.__stderr__)
+        faulthandler.enable(file=file if crashes else 2)
     heartbeat.words[Word.STACK] = file + 1
 
 

@@ -110,30 +110,28 @@ def _limit(seen: Seen, limits: Limits) -> float:
     in_schedule = seen.number > 0 or seen.phase in (Phase.TRAIN, Phase.UPDATE)
     if seen.phase is Phase.IDLE and not in_schedule:
         return inf
-    if seen.busy:
+    if seen.busy and seen.phase is not Phase.MPI:  # which polls
         return max(limits.busy, limits.still) if in_schedule else inf
     return limits.still if in_schedule else _PATIENCE * limits.still
 
 
 def waits_for(seen: Seen, ranks: Mapping[int, Seen], layout: Layout | None, world: int) -> list[int]:
     """Return the ranks that a rank waits for; empty if it is at work itself."""
+    found: list[int] = []
     if seen.waits is Waits.RANK:
-        return [seen.peer]
-    if seen.waits is Waits.SENDS and layout is not None:
-        return [rank for rank in _members(Waits.PIPELINE, seen.rank, layout, world) if rank != seen.rank]
-    if seen.waits in (Waits.WORLD, Waits.PIPELINE, Waits.REPLICAS):
-        return _missing(seen, ranks, _members(seen.waits, seen.rank, layout, world))
-    if seen.phase is Phase.MPI and not seen.number:
-        return [rank for rank in range(world) if rank in ranks and ranks[rank].phase is Phase.START]
-    action = seen.action
-    if action is None or layout is None:
-        return []
-    if action.kind in RECEIVES:
-        source = layout.rank_of(action.peer, layout.replica(seen.rank))
-        return [] if source == seen.rank else [source]
-    if action.kind is Kind.REDUCE_WAIT:
-        return _not_averaging(seen, ranks, _members(Waits.REPLICAS, seen.rank, layout, world))
-    return []
+        found = [seen.peer]
+    elif seen.waits is Waits.SENDS:
+        found = [] if layout is None else _members(Waits.PIPELINE, seen.rank, layout, world)
+    elif seen.waits is not Waits.NOBODY:
+        found = _missing(seen, ranks, _members(seen.waits, seen.rank, layout, world))
+    elif seen.phase is Phase.MPI and not seen.number:
+        found = [rank for rank in range(world) if rank in ranks and ranks[rank].phase is Phase.START]
+    elif seen.action is not None and layout is not None:
+        if seen.action.kind in RECEIVES:
+            found = [layout.rank_of(seen.action.peer, layout.replica(seen.rank))]
+        elif seen.action.kind is Kind.REDUCE_WAIT:
+            found = _not_averaging(seen, ranks, _members(Waits.REPLICAS, seen.rank, layout, world))
+    return [rank for rank in found if rank != seen.rank]
 
 
 def _members(group: Waits, rank: int, layout: Layout | None, world: int) -> list[int]:

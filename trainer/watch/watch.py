@@ -214,16 +214,13 @@ class Watch:
         if not environment.launched() or os.getppid() == self._parent:
             return
         self._orphan_since = self._orphan_since or now
-        if now - self._orphan_since > _WITHOUT_LAUNCHER:
-            if self.node.speaker(self.settings.tick) == self.page.own and self.node.report_once():
-                hint = resume_hint()
-                more = f"; {hint}" if hint else ""
-                say(
-                    [
-                        f"the launcher is gone: the ranks of host {self.host} end with exit code {STALLED}{more}"
-                    ]
-                )
-            end_all(STALLED, self.node.kill_others)
+        if now - self._orphan_since < _WITHOUT_LAUNCHER:
+            return
+        if self.node.speaker(self.settings.tick) == self.page.own and self.node.report_once():
+            hint = resume_hint()
+            line = f"the launcher is gone: the ranks of host {self.host} end with exit code {STALLED}"
+            say([f"{line}; {hint}" if hint else line])
+        end_all(STALLED, self.node.kill_others)
 
 
 def _peak() -> int:

@@ -10,6 +10,7 @@ from trainer.schedule.actions import RECEIVES, Kind
 from trainer.watch.seen import CUT, GONE, SILENT, UNKNOWN, Seen
 from trainer.watch.verdict import Verdict, waits_for
 
+_NAMED = 4  # ranks in one line
 _WORK = {
     Kind.FORWARD: "the forward",
     Kind.BACKWARD: "the backward",
@@ -121,8 +122,12 @@ def headline(verdict: Verdict, ranks: Mapping[int, Seen], layout: Layout | None,
     """Return what keeps ranks from their work, in one line."""
     seconds = f"{verdict.seconds:.0f} s"
     causes = [ranks[rank] for rank in verdict.causes]
+    if causes[0].phase is Phase.MPI and causes[0].state not in _STATES:
+        here = [rank for rank, seen in sorted(ranks.items()) if seen.phase is Phase.MPI]
+        who = f"{listed('rank', here)} of host {causes[0].host} wait for the other ranks of {world}"
+        return f"no progress for {seconds}: MPI has not started, {who}"
     if verdict.circle:
-        names = ", ".join(name_of(seen) for seen in causes[:4]) + (", ..." if len(causes) > 4 else "")
+        names = ", ".join(map(name_of, causes[:_NAMED])) + (", ..." if len(causes) > _NAMED else "")
         hosts = {seen.host for seen in causes}
         link = " (is the network between their hosts in order?)" if len(hosts) > 1 else ""
         return f"no progress for {seconds}: {names} wait for one another{link}"
@@ -138,7 +143,7 @@ def headline(verdict: Verdict, ranks: Mapping[int, Seen], layout: Layout | None,
 def table(ranks: Mapping[int, Seen], layout: Layout | None, world: int) -> list[str]:
     """Return a line for each rank."""
     lines = []
-    for rank, seen in sorted(ranks.items()):
+    for _, seen in sorted(ranks.items()):
         since = "" if seen.still == float("inf") else f", for {seen.still:.0f} s"
         lines.append(f"  {name_of(seen)} {doing(seen, ranks, layout, world)}{since}")
     return lines
