@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -22,7 +23,7 @@ answers.begin("word")
 print(answers.port, flush=True)
 sys.stdin.read()
 """
-NOWHERE = "240.0.0.1"  # of no host, by RFC 1112
+NOWHERE = "203.0.113.7"  # of no host, by RFC 5737
 
 
 @pytest.fixture
@@ -57,6 +58,8 @@ def test_a_stopped_process_is_silent_while_its_host_answers(
     asking = hosts(port, "127.0.0.1")
     asking.ask()
     process.send_signal(signal.SIGSTOP)
+    while state_of(process.pid) != "T":
+        pass
     (seen,) = asking.ask()
     assert (seen.state, seen.step) == (SILENT, 4)
     process.send_signal(signal.SIGCONT)
@@ -74,12 +77,18 @@ def test_an_ended_process_is_silent_too(other: tuple[subprocess.Popen[str], int]
 
 
 def test_a_host_that_was_there_and_is_out_of_reach(other: tuple[subprocess.Popen[str], int]) -> None:
+    """A socket whose queue is full stands for it: the kernel drops what comes, and does not answer."""
     asking = hosts(other[1], "127.0.0.1")
     asking.ask()
-    (met,) = asking._hosts.values()
-    met.met = {(NOWHERE, other[1])}
-    (seen,) = asking.ask()
-    assert seen.state == CUT
+    (host,) = asking._hosts.values()
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as waiting:
+        for _ in range(4):
+            connection = waiting.enter_context(socket.socket())
+            connection.setblocking(False)
+            connection.connect_ex(full.getsockname())
+        host.places = [Place(1, "h2", ("127.0.0.1",), full.getsockname()[1])]
+        (seen,) = asking.ask()
+    assert (seen.state, seen.step) == (CUT, 4)
 
 
 def test_a_host_that_never_could_be_asked() -> None:
