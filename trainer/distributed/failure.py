@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import socket
 import sys
 import time
 import traceback
@@ -92,8 +93,18 @@ def message(error: BaseException, rank: int) -> str:
     if sys.version_info < (3, 11):  # which does not print notes
         text += "".join(f"{note}\n" for note in notes(error))
     if (limit := explain(error)) is not None:
-        text += f"trainer: {limit}\n"
+        text += f"trainer: {_place(rank)}{limit}\n"
     return f"{text}trainer: rank {rank} failed; aborting all ranks\n" if environment.launched() else text
+
+
+def _place(rank: int) -> str:
+    """Return such as "rank 1 (stage 1, replica 0, host h2): ", once that is known."""
+    text = heartbeat.text
+    if "replica" not in text:
+        return ""
+    stages = " and ".join(map(str, text.get("stages", [])))
+    host = socket.gethostname()
+    return f"rank {rank} (stage {stages}, replica {text['replica']}, layers {text['layers']}, host {host}): "
 
 
 def exit_code(error: BaseException) -> int:

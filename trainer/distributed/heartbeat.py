@@ -146,9 +146,14 @@ class Heartbeat:
         """Note that this process ends on its own account."""
         self.words[Word.STATE] = State.LEAVING
 
+    @property
+    def text(self) -> dict[str, Any]:
+        """Return the text that goes with the numbers."""
+        return text_of(self._slot)
+
     def describe(self, **facts: Any) -> None:
         """Add to the text that goes with the numbers."""
-        text = {**text_of(self._slot), **facts}
+        text = {**self.text, **facts}
         data = json.dumps(text).encode()
         while len(data) >= SLOT - _TEXT and text:  # the longest goes
             del text[max(text, key=lambda name: len(str(text[name])))]
