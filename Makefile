@@ -35,7 +35,7 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: help setup train verify verify-matrix report bench-schedule bench-overhead \
 	bench-recompute bench-pipeline bench-data bench-hybrid bench-generate bench-cut setup-deepspeed test \
-	test-quick lint types format docs figures docs-config \
+	test-quick test-cluster lint types format docs figures docs-config \
 	wheels clean
 
 ##@ Use
@@ -106,6 +106,10 @@ test: setup ## Run the tests (PYTEST_ARGS="-k schedule")
 
 test-quick: setup ## Run what a minute has room for: before every commit
 	@$(IN_VENV) $(PYTEST) -m "quick or not (parallel or slow)" $(PYTEST_ARGS)
+
+test-cluster: setup ## Test on hosts and a Slurm on this machine (root; installs Debian's packages)
+	@$(IN_VENV) .venv/bin/python -m tests.cluster.prepare && \
+		.venv/bin/python -m pytest tests/cluster $(PYTEST_ARGS)
 
 lint: setup ## Check style and formatting
 	@$(IN_VENV) .venv/bin/python -m ruff check && .venv/bin/python -m ruff format --check

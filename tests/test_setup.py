@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch.version as installed_torch
@@ -17,6 +18,7 @@ from launch.install import (
     horovod_patch,
     mpi,
     prerequisites,
+    runner_patch,
     stamp,
     torch_facts,
     wheels,
@@ -110,9 +112,9 @@ class TestCacheKey:
         ]
         assert len(set(keys)) == len(keys)
 
-    @pytest.mark.parametrize("changed", ["horovod_patch.py", "supervise_mpirun.py", "horovod_build.py"])
+    @pytest.mark.parametrize("changed", ["horovod_patch.py", "horovod_build.py"])
     def test_a_change_of_the_patch_or_the_build_changes_the_recipe(self, tmp_path, changed):
-        for name in ("horovod_patch.py", "supervise_mpirun.py", "horovod_build.py"):
+        for name in ("horovod_patch.py", "horovod_build.py"):
             (tmp_path / name).write_bytes((ROOT / "launch" / "install" / name).read_bytes())
         assert cache.recipe(tmp_path) == cache.RECIPE
         assert cache.RECIPE in self.key()
@@ -155,16 +157,6 @@ class TestHorovodPatch:
         for name, text in {
             "CMakeLists.txt": self.MAIN,
             "horovod/torch/CMakeLists.txt": "    set(CMAKE_CXX_STANDARD 14)\n",
-            "horovod/runner/gloo_run.py": (
-                "\n        exit_code, timestamp = value\n        if exit_code != 0:\n"
-            ),
-            "horovod/runner/launch.py": "def run_commandline():\n    args = parse_args()\n",
-            "horovod/runner/mpi_run.py": (
-                "        elif 'MPICH' in output:\n            return _MPICH_IMPL\n"
-                "    basic_args = '-l' if impi_or_mpich else '--allow-run-as-root --tag-output'\n"
-                "    else:\n"
-                "        os.execve('/bin/sh', ['/bin/sh', '-c', mpirun_command], env)\n"
-            ),
         }.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
@@ -173,19 +165,54 @@ class TestHorovodPatch:
         assert "CMAKE_CXX_STANDARD 17" in main
         assert "CMAKE_INSTALL_RPATH" in main
         assert "CMAKE_CXX_FLAGS_RELWITHDEBINFO" in main
-        assert "before_ranks_start()\n    args" in (tmp_path / "horovod/runner/launch.py").read_text()
-        runner = (tmp_path / "horovod/runner/mpi_run.py").read_text()
-        assert "supervise(mpirun_command, env)" in runner
+
+
+class TestRunnerPatch:
+    SOURCE: ClassVar[dict[str, str]] = {  # what of Horovod's launcher is patched
+        "runner/gloo_run.py": "\n        exit_code, timestamp = value\n        if exit_code != 0:\n",
+        "runner/launch.py": (
+            "from horovod.runner.common.util import config_parser, hosts\n"
+            "    if len(remote_host_names) > 0:\n        if settings.verbose >= 2:\n"
+            "            args.hosts = f'localhost:{args.num_proc}'\n"
+            "def run_commandline():\n    args = parse_args()\n"
+        ),
+        "runner/mpi_run.py": (
+            "from horovod.runner.common.util import env as env_util, hosts\n"
+            "        elif 'MPICH' in output:\n            return _MPICH_IMPL\n"
+            "    basic_args = '-l' if impi_or_mpich else '--allow-run-as-root --tag-output'\n"
+            "        'mpirun {basic_args} '\n        .format(basic_args=basic_args,\n"
+            "    else:\n"
+            "        os.execve('/bin/sh', ['/bin/sh', '-c', mpirun_command], env)\n"
+        ),
+        "runner/driver/driver_service.py": (
+            "from horovod.runner.common.util import codec\n"
+            "    if lsf.LSFUtils.using_lsf():\n        return None\n\n"
+        ),
+    }
+
+    def test_the_patches_fit_together(self, tmp_path):
+        """Each patch changes its file once, and other patches of that file leave its place intact."""
+        for name, text in self.SOURCE.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        runner_patch.patch(tmp_path)
+        assert "before_ranks_start()\n    args" in (tmp_path / "runner/launch.py").read_text()
+        runner = (tmp_path / "runner/mpi_run.py").read_text()
         assert "tag-output" not in runner
         assert "'-l'" not in runner
         assert "elif 'MPICH' in output or 'HYDRA build details' in output:\n" in runner
-        assert (tmp_path / "horovod/runner/supervise_mpirun.py").exists()
+        left = {path.name for path in (tmp_path / "runner").iterdir()}
+        added = {file.name for file in runner_patch.ADDED}
+        assert left == {"driver", "gloo_run.py", "launch.py", "mpi_run.py"} | added
+
+    def test_a_set_up_with_other_patches_is_stale(self):
+        assert runner_patch.recipe() in stamp.VERSIONS
 
     def test_gloo_exit_code(self):
         """Only the static launcher's loop changes; the elastic launcher's loop has a deeper indentation."""
         check = "\n{0}exit_code, timestamp = value\n{0}if exit_code != 0:\n{0}    raise RuntimeError()\n"
         static, elastic = check.format(8 * " "), check.format(12 * " ")
-        text = horovod_patch.patch_exit_code(static + elastic, "gloo_run.py")
+        text = runner_patch.patch_exit_code(static + elastic, "gloo_run.py")
         assert text.count("raise SystemExit(exit_code)\n") == 1
         assert text.index("SystemExit") < text.index("RuntimeError")
         assert text.endswith(elastic)

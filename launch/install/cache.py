@@ -19,7 +19,7 @@ def recipe(folder: Path) -> str:
 
     A wheel that other code built is not reused.
     """
-    names = ("horovod_patch.py", "supervise_mpirun.py", "horovod_build.py")
+    names = ("horovod_patch.py", "horovod_build.py")
     steps = (folder / name for name in names)
     return hashlib.sha256(b"".join(step.read_bytes() for step in steps)).hexdigest()[:8]
 

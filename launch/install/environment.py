@@ -31,6 +31,12 @@ class Environment:
         return self.folder / "bin" / "python"
 
     @property
+    def packages(self) -> Path:
+        """Return the folder of its packages."""
+        (found,) = (self.folder / "lib").glob("python*/site-packages")
+        return found
+
+    @property
     def constraints(self) -> Path:
         """Return the file of versions that no later `pip install` of the set-up may change."""
         return self.folder / "constraints.txt"
@@ -155,10 +161,9 @@ def expose_torch(environment: Environment, torch: TorchFacts) -> None:
     That option shows the packages of the base interpreter. If torch is in the virtual environment that this
     one was created from, or on PYTHONPATH, a `.pth` file adds it. The environment's own packages come first.
     """
-    (site,) = (environment.folder / "lib").glob("python*/site-packages")
     packages = str(Path(torch.folder).parent)
     line = f"import site; site.addsitedir({packages!r})\n"
-    (site / "hybrid-trainer-system-torch.pth").write_text(line, encoding="utf-8")
+    (environment.packages / "hybrid-trainer-system-torch.pth").write_text(line, encoding="utf-8")
 
 
 def remove(folder: Path) -> None:

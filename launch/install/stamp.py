@@ -5,11 +5,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from launch.install import runner_patch
 from launch.install.cache import RECIPE
 from launch.install.settings import HOROVOD_VERSION, OPENMPI_VERSION, Choices
 from launch.install.torch_facts import read_version
 
-VERSIONS = f"horovod {HOROVOD_VERSION} {RECIPE}, openmpi {OPENMPI_VERSION}"
+VERSIONS = f"horovod {HOROVOD_VERSION} {RECIPE} {runner_patch.recipe()}, openmpi {OPENMPI_VERSION}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,17 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.install import cache, environment, gpu, horovod_build, mpi, prerequisites, stamp, torch_facts
+from launch.install import (
+    cache,
+    environment,
+    gpu,
+    horovod_build,
+    mpi,
+    prerequisites,
+    runner_patch,
+    stamp,
+    torch_facts,
+)
 from launch.install.environment import Environment
 from launch.install.gpu import Gpu
 from launch.install.mpi import Mpi
@@ -62,6 +72,7 @@ def set_up(plan: Plan) -> None:
     env.pip_install(
         "install Horovod", ["--no-deps", "--no-index", "--force-reinstall", str(wheel)], "horovod-install"
     )
+    runner_patch.patch(env.packages / "horovod")
     extras = "dev" if plan.choices.wheels else "dev,docs"  # `make wheels` leaves out the documentation site
     env.pip_install(
         "the trainer's dependencies",

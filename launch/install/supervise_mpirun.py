@@ -1,8 +1,8 @@
 """Runs mpirun for `horovodrun`, and passes signals on so that the ranks get the time to save.
 
-Part of the patch of Horovod: `launch/install/horovod_patch.py` adds this file to its source as it is, so it
-needs the standard library alone. Open MPI 4.1 kills the ranks two seconds after a SIGTERM to mpirun, but
-passes a SIGUSR1 on to them and leaves them alone. So does MPICH, but a SIGUSR2 ends it:
+Part of the patch of Horovod: `launch/install/runner_patch.py` adds this file to the installed package as it
+is, so it needs the standard library alone. Open MPI 4.1 kills the ranks two seconds after a SIGTERM to
+mpirun, but passes a SIGUSR1 on to them and leaves them alone. So does MPICH, but a SIGUSR2 ends it:
 
     to horovodrun, or its process group     to mpirun    the ranks
     SIGTERM, SIGUSR1, SIGUSR2, SIGHUP       SIGUSR1      get SIGUSR1

@@ -3,6 +3,7 @@
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,3 +40,23 @@ def _sleep_now_and_in_backward(module: nn.Module, inputs: Any, output: Tensor) -
 
 def _sleep() -> None:
     time.sleep(_CHANCE.uniform(0, _LONGEST))
+
+
+def slowed(data: Data, seconds: float, **options: Any) -> Model:
+    """Return a GPT whose layers sleep for some seconds while the working directory has a file `slow`."""
+    model = gpt(GPTConfig(**options), data)
+    wanted = Path("slow").absolute()
+
+    def sleep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if not output.is_meta and wanted.exists():
+            time.sleep(seconds)
+
+    def slow(layer: Layer) -> Layer:
+        def build() -> nn.Module:
+            module = layer.build()
+            module.register_forward_hook(sleep)
+            return module
+
+        return replace(layer, build=build)
+
+    return replace(model, layers=tuple(slow(layer) for layer in model.layers))
