@@ -131,6 +131,7 @@ class TrainStep:
                 self._update(step, summary.grad_norm)
             self._waited_in_update = run.meter.seconds - before
         self._check_replicas(step)
+        heartbeat.enter(Phase.IDLE)
         run.engine.timings.begin, run.engine.timings.end = start, time.perf_counter()
         return StepResult(
             step=step,
