@@ -16,7 +16,7 @@ from trainer.watch.seen import CUT, GONE, SILENT, UNKNOWN, Seen
 
 STOPPED = "T"
 _ENDS = (STOPPED, GONE, SILENT, CUT, UNKNOWN)  # such a rank is a cause, whatever it does
-_SOONEST = 10.0  # seconds until a host that cannot be reached is given up
+_SOONEST = 6.0  # seconds until a host that cannot be reached is given up; it is asked after 3
 # A start, a download or a write to a slow file system may take long without computing; it is reported, and
 # ended this many times later.
 _PATIENCE = 10.0
