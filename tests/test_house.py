@@ -18,6 +18,7 @@ ORDER = [
     "schedule",
     "config",
     "launch",
+    "watch",
     "command",
     "data",
     "tokenize",

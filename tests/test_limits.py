@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.support.launch import REPOSITORY
+from trainer.distributed import failure
 from trainer.distributed.failure import message
+from trainer.distributed.heartbeat import Heartbeat
 from trainer.distributed.limits import explain
 
 
@@ -27,6 +30,15 @@ from trainer.distributed.limits import explain
 def test_a_limit_is_named(error: BaseException, words: str) -> None:
     assert words in str(explain(error))
     assert message(error, 0).splitlines()[-1].startswith("trainer: ")
+
+
+def test_memory_of_a_gpu_is_named_with_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.distributed.failure.heartbeat", Heartbeat())
+    failure.heartbeat.describe(stages=[1], replica=2, layers="block.4 to head")
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    last = message(error, 5).splitlines()[-1]
+    assert last.startswith("trainer: rank 5 (stage 1, replica 2, layers block.4 to head, host ")
+    assert "out of memory of the GPU: memory.recompute=full, more layout.stages" in last
 
 
 def test_other_errors_are_not_explained() -> None:

@@ -16,10 +16,12 @@ from trainer.config.run_dir import place_sweep
 from trainer.config.schema import Config
 from trainer.distributed import environment, launcher
 from trainer.distributed.failure import fail
+from trainer.distributed.heartbeat import heartbeat
 from trainer.distributed.limits import prepare_process
 from trainer.distributed.notice import listen, stop_listening
 from trainer.distributed.oversubscription import request_long_time_slices
 from trainer.errors import StoppedEarly
+from trainer.watch.start import configure, meet, start
 
 if TYPE_CHECKING:
     from trainer.distributed.world import World
@@ -44,6 +46,8 @@ def run_command(
     """
     listen()
     try:
+        if with_ranks:
+            start()
         run_jobs(job, with_ranks=with_ranks, prepare=prepare, from_run=from_run)
     except SystemExit:
         raise
@@ -79,10 +83,13 @@ def run_jobs(
         if composed.sweep is not None:
             place_sweep(composed.configs, composed.sweep, _world())
         for config in composed.configs:
+            configure(config.train)
+            environment.match_horovod(config.train.stall_seconds, config.train.busy_seconds)
             _postpone_compiler()
             world = _world() if with_ranks else None  # [3]
             _collect_garbage_again()
             job(config, world)  # [4]
+        heartbeat.leave()
     except ComposeError as error:
         raise explain(error) from error
     finally:
@@ -107,4 +114,6 @@ def _world() -> "World":
     """Start MPI, once per process: the runs of a sweep share it."""
     from trainer.distributed.world import World  # noqa: PLC0415  (imports torch: only once the configuration is valid)
 
-    return World()
+    world = World()
+    meet(world)
+    return world

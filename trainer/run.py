@@ -12,6 +12,7 @@ from trainer.data.dataset import Data
 from trainer.data.order import order_of
 from trainer.distributed import environment
 from trainer.distributed.devices import devices_of_rank
+from trainer.distributed.heartbeat import Phase, heartbeat
 from trainer.distributed.world import Groups, World, horovod, versions
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze
@@ -41,6 +42,7 @@ from trainer.schedule.merge import by_rank
 from trainer.schedule.resolve import resolve
 from trainer.schedule.validate import validate
 from trainer.seeds import derive, seed_generators
+from trainer.watch.start import know
 
 
 class Run:
@@ -85,6 +87,7 @@ class Run:
         world.agree("versions", versions())
         self.threads = _prepare_torch(config, world)
         seed_generators(derive(config.train.seed, "data"))
+        heartbeat.enter(Phase.LOAD)
         self.data = load_data(config.data, world) if data is None else data
         self._workers = config.data.workers if data is None else 0  # they build what is configured
         world.agree("data", {"fingerprint": self.data.fingerprint})
@@ -103,6 +106,7 @@ class Run:
         self.plan = Plan(config, self.model, costs, world.size, recipe)
         self.plan.validate()
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
+        heartbeat.enter(Phase.BUILD)
         self.groups: Groups = world.split(self.plan.layout, threads=1 if on_gpu else self.threads)
         self._build()
 
@@ -155,6 +159,8 @@ class Run:
             ties=TiedParameters(self.stages, self.model.layers, partition.stage_of),
             meter=self.meter,
         )
+        planned = self.plan.memory.total(self.groups.model_parallel.rank)
+        know(layout, self.world.rank, [layer.name for layer in self.layers], planned)
 
     def _reader(self, *, reads: bool) -> Reader:
         """Return what reads samples; only ranks with the first or the last stage start workers."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.distributed.devices import peak_memory
+from trainer.distributed.heartbeat import Phase, Word, heartbeat
 from trainer.distributed.requests import Requests
 from trainer.errors import TrainingError, add_note
 from trainer.optim.gradients import all_gradients, clear_gradients, clip, global_norm, gradient_norms
@@ -110,12 +111,16 @@ class TrainStep:
         start, waited = time.perf_counter(), self._run.meter.seconds - self._waited_in_update
         run, optimizer = self._run, self._run.config.optimizer
         run.randomness.step, run.randomness.first_micro_batch = step, run.micro_batches.start
+        heartbeat.words[Word.STEP] = step
+        heartbeat.enter(Phase.READ)
         batch = self._read(step, samples_seen)
+        heartbeat.enter(Phase.TRAIN)
         loss_scale = None if run.loss_scale is None else run.loss_scale.value
         count, divisor = self._count(batch)
 
         scale = (loss_scale or 1.0) / divisor if divisor else 0.0
         losses = self._forward_backward(batch, scale)
+        heartbeat.enter(Phase.UPDATE)
         with run.engine.timings.updating(run.meter):
             summary = self._exchange(self._total_loss(losses), count, run.meter.seconds - waited)
             before = run.meter.seconds
@@ -126,6 +131,7 @@ class TrainStep:
                 self._update(step, summary.grad_norm)
             self._waited_in_update = run.meter.seconds - before
         self._check_replicas(step)
+        heartbeat.enter(Phase.IDLE)
         run.engine.timings.begin, run.engine.timings.end = start, time.perf_counter()
         return StepResult(
             step=step,

@@ -13,6 +13,7 @@ import numpy as np
 from trainer.checkpoint.checkpoint import find_checkpoint
 from trainer.config.schema import Config
 from trainer.distributed import notice
+from trainer.distributed.heartbeat import Phase, heartbeat
 from trainer.distributed.requests import Request
 from trainer.errors import StoppedEarly
 from trainer.evaluation import evaluate
@@ -32,7 +33,8 @@ def train(run: Run) -> None:
         StoppedEarly: On every rank alike: a signal asked the run to stop, and it has saved its last step.
     """
     folder = RunFolder(run.config, run.world)
-    step, samples_seen, origin = restore(run, folder)
+    with heartbeat.during(Phase.RESTORE):
+        step, samples_seen, origin = restore(run, folder)
     beginning = Beginning(step, last_step(run, step, samples_seen), origin)
     observers = build_observers(run, folder, beginning)
     try:
@@ -76,13 +78,17 @@ class _Loop:
         config, checkpoints = self._run.config, self._folder.checkpoints
         notice.begin_training(lambda: _how_to_resume(config, checkpoints))
         while self.step < self._last and not self.stopped_by:
-            self._observers.step(self._train_step.run(self.step + 1, self._samples_seen))
+            result = self._train_step.run(self.step + 1, self._samples_seen)
+            heartbeat.enter(Phase.REPORT)
+            self._observers.step(result)
             self.step += 1
             self._samples_seen += config.batch.global_size
             self._after_step(self._train_step.requests.agreed)
         if not self.stopped_by:
             self._validate()
-        if not self.stopped_by and (text := generate(self._run)) is not None:
+        with heartbeat.during(Phase.GENERATE):
+            text = None if self.stopped_by else generate(self._run)
+        if text is not None:
             self._observers.message(f"the model writes:\n{text}")
 
     def _after_step(self, agreed: Request) -> None:
@@ -95,7 +101,8 @@ class _Loop:
             self._validate()
 
     def _save(self) -> None:
-        path = save(self._run, self._folder, self.step, self._samples_seen)
+        with heartbeat.during(Phase.SAVE):
+            path = save(self._run, self._folder, self.step, self._samples_seen)
         self._observers.checkpoint(self.step, path)
         self._saved, self._saved_at = self.step, time.monotonic()
         self._train_step.requests.saved()
@@ -103,7 +110,8 @@ class _Loop:
 
     def _validate(self) -> None:
         """Validate; a signal during that stops the run."""
-        result = evaluate(self._run, self._run.config.eval.samples)
+        with heartbeat.during(Phase.VALIDATE):
+            result = evaluate(self._run, self._run.config.eval.samples)
         if result is not None:
             self._observers.validation(self.step, result)
         self._look_for_notice()

@@ -12,7 +12,14 @@ from pathlib import PurePath
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 # Modules of tests/parallel that only start their own ranks.
-LAUNCHES = {"test_broken_horovod", "test_failures", "test_idle", "test_mpi_wire", "test_pool"}
+LAUNCHES = {
+    "test_broken_horovod",
+    "test_failures",
+    "test_idle",
+    "test_mpi_wire",
+    "test_pool",
+    "test_stalls",
+}
 
 # Those that need a few small pools besides: there, so that both groups take equally long.
 BESIDE_LAUNCHES = {"test_stops", "test_sweep"}

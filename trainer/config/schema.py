@@ -168,6 +168,10 @@ class TrainConfig:
     check_replicas: int = not_negative(
         100, "steps between comparisons of the replicas' weights; 0 compares only the initial ones"
     )
+    stall_seconds: float = not_negative(
+        30.0, "without progress of any rank, after which a run ends; 0 does not watch", unit="seconds"
+    )
+    busy_seconds: float = positive(1800.0, "that one action may compute", unit="seconds")
     freeze: list[str] = text(
         [],
         "what keeps its weights: layers, or `layer/parameter`, such as `[block.*,*/*.bias]`",

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.files import Source
-from trainer.errors import UserError
+from trainer.distributed.heartbeat import heartbeat
+from trainer.errors import TrainingError, UserError
 
 _TYPES = ("|u1", "<u2", "<u4")  # of tokens, the smallest first
 _VERSION = 3  # increase it when the same text would give other tokens
@@ -140,6 +141,7 @@ class MappedTokens:
         self._start = start
         self._stop = stop
         self._map: NDArray[Any] | None = None
+        self._file: IO[bytes]
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -150,9 +152,21 @@ class MappedTokens:
         return MappedTokens(self._path, self._dtype, self._start + start, self._start + stop)
 
     def __getitem__(self, places: NDArray[np.int64] | slice) -> NDArray[Any]:
-        """Return the tokens at some places, or a range of them that is not negative."""
+        """Return the tokens at some places, or a range of them that is not negative.
+
+        Raises:
+            TrainingError: The file has shrunk since it was opened.
+        """
         if self._map is None:
-            self._map = np.asarray(np.memmap(self._path, dtype=self._dtype, mode="r"))
+            self._file = self._path.open("rb")
+            self._map = np.asarray(np.memmap(self._file, dtype=self._dtype, mode="r"))
+            heartbeat.describe(mapped={str(self._path): self._map.nbytes})
+        size = os.fstat(self._file.fileno()).st_size  # to read what is gone would kill the process
+        if size < self._map.nbytes:
+            raise TrainingError(
+                f"the token file {self._path} has {size:,} bytes now, and had {self._map.nbytes:,} when it "
+                "was opened: another program changes it. Run again, with a data.cache that is this run's own"
+            )
         found: NDArray[Any]
         if isinstance(places, slice):
             found = self._map[self._start : self._stop][places]

@@ -18,6 +18,7 @@ from trainer.errors import UserError
 
 # Where launchers put a process's rank, and the number of ranks on its node.
 _RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _LOCAL_SIZE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
 _LOCAL_SIZES = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")  # of all nodes, such as "2(x3),1"
 _GLOO = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
@@ -57,6 +58,11 @@ def rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return this process's rank according to the launcher, or 0 without one; needs no MPI."""
     gloo = ("HOROVOD_RANK",) if _GLOO in environment else ()  # which is refused
     return _first_number(environment, (*_RANK, *gloo)) or 0
+
+
+def size(environment: Mapping[str, str] = os.environ) -> int:
+    """Return the number of ranks according to the launcher, or 1 if it does not say."""
+    return (_first_number(environment, _SIZE) or 1) if launched(environment) else 1
 
 
 def local_size(environment: Mapping[str, str] = os.environ) -> int:
@@ -196,6 +202,19 @@ def slow_down_horovod(ranks_on_node: int, environment: MutableMapping[str, str] 
     """Lengthen the cycle of Horovod's background thread, which takes time from computing."""
     cycle_time = _CYCLE_TIME_PER_RANK * max(1.0, ranks_on_node / cores())
     environment.setdefault("HOROVOD_CYCLE_TIME", f"{cycle_time:.0f}")
+
+
+def match_horovod(still: float, busy: float, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let Horovod's own warnings of a stall come after the trainer's, and end the run if these failed.
+
+    Args:
+        still: Seconds without progress, after which the trainer ends a run; 0: it does not.
+        busy: Seconds that one action may compute.
+        environment: Variables.
+    """
+    if still > 0:
+        environment.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", f"{math.ceil(2 * max(still, 30))}")
+        environment.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", f"{math.ceil(2 * max(still, busy))}")
 
 
 def keep_freed_memory() -> None:

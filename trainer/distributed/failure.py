@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import socket
 import sys
 import time
 import traceback
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from trainer.distributed import environment
+from trainer.distributed.daemon import end_daemon_later
+from trainer.distributed.heartbeat import heartbeat
 from trainer.distributed.limits import explain
 from trainer.errors import EXIT_SAVED, EXIT_USER_ERROR, StoppedEarly, TrainingError, UserError, notes
 
@@ -33,10 +36,15 @@ _OPEN_MPI = "libmpi.so.40"  # of every Open MPI 4
 _resume_hint: Callable[[], str] | None = None
 
 
-def set_resume_hint(resume_hint: Callable[[], str]) -> None:
+def set_resume_hint(hint: Callable[[], str]) -> None:
     """Let the message of an interrupted run say how to resume it."""
     global _resume_hint  # noqa: PLW0603  (a process exits once)
-    _resume_hint = resume_hint
+    _resume_hint = hint
+
+
+def resume_hint() -> str:
+    """Return how to resume the run; empty before there is one."""
+    return "" if _resume_hint is None else _resume_hint()
 
 
 def print_at_once(text: str) -> None:
@@ -52,6 +60,7 @@ def fail(error: BaseException) -> NoReturn:
     exception prints its traceback and exits with 1.
     """
     rank = environment.rank()
+    heartbeat.leave()
     if rank > 0:
         if environment.launched():
             _mpi()
@@ -84,8 +93,18 @@ def message(error: BaseException, rank: int) -> str:
     if sys.version_info < (3, 11):  # which does not print notes
         text += "".join(f"{note}\n" for note in notes(error))
     if (limit := explain(error)) is not None:
-        text += f"trainer: {limit}\n"
+        text += f"trainer: {_place(rank)}{limit}\n"
     return f"{text}trainer: rank {rank} failed; aborting all ranks\n" if environment.launched() else text
+
+
+def _place(rank: int) -> str:
+    """Return such as "rank 1 (stage 1, replica 0, host h2): ", once that is known."""
+    text = heartbeat.text
+    if "replica" not in text:
+        return ""
+    stages = " and ".join(map(str, text.get("stages", [])))
+    host = socket.gethostname()
+    return f"rank {rank} (stage {stages}, replica {text['replica']}, layers {text['layers']}, host {host}): "
 
 
 def exit_code(error: BaseException) -> int:
@@ -99,6 +118,7 @@ def exit_code(error: BaseException) -> int:
 
 def abort_from_thread(code: int) -> NoReturn:
     """End all ranks, from a thread that is not the main one, whatever the main one does."""
+    heartbeat.leave()
     end = time.monotonic() + _PATIENCE
     while environment.launched() and not _mpi_runs() and time.monotonic() < end:
         time.sleep(_POLL)  # mpirun has ten lines on a rank that ends before MPI has started
@@ -109,6 +129,7 @@ def abort_from_thread(code: int) -> NoReturn:
 
 def _abort(code: int) -> NoReturn:
     """Abort all ranks at once: a neighbour that waits in a receive would otherwise wait forever."""
+    end_daemon_later()
     if (mpi := _mpi()) is not None:
         _abort_silently(code)
         mpi.COMM_WORLD.Abort(code)

@@ -47,6 +47,11 @@ def _print_in_any_locale() -> None:
 def explain(error: BaseException) -> str | None:
     """Return which limit of the system an error is due to, and what to do; None if to none."""
     text = str(error).lower()
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return (
+            "out of memory of the GPU: memory.recompute=full, more layout.stages or a smaller "
+            "batch.micro_size need less; `python -m trainer.plan memory=...` shows what fits"
+        )
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(w in text for w in _OUT_OF_MEMORY):
         limit = _limit(resource.RLIMIT_AS, "-v", unit=1024)

@@ -23,6 +23,7 @@ from enum import Enum
 
 from trainer.distributed import environment
 from trainer.distributed.failure import DELIVERY, abort_from_thread, print_at_once, set_resume_hint
+from trainer.distributed.heartbeat import heartbeat
 from trainer.errors import EXIT_SAVED
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -66,6 +67,7 @@ class _Notice:
                 self._end_start_up(number, by_mpirun)
             elif self.phase is _Phase.STOPPED:
                 if number == signal.SIGTERM:  # another rank has ended the run
+                    heartbeat.leave()
                     os._exit(EXIT_SAVED)
             elif self.signal == 0:
                 self.signal, self.since = number, now
@@ -76,6 +78,7 @@ class _Notice:
 
     def _end_start_up(self, number: int, by_mpirun: bool) -> None:
         if by_mpirun and number == signal.SIGTERM:
+            heartbeat.leave()
             os._exit(128 + number)  # without a word: another rank has failed, and says why
         name = name_of(number)
         _end(f"{name} before there is anything to save: nothing is lost, run again", EXIT_SAVED)
@@ -122,6 +125,11 @@ def begin_training(resume_hint: Callable[[], str]) -> None:
 def received() -> int:
     """Return the signal that asks this rank to stop, or 0."""
     return _notice.signal
+
+
+def continued() -> float:
+    """Return when mpirun began to end this rank, in seconds of the monotonic clock; 0 if it did not."""
+    return _notice.continued
 
 
 def name_of(number: int) -> str:

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from trainer import __version__
 from trainer.distributed import environment, launcher
 from trainer.distributed.cores import cores_of_rank
+from trainer.distributed.heartbeat import Phase, Waits, Word, heartbeat
 from trainer.distributed.limits import explain
+from trainer.distributed.mpi import start_mpi
 from trainer.distributed.oversubscription import sleep_in_background_threads
 from trainer.distributed.waiting import WaitMeter, can_be_woken_by, use_wakeup_socket, wake
 from trainer.distributed.wakeup import open_wakeup_socket
@@ -35,15 +37,23 @@ _LONGEST_MESSAGE = 1 << 30  # bytes; MPI counts in 32 bits
 class Communicator:
     """A group of ranks. Calls wait without spinning, so that signals are handled and neighbours can compute.
 
+    Args:
+        comm: MPI's.
+        meter: Adds up the seconds of waiting.
+        waits: What heartbeats call the group; RANK, if they do not name it.
+
     Attributes:
         rank: This rank's number in the group.
         size: The number of its ranks.
         meter: Adds up the seconds that this rank waits in calls.
     """
 
-    def __init__(self, comm: "MPI.Comm", meter: WaitMeter) -> None:
+    def __init__(self, comm: "MPI.Comm", meter: WaitMeter, waits: Waits = Waits.RANK) -> None:
         self.comm = comm
         self.meter = meter
+        self._waits = waits
+        if waits is not Waits.RANK:
+            heartbeat.begin_group(waits)
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         world = importlib.import_module("mpi4py.MPI").COMM_WORLD.Get_group()
@@ -59,20 +69,24 @@ class Communicator:
 
     def barrier(self) -> None:
         """Return when every rank of the group has called this."""
+        self._join()
         request = self.comm.Ibarrier()
         self.wake(*range(self.size))
         self.meter.wait(request.Test)
+        heartbeat.go_on()
 
     def all_gather(self, values: NDArray[Any], counts: list[int]) -> NDArray[Any]:
         """Return the vectors of all ranks, concatenated by rank; `counts` are their lengths by rank."""
         if self.size == 1:
             return values
         gathered = np.empty(sum(counts), dtype=values.dtype)
+        self._join()
         request = self.comm.Iallgatherv(values, [gathered, counts])
         self.wake(*range(self.size))
         # Open MPI's is a single round: when the last rank to join wakes this one, everything has arrived.
         expects_wakeup = all(self.can_be_woken_by(rank) for rank in range(self.size) if rank != self.rank)
         self.meter.wait(request.Test, expects_wakeup=expects_wakeup)
+        heartbeat.go_on()
         return gathered
 
     def all_gather_objects(self, value: Any) -> list[Any]:
@@ -89,16 +103,26 @@ class Communicator:
         for part in (np.array([len(data)]), *parts):
             request = self.comm.Isend(part, target)
             self.wake(target)
+            heartbeat.wait_for(self._members[target])
             self.meter.wait(request.Test)
+            heartbeat.go_on()
 
     def receive_bytes(self, source: int) -> bytes:
         """Return the bytes that a rank sends with `send_bytes`."""
         length = np.zeros(1, dtype=np.int64)
+        heartbeat.wait_for(self._members[source])
         self.meter.wait(self.comm.Irecv(length, source).Test)
         data = np.empty(length[0], dtype=np.uint8)
         for start in range(0, len(data), _LONGEST_MESSAGE):
             self.meter.wait(self.comm.Irecv(data[start : start + _LONGEST_MESSAGE], source).Test)
+            heartbeat.enter(Phase(heartbeat.words[Word.PHASE]))  # a long message is progress
+        heartbeat.go_on()
         return data.tobytes()
+
+    def _join(self) -> None:
+        """Note that this rank waits for the group, if heartbeats name it."""
+        if self._waits is not Waits.RANK:
+            heartbeat.join(self._waits)
 
 
 class World(Communicator):
@@ -112,8 +136,9 @@ class World(Communicator):
 
     def __init__(self) -> None:
         # Before Horovod, so that mpi4py initialises MPI with the thread support that both need.
-        MPI = importlib.import_module("mpi4py.MPI")  # noqa: N806
-        super().__init__(MPI.COMM_WORLD, WaitMeter())
+        with heartbeat.during(Phase.MPI):
+            MPI = start_mpi()  # noqa: N806
+        super().__init__(MPI.COMM_WORLD, WaitMeter(), Waits.WORLD)
         launcher.check_size(self.size)
         node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank: int = node.Get_rank()
@@ -147,6 +172,7 @@ class World(Communicator):
             threads: The number each rank computes with; if they leave no core free, Horovod's thread sleeps.
         """
         replica, position = layout.replica(self.rank), layout.group_rank(self.rank)
+        heartbeat.join(Waits.WORLD)
         model_parallel = self.comm.Split(replica, position)
         data_parallel = self.comm.Split(position, replica)
         if layout.replicas > 1:
@@ -154,7 +180,11 @@ class World(Communicator):
                 environment.slow_down_horovod(self.local_size)
                 sleep_in_background_threads()
             _start_horovod(data_parallel)
-        return Groups(Communicator(model_parallel, self.meter), Communicator(data_parallel, self.meter))
+        heartbeat.go_on()
+        return Groups(
+            Communicator(model_parallel, self.meter, Waits.PIPELINE),
+            Communicator(data_parallel, self.meter, Waits.REPLICAS),
+        )
 
     def agree(self, what: str, facts: Mapping[str, Any]) -> None:
         """Return if every rank has the same facts.

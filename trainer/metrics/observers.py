@@ -14,6 +14,7 @@ from trainer.metrics.headline import layout_table
 from trainer.metrics.observer import Beginning, Observers, RunObserver
 from trainer.metrics.progress import Display, build_display
 from trainer.metrics.trace import Trace
+from trainer.metrics.watchdog import Watchdog
 from trainer.optim.build import state_bytes
 from trainer.plan.costs import notes
 from trainer.run import Run, changing_buffers
@@ -37,7 +38,7 @@ def build_observers(run: Run, folder: RunFolder, beginning: Beginning) -> Observ
     ]
     if run.config.run.trace:
         observers.append(Trace(run, folder.path / "trace.json"))
-    observers += [FirstStep(run, display), Resumable(run)]
+    observers += [FirstStep(run, display), Resumable(run), Watchdog(folder)]
     observers += [build_logger(name, run, folder) for name in run.config.logger]
     return Observers([*observers, Closing(folder)])
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.activation import Activation, TreeSpec, flatten, tuple_of, unflatten
+from trainer.distributed.heartbeat import Waits, Word, heartbeat
 from trainer.distributed.waiting import WaitMeter
 from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.measures import Measured
@@ -18,6 +19,7 @@ from trainer.pipeline.ties import TiedParameters
 from trainer.pipeline.timings import StepTimings
 from trainer.pipeline.transport import Transport
 from trainer.schedule.actions import COMPLETES_WEIGHT_GRADIENT, Action, Kind
+from trainer.schedule.coding import number_of
 from trainer.schedule.timeline import ActionTimes, AllReduce
 
 
@@ -110,6 +112,7 @@ class Engine:
         self._meter = meter
         self._run: _Run
         self.timings = StepTimings()
+        self._numbered: tuple[Sequence[Action], list[int]] = ((), [])
         self._do: dict[Kind, Callable[[Action], None]] = {
             Kind.FORWARD: self._forward,
             Kind.BACKWARD: self._backward,
@@ -186,13 +189,26 @@ class Engine:
         self.timings = StepTimings(actions=actions)
         self._averaging.begin(self.timings.all_reduces)
         clock, note, meter = time.perf_counter, self.timings.times.append, self._meter
+        words, times = heartbeat.words, heartbeat.times
+        words[Word.RUNS] += 1
+        number_at, since = int(Word.ACTION), int(Word.SINCE)
         with torch.set_grad_enabled(training):
-            for action in actions:
+            for action, number in zip(actions, self._numbers_of(actions), strict=True):
                 start, waited = clock(), meter.seconds
+                words[number_at], times[since] = number, start
                 self._do[action.kind](action)
                 note(ActionTimes(start, start + (meter.seconds - waited), clock()))
+        heartbeat.join(Waits.SENDS)
         self.remote.finish()
+        heartbeat.go_on()
+        words[number_at] = 0
         return self._run.losses
+
+    def _numbers_of(self, actions: Sequence[Action]) -> Sequence[int]:
+        """Return the heartbeats of a list of actions; those of the list of training are kept."""
+        if actions is not self._numbered[0]:
+            self._numbered = actions, [number_of(action) for action in actions]
+        return self._numbered[1]
 
     def _route(self, action: Action) -> Transport:
         return self._local if action.peer in self._stages else self.remote
