@@ -1,4 +1,4 @@
-"""`python -m launch.kubernetes FILE ...`: check MPIJobs as mpi-operator and Kubernetes would, without a cluster."""
+"""`python -m launch.kubernetes FILE ...`: check MPIJobs as mpi-operator would, without a cluster."""
 
 import sys
 from collections.abc import Sequence

@@ -8,6 +8,7 @@ from launch.kubernetes import schema
 
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035
 _LONGEST_LABEL = 63
+_ROLES = ("Launcher", "Worker")
 _RESTART = ("Never", "OnFailure")
 _CLEAN = ("None", "Running", "All")
 
@@ -18,9 +19,7 @@ def faults(job: object) -> list[str]:
         return ["the file: expected one MPIJob, a mapping of fields"]
     wanted = {"apiVersion": f"kubeflow.org/{schema.VERSION}", "kind": "MPIJob"}
     found = [f"{name}: expected {text}" for name, text in wanted.items() if job.get(name) != text]
-    found += [
-        f"{name}: no such field" for name in job if name not in (*wanted, "metadata", "spec", "status")
-    ]
+    found += [f"{name}: no such field" for name in job if name not in (*wanted, "metadata", "spec", "status")]
     found += schema.faults(job.get("spec"), schema.load(), "spec")
     if not found:  # only then are the parts where these rules look for them
         found = [*_of_name(job), *_of_operator(job["spec"]), *_of_volumes(job["spec"])]
@@ -37,35 +36,37 @@ def _of_name(job: dict[str, Any]) -> Iterator[str]:
     host = f"{name}-worker-{max(workers, 1) - 1}"
     if not _LABEL.fullmatch(name) or len(host) > _LONGEST_LABEL:
         yield (
-            f"metadata.name: {name!r} makes no host name of a pod ({host}): expected small letters, digits and "
-            f"'-', a letter first, at most {_LONGEST_LABEL} in all"
+            f"metadata.name: {name!r} makes no host name of a pod ({host}): expected small letters, digits "
+            f"and '-', a letter first, at most {_LONGEST_LABEL} in all"
         )
 
 
 def _of_operator(spec: dict[str, Any]) -> Iterator[str]:
-    """Yield what mpi-operator refuses, and where its defaults are not those of the image."""
+    """Yield what mpi-operator refuses, and where its defaults do not fit the image."""
     if spec.get("slotsPerWorker", 0) < 1:
         yield "spec.slotsPerWorker: expected the number of ranks on a worker, 1 or more"
     if not spec.get("sshAuthMountPath"):
-        yield "spec.sshAuthMountPath: is missing: the default, /root/.ssh, is not the home of the image's user"
+        yield "spec.sshAuthMountPath: is missing; its default, /root/.ssh, is not the image's home"
     if spec.get("runPolicy", {}).get("cleanPodPolicy") not in _CLEAN:
         yield f"spec.runPolicy.cleanPodPolicy: expected one of {', '.join(_CLEAN)}"
-    replicas = spec["mpiReplicaSpecs"]
-    for role in ("Launcher", "Worker"):
-        if role not in replicas:
+    for role in _ROLES:
+        if role not in spec["mpiReplicaSpecs"]:
             yield f"spec.mpiReplicaSpecs.{role}: is missing"
-    for role, replica in replicas.items():
-        path = f"spec.mpiReplicaSpecs.{role}"
-        if role not in ("Launcher", "Worker"):
-            yield f"{path}: no such role; expected Launcher and Worker"
-        if role == "Launcher" and replica.get("replicas", 1) != 1:
-            yield f"{path}.replicas: expected 1, found {replica['replicas']}"
-        if role == "Worker" and replica.get("replicas", 0) < 1:
-            yield f"{path}.replicas: expected the number of workers, 1 or more"
-        if replica.get("restartPolicy", "Never") not in _RESTART:
-            yield f"{path}.restartPolicy: expected one of {', '.join(_RESTART)}"
-        if not replica.get("template", {}).get("spec", {}).get("containers"):
-            yield f"{path}.template.spec.containers: is missing: expected one container or more"
+    for role, replica in spec["mpiReplicaSpecs"].items():
+        yield from _of_replica(role, replica, f"spec.mpiReplicaSpecs.{role}")
+
+
+def _of_replica(role: str, replica: dict[str, Any], path: str) -> Iterator[str]:
+    if role not in _ROLES:
+        yield f"{path}: no such role; expected {' and '.join(_ROLES)}"
+    if role == "Launcher" and replica.get("replicas", 1) != 1:
+        yield f"{path}.replicas: expected 1, found {replica['replicas']}"
+    if role == "Worker" and replica.get("replicas", 0) < 1:
+        yield f"{path}.replicas: expected the number of workers, 1 or more"
+    if replica.get("restartPolicy", "Never") not in _RESTART:
+        yield f"{path}.restartPolicy: expected one of {', '.join(_RESTART)}"
+    if not replica.get("template", {}).get("spec", {}).get("containers"):
+        yield f"{path}.template.spec.containers: is missing: expected one container or more"
 
 
 def _of_volumes(spec: dict[str, Any]) -> Iterator[str]:

@@ -1,12 +1,12 @@
-"""Check values against the schema that mpi-operator gives to Kubernetes, strictly: an unknown field is a fault.
+"""Check values against the schema that mpi-operator gives to Kubernetes. An unknown field is a fault.
 
-`mpijob-schema.json` is `spec` of the custom resource definition of mpi-operator 0.8.2, in manifests/base of
-kubeflow/mpi-operator, under the Apache License 2.0. It includes the templates of pods. Only the descriptions were
-removed. After an update of mpi-operator:
+`mpijob-schema.json` is `spec` of the custom resource definition of mpi-operator 0.8.2, from manifests/base of
+kubeflow/mpi-operator (Copyright The Kubeflow Authors, Apache License 2.0), without its descriptions. It
+includes the templates of pods. After an update of mpi-operator:
 
     python -m launch.kubernetes.schema kubeflow.org_mpijobs.yaml
 
-Of JSON Schema this reads what such a definition uses: types, properties, items, required, enum and pattern.
+Of JSON Schema this reads what such a definition uses: types, properties, items, required, enum, pattern.
 """
 
 import difflib
