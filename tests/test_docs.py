@@ -20,7 +20,7 @@ from trainer.schedule.resolve import recipes
 from trainer.schedule.simulate import simulate
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 STAGES, MICRO_BATCHES = 4, 6
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

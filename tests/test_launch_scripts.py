@@ -133,7 +133,7 @@ def test_hosts(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"#.*|\w+ slots=[1-9]\d*", line) for line in lines)
 
 
-PBS = {"PBS_JOBID": "12.server", "PBS_NODEFILE": "/spool/nodes", "ARGS": "experiment=small train.steps=3"}
+PBS = {"PBS_JOBID": "12.server", "ARGS": "experiment=small train.steps=3"}
 
 
 @pytest.mark.parametrize("code", [0, 1, SAVED])
@@ -144,8 +144,8 @@ def test_pbs_submits_a_job_that_continues_after_saving_only(code: int, tmp_path:
     assert process.returncode == code
     python, *others = [words for words, _ in cluster.calls()]
     assert python == [
-        *["python", "-m", "trainer.launch", "--hostfile", "/spool/nodes", "run.dir=runs/12"],
-        *["checkpoint.every=100", "experiment=small", "train.steps=3"],
+        *["python", "-m", "trainer.launch", "run.dir=runs/12", "checkpoint.every=100"],
+        *["experiment=small", "train.steps=3"],
     ]
     again = ["qsub", "-v", f"RUN=runs/12,ARGS={PBS['ARGS']}", "launch/pbs/train.pbs"]
     assert others == ([again] if code == SAVED else [])
@@ -171,15 +171,14 @@ def test_lsf(tmp_path: Path) -> None:
     variables = {
         "LS_SUBCWD": str(tmp_path),
         "LSB_JOBID": "7",
-        "LSB_DJOB_HOSTFILE": "/spool/hosts",
         "ARGS": "experiment=small train.steps=3",
     }
     process = cluster.start(LAUNCH / "lsf/train.lsf", (), variables)
     process.communicate()
     ((words, pid),) = cluster.calls()
     assert words == [
-        *["python", "-m", "trainer.launch", "--hostfile", "/spool/hosts", "run.dir=runs/7"],
-        *["checkpoint.every=100", "experiment=small", "train.steps=3"],
+        *["python", "-m", "trainer.launch", "run.dir=runs/7", "checkpoint.every=100"],
+        *["experiment=small", "train.steps=3"],
     ]
     assert pid == process.pid
     assert f'#BSUB -Q "{SAVED}"\n' in (LAUNCH / "lsf/train.lsf").read_text()
