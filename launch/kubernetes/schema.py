@@ -48,10 +48,8 @@ def faults(value: object, schema: Schema, path: str) -> Iterator[str]:
         schema: What it has to be.
         path: Where it stands, such as "spec.runPolicy".
     """
-    if schema.get("x-kubernetes-int-or-string"):
-        expected = ("integer", "string")
-    else:
-        expected = (schema["type"],) if "type" in schema else ()
+    number_or_text = schema.get("x-kubernetes-int-or-string")
+    expected = ["integer", "string"] if number_or_text else [schema["type"]] if "type" in schema else []
     if expected and not any(_is(value, name) for name in expected):
         yield f"{path}: expected {' or '.join(expected)}, found {_shown(value)}"
         return
