@@ -116,7 +116,7 @@ def test_keys_exist(page: Path) -> None:
         key
         for key in named
         if key.partition(".")[0] in groups and key not in known and not key.startswith(options)
-        if not key.endswith((".json", ".jsonl", ".py", ".txt"))
+        if not key.endswith((".json", ".jsonl", ".lsf", ".pbs", ".py", ".sbatch", ".sh", ".txt"))
     ]
     assert not unknown, f"{page.name} names keys that do not exist"
 
