@@ -6,9 +6,10 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 _ROOT_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
-_LINK = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -20,13 +21,16 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     """Replace links to files outside `docs/` by their paths: GitHub shows these files, the site has none."""
+    depth = page.file.src_uri.count("/")
 
     def target(match: re.Match[str]) -> str:
-        path = Path(match.group(2))
-        if str(path) in _ROOT_PAGES:
-            return f"[{match.group(1)}]({path.name.lower()}{match.group(3) or ''})"
+        text, up, path, anchor = match.groups(default="")
+        if up.count("/") <= depth:  # it stays in `docs/`
+            return match.group(0)
+        if path in _ROOT_PAGES:
+            return f"[{text}]({'../' * depth}{path.lower()}{anchor})"
         return f"`{path}`"
 
     return _LINK.sub(target, markdown)

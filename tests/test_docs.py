@@ -20,7 +20,7 @@ from trainer.schedule.resolve import recipes
 from trainer.schedule.simulate import simulate
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 STAGES, MICRO_BATCHES = 4, 6
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -116,7 +116,7 @@ def test_keys_exist(page: Path) -> None:
         key
         for key in named
         if key.partition(".")[0] in groups and key not in known and not key.startswith(options)
-        if not key.endswith((".json", ".jsonl", ".py", ".txt"))
+        if not key.endswith((".json", ".jsonl", ".lsf", ".pbs", ".py", ".sbatch", ".sh", ".txt"))
     ]
     assert not unknown, f"{page.name} names keys that do not exist"
 

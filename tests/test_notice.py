@@ -142,6 +142,13 @@ def test_one_rank_of_a_node_speaks() -> None:
         assert "SIGTERM or SIGUSR1 before there is anything to save" in said  # horovodrun passes on either
 
 
+def test_mpich_names_both_signals_too() -> None:
+    """Also there, horovodrun passes on SIGTERM as SIGUSR1."""
+    with running(READY, "time.sleep(1000)", env={**os.environ, "MPI_LOCALNRANKS": "1"}) as process:
+        process.send_signal(signal.SIGUSR1)
+        assert process.communicate()[1].startswith("trainer: SIGTERM or SIGUSR1 before there is anything")
+
+
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     """As under nohup."""
     ignore = "signal.signal(signal.SIGHUP, signal.SIG_IGN); notice.listen()"

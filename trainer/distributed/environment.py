@@ -54,6 +54,11 @@ def launched_by_mpirun(environment: Mapping[str, str] = os.environ) -> bool:
     return "OMPI_COMM_WORLD_RANK" in environment
 
 
+def launched_by_hydra(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether MPICH's mpirun started this process, or horovodrun by it."""
+    return "MPI_LOCALNRANKS" in environment
+
+
 def rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return this process's rank according to the launcher, or 0 without one; needs no MPI."""
     gloo = ("HOROVOD_RANK",) if _GLOO in environment else ()  # which is refused

@@ -134,7 +134,8 @@ def continued() -> float:
 
 def name_of(number: int) -> str:
     """Return a signal's name, as whoever sent it knows it."""
-    if number == signal.SIGUSR1 and environment.launched_by_mpirun():
+    by_mpirun = environment.launched_by_mpirun() or environment.launched_by_hydra()
+    if number == signal.SIGUSR1 and by_mpirun:
         return "SIGTERM or SIGUSR1"  # horovodrun passes on the one as the other
     return signal.Signals(number).name
 

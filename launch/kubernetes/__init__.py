@@ -1,0 +1,1 @@
+"""A Kubernetes job for mpi-operator, and what checks it without a cluster."""
