@@ -22,7 +22,8 @@ class Way:
 
     Attributes:
         job: The options of the job.
-        start: What starts the ranks; `...` stands for `python -m trainer` and its overrides.
+        start: What starts the ranks; `...` stands for `python -m trainer` and its overrides, or after
+            `trainer.launch` for the overrides alone.
         ranks: How many ranks train; 0 if it is refused.
         says: What the message says, if it is refused.
         by: The command that takes the job: `sbatch` for a script, `salloc` or `srun` for a shell.
@@ -56,13 +57,21 @@ WAYS = [
     Way("-N1 -n2", "srun ...", says="in Slurm srun --mpi=pmix"),
     Way("-N2 -n2", "horovodrun -np 2 ...", 2, by="salloc"),
     Way("-N1 -n1", "horovodrun -np 2 ...", 2, by="srun"),
+    Way("-N1 -n1 -c4", "python -m trainer.launch -np 4 ...", 4),
+    Way("-N2 --ntasks-per-node=1", "python -m trainer.launch ...", 2),
+    Way("-N2 --ntasks-per-node=1 --array=1", "python -m trainer.launch ...", 2),
+    Way("-N2 -n2", "python -m trainer.launch ...", 2, by="salloc"),
 ]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_way(way: Way, cluster: Slurm, small: list[str], tmp_path: Path) -> None:
-    trainer = shlex.join([sys.executable, "-m", "trainer", *small])
-    result = _run(way, way.start.replace("...", trainer), cluster, tmp_path)
+    python = shlex.quote(sys.executable)
+    program = "" if "trainer.launch" in way.start else f"{python} -m trainer "
+    line = way.start.replace("...", program + shlex.join(small)).replace(
+        "python -m trainer.launch", f"{python} -m trainer.launch"
+    )
+    result = _run(way, line, cluster, tmp_path)
     printed = result.out + result.err
     if way.ranks:
         assert result.code == 0, printed
