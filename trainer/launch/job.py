@@ -15,7 +15,9 @@ from trainer.launch.supervise import INTERRUPTS, NOTICES, Ended, Supervisor, lis
 from trainer.launch.words import Means
 
 _PATIENCE = 2.0  # seconds for what is about to end
-_FOR_LOST = 4.0  # seconds for a host that seems to be lost, whose daemon ends the ranks there
+# Seconds for a host that Open MPI has lost, whose daemon ends the ranks there; and where it does not say which.
+_FOR_LOST = 1.0
+_FOR_DOUBTFUL = 4.0
 # What srun says of a job that ends: Slurm itself then ends what is left of it.
 _ENDED = ("expired", "already completing", "Invalid job id", "confirm allocation")
 _SWEEP = Path(str(sweep.__file__))
@@ -88,10 +90,10 @@ class Job:
         left = {"this host": sweep.sweep(self._mark, _PATIENCE)}
         given = {"mark": self._mark, "patience": _PATIENCE, "kill": True}
         lost = {word.host for word in ended.words if word.means is Means.HOST}
-        doubtful = [host for host in self._others if host in lost or "" in lost]
-        answers = []
-        for hosts, limit in ((doubtful, _FOR_LOST), ([h for h in self._others if h not in doubtful], LIMIT)):
-            answers += ask(hosts, self._reach, _SWEEP, given, limit)
+        known = [host for host in self._others if host in lost]
+        rest = [host for host in self._others if host not in lost]
+        answers = ask(known, self._reach, _SWEEP, given, _FOR_LOST)
+        answers += ask(rest, self._reach, _SWEEP, given, _FOR_DOUBTFUL if "" in lost else LIMIT)
         for answer in answers:
             if answer.value is not None:
                 left[answer.host] = answer.value["left"]
