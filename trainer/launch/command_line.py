@@ -18,7 +18,7 @@ _MESSAGES = ("--mca", "pml", "ob1", "--mca", "btl", "^openib")
 # A host that vanishes is noticed after 4 + 3 * 2 seconds, not after eight minutes.
 _KEEPALIVE = (
     *("--mca", "oob_tcp_keepalive_time", "4"),
-    *("--mca", "oob_tcp_keepalive_intvl", "2"),
+    *("--mca", "oob_tcp_keepalive_intvl", "1"),
     *("--mca", "oob_tcp_keepalive_probes", "3"),
 )
 _MANY_HOSTS = 64  # as horovodrun

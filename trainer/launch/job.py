@@ -15,7 +15,7 @@ from trainer.launch.supervise import INTERRUPTS, NOTICES, Ended, Supervisor, lis
 from trainer.launch.words import Means
 
 _PATIENCE = 2.0  # seconds for what is about to end
-# Seconds for a host that Open MPI has lost, whose daemon ends the ranks there; and where it does not say which.
+# Seconds for a host that Open MPI has lost, whose daemon ends the ranks there; and for any, if it names none.
 _FOR_LOST = 1.0
 _FOR_DOUBTFUL = 4.0
 # What srun says of a job that ends: Slurm itself then ends what is left of it.
