@@ -41,7 +41,7 @@ def test_hosts_over_ssh() -> None:
     asked = request(Reach.SSH, environment=environment, networks=["10.0.0.0/24"])
     command = by_mpirun(OPEN_MPI, asked).command
     keepalive = [f"oob_tcp_keepalive_{name}" for name in ("time", "intvl", "probes")]
-    assert [value_of(command, name) for name in keepalive] == ["4", "2", "3"]
+    assert [value_of(command, name) for name in keepalive] == ["4", "1", "3"]
     assert value_of(command, "btl_tcp_if_include") == value_of(command, "oob_tcp_if_include") == "10.0.0.0/24"
     assert value_of(command, "ras") == "^slurm"
     exported = [command[place + 1] for place, word in enumerate(command) if word == "-x"]
