@@ -20,8 +20,10 @@ NP ?= 4
 ARGS ?=
 PYTEST_ARGS ?=
 
-# Tests run in a process for each core. Those that need ranks stay in two of them: see tests/support/scheduling.py.
-PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8
+# Tests run in a process for each core, and one more: two of them wait for ranks most of the time, see
+# tests/support/scheduling.py.
+WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST = .venv/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8
 
 # Puts .venv's programs first on PATH, where horovodrun looks for mpirun.
 IN_VENV = . .venv/bin/activate &&

@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 
 from tests.support.sentences import sentences
-from tests.support.thorough import is_thorough
+from tests.support.thorough import collected, is_thorough
 
 # The same cases in every run: a failure comes from the change under test, not from chance.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -33,9 +33,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from tests.support.scheduling import Groups  # noqa: PLC0415  (pytest-xdist may not be installed)
 
     return Groups(config, log)
-
-
-collected: list[str] = []  # the ids of all tests, also of those that are not chosen
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.conftest import collected
-from tests.support.thorough import is_thorough, stale
+from tests.support.thorough import collected, is_thorough, stale
 
 
 def test_every_pattern_names_tests_and_every_file_keeps_some(request: pytest.FixtureRequest) -> None:

@@ -42,6 +42,7 @@ PATTERNS = (
     r"test_mixture.py::test_any_position_continues_the_whole",
     r"test_scheduling.py::test_a_group_runs_in_one_process",
 )
+collected: list[str] = []  # the ids of all tests, also of those that are not chosen
 _ANY = re.compile("|".join(f"tests/{pattern}" for pattern in PATTERNS))
 
 
