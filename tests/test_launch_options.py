@@ -11,7 +11,7 @@ import pytest
 from tests.support.launch import REPOSITORY
 from trainer.distributed.launcher import check_size
 from trainer.errors import UserError
-from trainer.launch.again import MOST_STARTS, Starts, newest_step, requeue
+from trainer.launch.again import MOST_STARTS, Starts, newest_step, record_of, requeue
 from trainer.launch.network import Measured, plan_values, read_overrides, table, write
 from trainer.launch.options import Options, parse
 
@@ -115,6 +115,17 @@ def test_starts_without_progress_are_given_up(tmp_path: Path) -> None:
         (checkpoints / f"step-{step + 1:08d}.partial").mkdir()
         assert newest_step(tmp_path) == step
         assert starts.may_start_again()
+
+
+def test_starts_of_a_slurm_job_are_counted_over_its_processes(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "7"
+    record = record_of(run_dir, "7")
+    worth = [Starts(run_dir, record).may_start_again() for _ in range(MOST_STARTS)]
+    assert worth == [True] * (MOST_STARTS - 1) + [False]
+    (run_dir / "checkpoints" / "step-00000005").mkdir(parents=True)
+    assert Starts(run_dir, record).may_start_again()
+    record.write_text("[1")
+    assert Starts(run_dir, record).may_start_again()
 
 
 SCONTROL = """#!/bin/sh

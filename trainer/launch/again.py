@@ -3,9 +3,11 @@
 Only progress is worth another start: a run that comes back to the same step is given up after three starts.
 """
 
+import json
 import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,19 +31,39 @@ class Starts:
 
     Args:
         run_dir: Its folder.
+        record: A file that keeps the count, where every start is by another process.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, record: Path | None = None) -> None:
         self._run_dir = run_dir
-        self._step = newest_step(run_dir)
-        self._number = 1
+        self._record = record
+        self._step, self._number = self._recorded() or (newest_step(run_dir), 1)
 
     def may_start_again(self) -> bool:
         """Note that a start has ended; return whether another is worth it."""
         step = newest_step(self._run_dir)
         self._number = self._number + 1 if step == self._step else 1
         self._step = step
+        if self._record is not None:
+            with suppress(OSError):  # a full disk: another start costs less than a stop
+                self._record.parent.mkdir(parents=True, exist_ok=True)
+                self._record.write_text(json.dumps([self._step, self._number]))
         return self._number <= MOST_STARTS
+
+    def _recorded(self) -> tuple[int, int] | None:
+        """Return the step and the number of starts that an earlier process has noted."""
+        if self._record is None:
+            return None
+        try:
+            step, number = json.loads(self._record.read_text())
+            return int(step), int(number)
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def record_of(run_dir: Path, job: str) -> Path:
+    """Return where the starts of a Slurm job are noted: beside the run's folder, which may not exist yet."""
+    return run_dir.parent / f".starts-{job}"
 
 
 def requeue(job: str) -> str:

@@ -44,8 +44,8 @@ def look_at(hosts: Sequence[str], reach: Reach, mpirun: str, run_dir: Path | Non
         run_dir: The run's folder, if the user gives it.
     """
     folder, number = Path.cwd(), uuid4().hex
-    shared = [folder, *([_existing(run_dir)] if run_dir is not None else [])]
-    tokens = [str(each / f".trainer-launch-{number}") for each in dict.fromkeys(shared)]
+    # What ranks write together is the run's folder; without run.dir it is made in the working folder.
+    tokens = [str((folder if run_dir is None else _existing(run_dir)) / f".trainer-launch-{number}")]
     programs = [sys.executable, mpirun]
     given = {"folder": str(folder), "programs": programs, "tokens": tokens, "write": False}
     mine = [host for host in hosts if is_here(host)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer.errors import EXIT_SAVED
 from trainer.launch import sweep
-from trainer.launch.again import MOST_STARTS, Starts, requeue
+from trainer.launch.again import MOST_STARTS, Starts, record_of, requeue
 from trainer.launch.command_line import MARK, Request, Start
 from trainer.launch.options import Options
 from trainer.launch.place import others
@@ -56,7 +56,7 @@ class Job:
 
     def run(self) -> int:
         """Run it to its end, and return the exit code."""
-        starts = Starts(self._run_dir) if self._options.requeue and self._run_dir is not None else None
+        starts = self._starts()
         signals = listen()
         while True:
             supervisor = Supervisor(
@@ -75,15 +75,22 @@ class Job:
                 say(f"Open MPI's own words are in {self._hidden}")
             if ended.code != EXIT_SAVED or starts is None:
                 return ended.code
-            if self._job:
-                say(requeue(self._job))
-                return ended.code
-            if ended.asked or set(received(signals)).intersection((*NOTICES, *INTERRUPTS)):
+            stopped = ended.asked or set(received(signals)).intersection((*NOTICES, *INTERRUPTS))
+            if stopped and not self._job:
                 return ended.code  # by the user, who would be surprised
             if not starts.may_start_again():
                 say(f"started {MOST_STARTS} times without a step: given up")
                 return ended.code
+            if self._job:
+                say(requeue(self._job))
+                return ended.code
             say("started again")
+
+    def _starts(self) -> Starts | None:
+        """Return the count of starts, if there may be several."""
+        if not self._options.requeue or self._run_dir is None:
+            return None
+        return Starts(self._run_dir, record_of(self._run_dir, self._job) if self._job else None)
 
     def _clean_up(self, ended: Ended) -> None:
         """End what the job has left, on all hosts."""
