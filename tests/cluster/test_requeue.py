@@ -17,7 +17,7 @@ LIMIT = 240.0  # seconds; on an idle machine half a minute
 START = f"horovodrun -np 2 {sys.executable} -m trainer"
 
 # A shell sees a signal only while it waits. Slurm's SIGTERM goes to all processes of a job, SIGUSR1 of
-# `--signal=B:USR1@...` to the script alone. A job that ends with 75 has saved, and returns to the queue.
+# `--signal=B:USR1@...` to the script alone.
 SCRIPT = """
 {start} {overrides} &
 launched=$!
@@ -26,9 +26,9 @@ trap : TERM
 while kill -0 $launched 2>/dev/null; do wait $launched; done
 wait $launched; code=$?
 echo "the launcher ends with $code"
-if [ $code = 75 ] && [ -n "$REQUEUE" ]; then scontrol requeue $SLURM_JOB_ID; fi
 exit $code
 """
+LAUNCHER = f"exec {sys.executable} -m trainer.launch --requeue -np 2 {{overrides}}"
 
 
 def overrides(small: list[str], seconds: float) -> list[str]:
@@ -61,10 +61,17 @@ def idle(cluster: Slurm) -> Iterator[Slurm]:
     cluster.clear()
 
 
-def submit(cluster: Slurm, small: list[str], folder: Path, *options: str, seconds: float = 0.01) -> Job:
+def submit(
+    cluster: Slurm,
+    small: list[str],
+    folder: Path,
+    *options: str,
+    seconds: float = 0.01,
+    script: str = SCRIPT,
+) -> Job:
     """Submit a job of two ranks that goes on with the run in the folder, slowly until `hurry`."""
     (folder / "slow").touch()
-    script = SCRIPT.format(start=START, overrides=shlex.join(overrides(small, seconds)))
+    script = script.format(start=START, overrides=shlex.join(overrides(small, seconds)))
     return cluster.submit(script, folder, "--ntasks=2", *options)
 
 
@@ -135,9 +142,9 @@ def test_a_node_that_is_drained(idle: Slurm, small: list[str], tmp_path: Path, u
 def test_a_time_limit(
     idle: Slurm, bed: Hosts, small: list[str], tmp_path: Path, undisturbed: Finished
 ) -> None:
-    """The notice comes half a minute before the limit, in whole minutes; and the job puts itself back."""
-    notice = ["--signal=B:USR1@30", "--requeue", "--export=ALL,REQUEUE=1"]
-    job = submit(idle, small, tmp_path, "--time=10", *notice, seconds=0.15)
+    """The notice comes half a minute before the limit, in whole minutes; the launcher requeues the job."""
+    notice = ["--signal=B:USR1@30", "--requeue", "--ntasks=2"]
+    job = submit(idle, small, tmp_path, "--time=10", *notice, seconds=0.15, script=LAUNCHER)
     wait_for_step(job, tmp_path, 1)
     _, minutes, seconds = map(int, job.field("RunTime").split(":"))
     idle.run("scontrol", "update", f"jobid={job.number}", f"timelimit={minutes + 1 + (seconds > 15)}")
