@@ -1,7 +1,7 @@
 """Errors that the user can fix, ends that are no failure, and their exit codes, on which scripts may rely."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXIT_USER_ERROR = 2
 EXIT_SAVED = 75  # EX_TEMPFAIL of sysexits.h: run again to continue
@@ -33,3 +33,8 @@ def add_note(error: BaseException, note: str) -> None:
 def notes(error: BaseException) -> list[str]:
     """Return the lines that were added to an error."""
     return list(getattr(error, "__notes__", []))
+
+
+def listed(noun: str, numbers: Sequence[int]) -> str:
+    """Return such as "rank 1" or "ranks 1, 2"."""
+    return f"{noun}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

@@ -34,6 +34,7 @@ _POLL = 0.02  # seconds
 _OPEN_MPI = "libmpi.so.40"  # of every Open MPI 4
 
 _resume_hint: Callable[[], str] | None = None
+_announced = False  # whether this rank has said already how to resume
 
 
 def set_resume_hint(hint: Callable[[], str]) -> None:
@@ -53,6 +54,13 @@ def print_at_once(text: str) -> None:
         os.write(2, f"trainer: {text}\n".encode(errors="replace"))
 
 
+def announce_end(text: str) -> None:
+    """Print how to resume, before it is certain that there is time to stop in order, and not again after."""
+    global _announced  # noqa: PLW0603  (a process exits once)
+    _announced = True
+    print_at_once(text)
+
+
 def fail(error: BaseException) -> NoReturn:
     """Report an error and abort every rank of the run with its exit code.
 
@@ -66,7 +74,8 @@ def fail(error: BaseException) -> NoReturn:
             _mpi()
         give_head_start(rank)
     sys.stdout.flush()
-    sys.stderr.write(message(error, rank))
+    if not (_announced and isinstance(error, StoppedEarly)):
+        sys.stderr.write(message(error, rank))
     sys.stderr.flush()
     code = exit_code(error)
     if not environment.launched():

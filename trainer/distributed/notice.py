@@ -22,7 +22,13 @@ from collections.abc import Callable
 from enum import Enum
 
 from trainer.distributed import environment
-from trainer.distributed.failure import DELIVERY, abort_from_thread, print_at_once, set_resume_hint
+from trainer.distributed.failure import (
+    DELIVERY,
+    abort_from_thread,
+    announce_end,
+    print_at_once,
+    set_resume_hint,
+)
 from trainer.distributed.heartbeat import heartbeat
 from trainer.errors import EXIT_SAVED
 
@@ -86,7 +92,7 @@ class _Notice:
     def _announce(self) -> None:
         """Print how to resume: another rank has failed, or mpirun itself was asked to end."""
         if self.phase is _Phase.TRAINING and environment.rank() == 0:
-            print_at_once(f"SIGTERM from mpirun, which ends the run; {self.hint()}")
+            announce_end(f"SIGTERM from mpirun, which ends the run; {self.hint()}")
 
 
 _notice = _Notice()

@@ -24,7 +24,7 @@ from trainer.distributed.mpi import start_mpi
 from trainer.distributed.oversubscription import sleep_in_background_threads
 from trainer.distributed.waiting import WaitMeter, can_be_woken_by, use_wakeup_socket, wake
 from trainer.distributed.wakeup import open_wakeup_socket
-from trainer.errors import UserError
+from trainer.errors import UserError, listed
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -207,11 +207,6 @@ def differing(everyone: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, list
         ranks = [rank for rank, theirs in enumerate(everyone) if theirs.get(key) != value]
         if ranks:
             yield key, ranks
-
-
-def listed(noun: str, numbers: Sequence[int]) -> str:
-    """Return such as "rank 1" or "ranks 1, 2"."""
-    return f"{noun}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 class Groups:

@@ -17,8 +17,8 @@ from trainer.activation import Activation, flatten
 from trainer.config.schema import Config
 from trainer.data.dataset import Data, Dataset, is_endless
 from trainer.data.order import order_of
-from trainer.distributed.world import Communicator, differing, listed
-from trainer.errors import UserError
+from trainer.distributed.world import Communicator, differing
+from trainer.errors import UserError, listed
 from trainer.pipeline.micro_batches import read_samples
 from trainer.pipeline.randomness import Randomness
 from trainer.pipeline.tensor_bytes import bytes_of

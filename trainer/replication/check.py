@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.distributed.world import Communicator, Groups, differing, listed
-from trainer.errors import TrainingError, UserError
+from trainer.distributed.world import Communicator, Groups, differing
+from trainer.errors import TrainingError, UserError, listed
 from trainer.models.names import plain_buffers, plain_parameters
 from trainer.pipeline.layer import BuiltLayer
 from trainer.pipeline.tensor_bytes import as_integers, bytes_of

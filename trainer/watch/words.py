@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from trainer.config.sizes import size_text
 from trainer.distributed.heartbeat import Phase, Waits
 from trainer.distributed.layout import Layout
-from trainer.distributed.world import listed
+from trainer.errors import listed
 from trainer.schedule.actions import RECEIVES, Kind
 from trainer.watch.seen import CUT, GONE, SILENT, UNKNOWN, Seen
 from trainer.watch.verdict import Verdict, waits_for
