@@ -1,4 +1,4 @@
-"""A bed of hosts and its Slurm, which all tests of a process share; and the text that is trained on."""
+"""A bed of hosts, and a Slurm on another, for all tests of a process; and the text that is trained on."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +31,9 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 
 @pytest.fixture(scope="session")
-def cluster(bed: Hosts) -> Iterator[Slurm]:
-    """Return Slurm over these hosts: h1 to h3 are its nodes."""
-    with slurm(bed) as started:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """Return Slurm over hosts of its own, which no test switches off: h1 to h3 are its nodes."""
+    with hosts(HOSTS, tmp_path_factory.mktemp("slurm")) as nodes, slurm(nodes) as started:
         yield started
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.hosts import Hosts
 from tests.cluster.slurm import Job, Slurm
 from tests.support.runs import Finished
 
@@ -139,9 +138,7 @@ def test_a_node_that_is_drained(idle: Slurm, small: list[str], tmp_path: Path, u
         idle.resume(node)
 
 
-def test_a_time_limit(
-    idle: Slurm, bed: Hosts, small: list[str], tmp_path: Path, undisturbed: Finished
-) -> None:
+def test_a_time_limit(idle: Slurm, small: list[str], tmp_path: Path, undisturbed: Finished) -> None:
     """The notice comes half a minute before the limit, in whole minutes; the launcher requeues the job."""
     notice = ["--signal=B:USR1@30", "--requeue", "--ntasks=2"]
     job = submit(idle, small, tmp_path, "--time=10", *notice, seconds=0.15, script=LAUNCHER)
@@ -152,4 +149,4 @@ def test_a_time_limit(
     assert job.wait(LIMIT) == 0
     assert job.field("Restarts") == "1"
     check(job.output(), tmp_path, undisturbed)
-    assert bed.left() == {}
+    assert idle.hosts.left() == {}
